@@ -1,0 +1,536 @@
+"""Data sets and batches: every epoch a permutation, every resume the same stream, every mistake a line."""
+
+import io
+import itertools
+import json
+import os
+import re
+import socket
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from vdm_jax.data import (
+    DATASETS,
+    Dataset,
+    Split,
+    array_dataset,
+    batch_indices,
+    datasets,
+    eval_batches,
+    level_counts,
+    load_dataset,
+    train_batches,
+)
+
+SIZES = [  # size of the split, batch size, processes
+    (1, 1, 1),
+    (7, 3, 1),
+    (7, 7, 7),
+    (10, 4, 2),
+    (100, 49, 7),
+    (101, 32, 4),
+    (5, 12, 3),  # one batch over several epochs
+]
+TFDS_ROWS = [name for name in DATASETS if name not in ("digits", "tfds")]
+NETWORK_CALLS: list[object] = []
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Fail a test that looks a host up or connects, even where the failure is swallowed."""
+
+    def refuse(*args, **kwargs):
+        NETWORK_CALLS.append(args)
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    NETWORK_CALLS.clear()
+    yield
+    assert not NETWORK_CALLS
+
+
+def numbered(size: int, name: str = "train") -> Split:
+    """A split whose image i holds the number i, in base 100 over two pixels."""
+    images = np.stack(np.divmod(np.arange(size), 100), axis=-1).astype(np.uint8)
+    return Split(images.reshape(size, 2, 1), name)
+
+
+def numbers(x: np.ndarray) -> np.ndarray:
+    return x[..., 0, 0].astype(int) * 100 + x[..., 1, 0]
+
+
+def joined(batches) -> list[np.ndarray]:
+    """x, index, phase of a run, with the steps on the first axis."""
+    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+
+
+def assert_same(run, other):
+    for a, b in zip(run, other, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+# ---------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize(("size", "batch_size", "processes"), SIZES)
+def test_epochs_are_permutations(size, batch_size, processes):
+    epochs = 4
+    steps = -(-epochs * size // batch_size)
+    settings = {"size": size, "batch_size": batch_size, "seed": 3}
+    batches = [batch_indices(i, **settings) for i in range(steps)]
+    stream = np.concatenate(batches)[: epochs * size].reshape(epochs, size)
+    np.testing.assert_array_equal(np.sort(stream), np.tile(np.arange(size), (epochs, 1)))
+    if size > 5:
+        assert len({tuple(epoch) for epoch in stream}) == epochs
+        other = [batch_indices(i, **{**settings, "seed": 4}) for i in range(steps)]
+        assert np.any(np.concatenate(other) != np.concatenate(batches))
+    for i in reversed(range(steps)):  # a function of (seed, step), not of the calls before
+        np.testing.assert_array_equal(batch_indices(i, **settings), batches[i])
+        blocks = [
+            batch_indices(i, **settings, process_index=p, process_count=processes)
+            for p in range(processes)
+        ]
+        assert all(b.dtype == np.int64 and len(b) == batch_size // processes for b in blocks)
+        np.testing.assert_array_equal(np.concatenate(blocks), batches[i])
+
+
+def test_batch_indices_far_into_a_run():
+    step = 10**12
+    indices = batch_indices(step, size=1000, batch_size=1000, seed=0)
+    order = np.random.default_rng((0, step)).permutation(1000)
+    np.testing.assert_array_equal(indices, order)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+@pytest.mark.parametrize("stack", [1, 4, 50])
+def test_train_batches(stack, prefetch):
+    split, size, batch_size, stop = numbered(110), 110, 49, 11
+    settings = {"batch_size": batch_size, "seed": 1, "prefetch": prefetch}
+    items = list(train_batches(split, **settings, start_step=0, stop_step=stop, stack=stack))
+    assert [len(item.x) for item in items[:-1]] == [stack] * (len(items) - 1)
+    assert len(items[-1].x) == (stop % stack or stack)
+    x, index, phase = joined(items)
+    assert x.shape == (stop, batch_size, 2, 1) and x.dtype == np.uint8
+    expected = [batch_indices(i, size=size, batch_size=batch_size, seed=1) for i in range(stop)]
+    np.testing.assert_array_equal(numbers(x), expected)
+    assert index.dtype == np.int32 and phase.dtype == np.float32
+    np.testing.assert_array_equal(index, np.tile(np.arange(batch_size), (stop, 1)))
+    np.testing.assert_array_equal(phase, (index / batch_size).astype(np.float32))
+    assert phase.max() < 1
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_resume_at_any_step(stack):
+    settings = {"split": numbered(20), "batch_size": 8, "seed": 5, "stack": stack}
+    unbroken = joined(train_batches(**settings, start_step=0, stop_step=9))
+    for start in range(9):
+        resumed = joined(train_batches(**settings, start_step=start, stop_step=9))
+        assert_same(resumed, [part[start:] for part in unbroken])
+    assert list(train_batches(**settings, start_step=9, stop_step=9)) == []
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_processes_share_the_global_batch(processes):
+    settings = {"split": numbered(30), "batch_size": 8, "seed": 5, "stop_step": 9, "stack": 2}
+    whole = joined(train_batches(**settings, start_step=0))
+    parts = [
+        joined(train_batches(**settings, start_step=0, process_index=p, process_count=processes))
+        for p in range(processes)
+    ]
+    assert all(part[0].shape[1] == 8 // processes for part in parts)
+    assert_same([np.concatenate(blocks, axis=1) for blocks in zip(*parts, strict=True)], whole)
+
+
+def test_reader_may_leave_early():
+    split = numbered(30)
+    batches = train_batches(split, batch_size=8, seed=0, start_step=0, stop_step=10**9)
+    first = [numbers(batch.x[0]) for batch in itertools.islice(batches, 3)]
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+    again = train_batches(split, batch_size=8, seed=0, start_step=0, stop_step=3)
+    np.testing.assert_array_equal(first, [numbers(batch.x[0]) for batch in again])
+
+
+BAD_TRAIN = [
+    ({"batch_size": 31}, r"'train\[:30\]' has 30 examples, less than a batch of 31"),
+    ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+    ({"batch_size": -4}, "batch_size is -4"),
+    ({"process_count": 3}, "batch size 8 is not a multiple of 3 processes"),
+    ({"process_index": 2, "process_count": 2}, "process 2 of 2"),
+    ({"process_index": -1}, "process -1 of 1"),
+    ({"process_count": 0}, "process 0 of 0"),
+    ({"start_step": -1}, "start_step is -1"),
+    ({"start_step": 6}, "stop_step is 5, expected at least 6"),
+    ({"stack": 0}, "stack is 0"),
+    ({"prefetch": -1}, "prefetch is -1"),
+    ({"seed": -1}, "seed is -1"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_TRAIN)
+def test_train_batches_refuses_at_the_call(change, message):
+    settings = {"batch_size": 8, "seed": 0, "start_step": 0, "stop_step": 5, **change}
+    with pytest.raises(ValueError, match=message):
+        train_batches(numbered(30, "train[:30]"), **settings)
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": -1}, {"size": 0}, {"batch_size": 0}, {"seed": -1}, {"process_count": 3}]
+)
+def test_batch_indices_refuses(change):
+    settings = {"step": 0, "size": 9, "batch_size": 8, "seed": 0, **change}
+    with pytest.raises(ValueError, match="expected at least|is not a multiple"):
+        batch_indices(**settings)
+
+
+@pytest.mark.parametrize("size", [1, 7, 49, 98, 103])
+@pytest.mark.parametrize("batch_size", [1, 7, 49, 200])
+def test_eval_covers_each_example_once(size, batch_size):
+    seen = []
+    for batch, mask in eval_batches(numbered(size), batch_size=batch_size):
+        assert batch.x.shape == (batch_size, 2, 1) and batch.x.dtype == np.uint8
+        assert mask.shape == (batch_size,) and mask.dtype == bool and mask[0]
+        assert batch.index.dtype == np.int32 and batch.phase.dtype == np.float32
+        assert not batch.x[~mask].any()
+        np.testing.assert_array_equal(numbers(batch.x)[mask], batch.index[mask])
+        phase = (batch.index % batch_size / batch_size).astype(np.float32)
+        np.testing.assert_array_equal(batch.phase, phase)
+        seen.extend(batch.index[mask])
+    assert seen == list(range(size))
+
+
+def test_eval_batches_refuses_at_the_call():
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        eval_batches(numbered(3), batch_size=0)
+
+
+# ---------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize("chunk_values", [1, 50, 2**22])
+@pytest.mark.parametrize(
+    ("shape", "levels"), [((3, 2, 1), 5), ((1,), 2), ((2, 2, 3), 256), ((4,), 17)]
+)
+def test_level_counts(monkeypatch, shape, levels, chunk_values):
+    monkeypatch.setattr("vdm_jax.data.statistics.CHUNK_VALUES", chunk_values)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, levels, (23, *shape), dtype=np.uint8)
+    for limit in (1, 20, 23, 50_000):
+        expected = np.zeros((*shape, levels), np.int64)
+        for image in images[:limit]:
+            for place in np.ndindex(shape):
+                expected[(*place, image[place])] += 1
+        counts = level_counts(images, levels, limit=limit)
+        assert counts.dtype == np.int64
+        np.testing.assert_array_equal(counts, expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "limit", "message"),
+    [
+        (np.full((3, 2), 5, np.uint8), 9, r"values in \[5, 5\], expected \[0, 4\]"),
+        (np.full((3, 2), -1), 9, r"values in \[-1, -1\]"),
+        (np.zeros((0, 2), np.uint8), 9, "no examples"),
+        (np.zeros((3, 2), np.uint8), 0, "no examples"),
+    ],
+)
+def test_level_counts_refuses(images, limit, message):
+    with pytest.raises(ValueError, match=message):
+        level_counts(images, 5, limit=limit)
+
+
+# ---------------------------------------------------------------- data sets
+
+
+def assert_sound(dataset: Dataset):
+    """What every data set promises."""
+    assert dataset.version and dataset.train.name != dataset.test.name
+    for images, _ in (dataset.train, dataset.test):
+        some = images[np.array([len(images) - 1, 0, 0])]
+        assert some.shape == (3, *dataset.shape) and some.dtype == np.uint8
+        assert some.max() < dataset.levels
+        np.testing.assert_array_equal(some[1], some[2])
+        np.testing.assert_array_equal(images[np.array([0])], some[1:2])
+        assert images[np.arange(0)].shape == (0, *dataset.shape)
+
+
+def test_digits():
+    dataset = load_dataset("digits")
+    assert_sound(dataset)
+    assert dataset.name == "digits" and dataset.version.startswith("scikit-learn ")
+    assert (len(dataset.train.images), len(dataset.test.images)) == (1500, 297)
+    assert (dataset.shape, dataset.levels) == ((8, 8, 1), 17)
+    assert "1500" in dataset.train.name and "1500" in dataset.test.name
+    train, test = np.asarray(dataset.train.images), np.asarray(dataset.test.images)
+    assert train.min() == 0 and train.max() == 16
+    # all 1797 images differ, so that disjoint splits share no image
+    assert len({image.tobytes() for image in (*train, *test)}) == 1797
+    again = load_dataset("digits", train_split="train", test_split=dataset.test.name)
+    np.testing.assert_array_equal(again.train.images, train)  # pyright: ignore
+
+
+@pytest.mark.parametrize("key", ["train_split", "test_split"])
+@pytest.mark.parametrize("split", ["train[:10]", "", "validation"])
+def test_digits_has_its_own_splits_only(key, split):
+    message = rf"^config\.data\.{key}: 'digits' has .*{re.escape(repr(split))}$"
+    with pytest.raises(ValueError, match=message):
+        load_dataset("digits", **{key: split})
+
+
+BAD_ARRAYS = [
+    ({"train": np.zeros((3, 2), np.float32)}, TypeError, "type float32, expected integers"),
+    ({"test": np.zeros((3, 2), bool)}, TypeError, "'test' has values of type bool"),
+    ({"train": np.full((3, 2), 5)}, ValueError, r"'train' has values in \[5, 5\], expected \[0, 4"),
+    ({"test": np.full((3, 2), -1)}, ValueError, r"values in \[-1, -1\]"),
+    ({"train": np.zeros((3, 4), int)}, ValueError, r"train shape \(4,\) but test shape \(2,\)"),
+    ({"train": np.zeros((0, 2), int)}, ValueError, r"shape \(0, 2\)"),
+    ({"train": np.zeros(3, int)}, ValueError, r"shape \(3,\)"),
+    ({"levels": 257}, ValueError, "257 levels"),
+    ({"levels": 1}, ValueError, "1 levels"),
+]
+
+
+def own_arrays(*, levels: int = 5, **arrays) -> Dataset:
+    images = {"train": np.ones((3, 2), np.int64), "test": np.ones((4, 2), np.int64), **arrays}
+    train, test = (Split(images[name], name) for name in ("train", "test"))
+    return array_dataset("mine", version="1", levels=levels, train=train, test=test)
+
+
+def test_array_dataset():
+    assert_sound(own_arrays())
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD_ARRAYS)
+def test_array_dataset_refuses(change, error, message):
+    with pytest.raises(error, match=rf"^config\.data: 'mine' .*{message}"):
+        own_arrays(**change)
+
+
+# ---------------------------------------------------------------- TFDS
+
+
+def write_tfds(
+    root,
+    name="tiny",
+    *,
+    images=None,
+    feature=None,
+    splits=("train", "test"),
+    file_format="array_record",
+    key="image",
+):
+    """Write a prepared TFDS data set as TFDS itself lays it out; return its images by split."""
+    rng = np.random.default_rng(len(name))
+    if images is None:
+        images = {s: rng.integers(0, 256, (25, 4, 4, 3), dtype=np.uint8) for s in splits}
+    feature = feature or tfds.features.Image(shape=(4, 4, 3))
+    features = tfds.features.FeaturesDict({key: feature, "label": tfds.features.Scalar(np.int64)})
+    folder = root / name / "1.0.0"
+    folder.mkdir(parents=True)
+    for split, rows in images.items():
+        path = folder / f"{name}-{split}.{file_format}-00000-of-00001"
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for row in rows:
+            example = {key: as_png(row) if feature_is_image(feature) else row, "label": 0}
+            writer.write(features.serialize_example(features.encode_example(example)))
+        writer.close()
+    info = {
+        "fileFormat": file_format,
+        "name": name,
+        "version": "1.0.0",
+        "splits": [
+            {
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "name": split,
+                "numBytes": "1",
+                "shardLengths": [str(len(rows))],
+            }
+            for split, rows in images.items()
+        ],
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "features.json").write_text(json.dumps(features.to_json()))
+    return images
+
+
+def feature_is_image(feature) -> bool:
+    return isinstance(feature, tfds.features.Image)
+
+
+def as_png(image: np.ndarray) -> io.BytesIO:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    buffer.seek(0)
+    return buffer
+
+
+@pytest.fixture
+def mnist_dir():
+    root = os.environ.get("TFDS_DATA_DIR", "")
+    if not os.path.isdir(os.path.join(root, "mnist")):
+        pytest.skip("no prepared MNIST in the folder that TFDS_DATA_DIR names")
+    return root
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_tfds_in_memory_and_on_access(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(datasets, "MAX_BYTES_IN_MEMORY", limit)
+    monkeypatch.setattr(datasets, "DECODE_CHUNK", 10)
+    written = write_tfds(tmp_path)
+    dataset = load_dataset("tiny", data_dir=tmp_path)
+    assert_sound(dataset)
+    assert isinstance(dataset.train.images, np.ndarray) == bool(limit)
+    assert (dataset.shape, dataset.levels, dataset.version) == ((4, 4, 3), 256, "1.0.0")
+    for split in (dataset.train, dataset.test):
+        np.testing.assert_array_equal(split.images[np.arange(25)], written[split.name])
+    settings = {"batch_size": 8, "seed": 0, "start_step": 0, "stop_step": 9, "stack": 2}
+    run = joined(train_batches(dataset.train, **settings))
+    same = joined(train_batches(Split(written["train"], "train"), **settings))
+    assert_same(run, same)
+    assert "tensorflow" not in sys.modules
+
+
+def test_tfds_splits(tmp_path, monkeypatch):
+    written = write_tfds(tmp_path, splits=("train", "validation"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    dataset = DATASETS["tfds"](dataset="tiny")
+    assert (dataset.train.name, dataset.test.name) == ("train", "validation")
+    dataset = load_dataset("tiny:1.0.0", train_split="train[:20]", test_split="train[20:]")
+    assert (dataset.train.name, dataset.test.name) == ("train[:20]", "train[20:]")
+    assert_sound(dataset)
+    np.testing.assert_array_equal(dataset.train.images[np.arange(20)], written["train"][:20])
+    np.testing.assert_array_equal(dataset.test.images[np.arange(5)], written["train"][20:])
+    for split in ("tset", "train[:26]", "train[5:2]", "train[:0]", "train[x]", "train[", ""):
+        with pytest.raises(ValueError, match=r"^config\.data\.test_split: .+tiny") as caught:
+            load_dataset("tiny", test_split=split)
+        assert "\n" not in str(caught.value)
+
+
+def test_tfds_features(tmp_path):
+    any_size = tfds.features.Image(shape=(None, None, 3))
+    square = {s: np.full((4, 5, 5, 3), 7, np.uint8) for s in ("train", "test")}
+    write_tfds(tmp_path, "undeclared", feature=any_size, images=square)
+    dataset = load_dataset("undeclared", data_dir=tmp_path)
+    assert_sound(dataset)
+    assert dataset.shape == (5, 5, 3)
+
+    tensor = tfds.features.Tensor(shape=(3, 2), dtype=np.uint8)
+    rows = {s: np.arange(24, dtype=np.uint8).reshape(4, 3, 2) for s in ("train", "test")}
+    write_tfds(tmp_path, "tensor", feature=tensor, images=rows)
+    dataset = load_dataset("tensor", data_dir=tmp_path)
+    np.testing.assert_array_equal(dataset.train.images[np.arange(4)], rows["train"])
+
+    mixed = {**square, "train": [*square["train"], np.zeros((6, 5, 3), np.uint8)]}
+    write_tfds(tmp_path, "mixed", feature=any_size, images=mixed)
+    floats = tfds.features.Tensor(shape=(2,), dtype=np.float32)
+    zeros = {s: np.zeros((4, 2), np.float32) for s in ("train", "test")}
+    write_tfds(tmp_path, "floats", feature=floats, images=zeros)
+    write_tfds(tmp_path, "unnamed", key="picture")
+    shapes = {"train": np.zeros((4, 4, 4, 3), np.uint8), "test": np.zeros((4, 5, 5, 3), np.uint8)}
+    write_tfds(tmp_path, "shapes", feature=any_size, images=shapes)
+    for name, message in {
+        "mixed": "'train' has images of several shapes",
+        "floats": "needs a uint8 feature",
+        "unnamed": 'needs a uint8 feature "image", found .*picture',
+        "shapes": r"train shape \(4, 4, 3\), test shape \(5, 5, 3\)",
+    }.items():
+        with pytest.raises(ValueError, match=rf"^config\.data: '{name}' .*{message}") as caught:
+            load_dataset(name, data_dir=tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_tfds_damaged_files(tmp_path):
+    write_tfds(tmp_path)
+    (file,) = (tmp_path / "tiny" / "1.0.0").glob("*-train.*")
+    content = file.read_bytes()
+    file.write_bytes(content[:1000] + b"x" * 200 + content[1200:])
+    with pytest.raises(OSError, match=r"^config\.data: 'tiny' 'train' cannot be read: .+"):
+        load_dataset("tiny", data_dir=tmp_path)
+    file.unlink()
+    with pytest.raises(OSError, match=r"^config\.data: 'tiny' 'train' cannot be read: .+"):
+        load_dataset("tiny", data_dir=tmp_path)
+
+
+UNKNOWN = [
+    ("diigts", "did you mean 'digits'"),
+    ("cifar11", "did you mean 'cifar10'"),
+    ("svhn_croped", "did you mean 'svhn_cropped'"),
+    ("kaggle:cifar10", "unknown data set 'kaggle:cifar10'"),
+    ("huggingface:mnist", "unknown data set"),
+    ("../mnist", "unknown data set"),
+    ("", "unknown data set ''; choices: digits, mnist,"),
+    ("tfds", "stands for any TFDS data set"),
+    ("downsampled_imagenet/33x33", "TFDS cannot load .*33x33"),
+    ("mnist:9.9.9", "TFDS cannot load .*9.9.9.*3.0.1"),
+]
+
+
+@pytest.mark.parametrize(("name", "message"), UNKNOWN)
+def test_unknown_names(tmp_path, name, message):
+    with pytest.raises(ValueError, match=rf"^config\.data\.name: .*{message}") as caught:
+        load_dataset(name, data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [*TFDS_ROWS, "downsampled_imagenet/32x32", "svhn_cropped"])
+def test_unprepared_data_say_how_to_prepare_them(tmp_path, monkeypatch, name):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    for data_dir in (tmp_path, tmp_path / "absent"):
+        message = rf"^here\.data_dir: .*tfds\.builder\('{name}', data_dir='{data_dir}'"
+        with pytest.raises(FileNotFoundError, match=message) as caught:
+            load_dataset(name, data_dir=data_dir, where="here")
+        assert "\n" not in str(caught.value)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"^TFDS_DATA_DIR: .*data_dir='{tmp_path}'"):
+        load_dataset(name)
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/tensorflow_datasets"):
+        load_dataset(name)
+
+
+def test_data_dir_that_cannot_be_read(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(NotADirectoryError, match=r"^config\.data\.data_dir: cannot read"):
+        load_dataset("mnist", data_dir=file)
+
+    write_tfds(tmp_path)
+    listdir = os.listdir
+    for folder in (tmp_path, tmp_path / "tiny" / "1.0.0"):
+
+        def refuse(path, folder=folder):  # for chmod would not stop a test run by root
+            if os.fspath(path) == os.fspath(folder):
+                raise PermissionError(13, "Permission denied", str(path))
+            return listdir(path)
+
+        monkeypatch.setattr(datasets.os, "listdir", refuse)
+        with pytest.raises(PermissionError, match=r"^config\.data\.data_dir: .*Permission denied"):
+            load_dataset("tiny", data_dir=tmp_path)
+
+
+def test_half_prepared_and_other_file_formats(tmp_path):
+    write_tfds(tmp_path, file_format="tfrecord")
+    (tmp_path / "cifar10" / "3.0.2").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"3\.0\.2' has no dataset_info\.json; prepare"):
+        load_dataset("cifar10:3.0.2", data_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"holds tfrecord, .*file_format='array_record'"):
+        load_dataset("tiny", data_dir=tmp_path)
+
+
+def test_mnist(mnist_dir):
+    dataset = load_dataset("mnist", train_split="train[:300]", test_split="test[:50]")
+    assert_sound(dataset)
+    assert (dataset.shape, dataset.levels, dataset.version) == ((28, 28, 1), 256, "3.0.1")
+    assert (len(dataset.train.images), len(dataset.test.images)) == (300, 50)
+    counts = level_counts(dataset.train.images, 256)
+    assert counts[0, 0, 0, 0] == 300  # corners are black
+    assert np.all(counts.sum(-1) == 300)
+    with pytest.raises(FileNotFoundError, match="cifar10"):
+        load_dataset("cifar10", data_dir=mnist_dir)

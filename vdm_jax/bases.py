@@ -1,0 +1,190 @@
+"""Base denoisers: what can be computed need not be learned, eq. (22).
+
+A base is a fixed denoiser b(x_t, γ_t); the network predicts the correction, x̂_0 = b + out·net. Each row
+gives the estimate b, its error x_0 − b without cancellation where b is linear, and the standard
+deviation of that error, which a unit head (23) multiplies the network by.
+
+    zero        b = skip·x_t                 F = net, the parameterization as printed
+    input       b = (1−σ_t)/α_t · x_t        ε̂ = x_t, the "base measure" of Kingma et al. 2021
+    levels      posterior mean over K levels under independent uniform pixels
+    histogram   the same under the training split's per-position histogram
+
+The last two are close to soft discretization, Kong et al., Information-Theoretic Diffusion, ICLR 2023.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.diffusion import alpha, log_alpha, log_sigma, marginal, sigma
+from vdm_jax.likelihoods import level_values
+from vdm_jax.parameterizations import Mix, Target, regression_target
+from vdm_jax.typing import Data, Key, Scalar
+
+
+class Base(NamedTuple):
+    """A fixed denoiser.
+
+    Attributes:
+      estimate: (xt, gamma_t, mix) -> b, of the data's shape.
+      error: (x0, eps, xt, gamma_t, mix, target) -> x0 − b.
+      deviation: (gamma_t, mix, target) -> root mean square of x0 − b per position, for unit heads.
+      informative: whether b tells the network something that x_t does not; then it is an input of it.
+    """
+
+    estimate: Callable[[Data, Scalar, Mix], Data]
+    error: Callable[[Data, Data, Data, Scalar, Mix, Target], Data]
+    deviation: Callable[[Scalar, Mix, Target], Scalar]
+    informative: bool
+
+
+def zero(*, second_moment: float = 1 / 3) -> Base:
+    """No base: the network's output is F itself. `second_moment` is E[x_0²] of the data."""
+
+    def estimate(xt, gamma_t, mix):
+        del gamma_t
+        return mix.skip * xt
+
+    def error(x0, eps, xt, gamma_t, mix, target):
+        del xt, gamma_t
+        return mix.out * regression_target(x0, eps, target)
+
+    def deviation(gamma_t, mix, target):
+        del gamma_t
+        power = second_moment * jnp.square(target.x0) + jnp.square(target.eps)
+        return jnp.abs(mix.out) * jnp.sqrt(power)
+
+    return Base(estimate, error, deviation, informative=False)
+
+
+def input(*, second_moment: float = 1 / 3) -> Base:
+    """ε̂ = x_t: right at t = 1, where the latent is noise alone."""
+
+    def gain(gamma_t):  # (1 − σ)/α
+        return -jnp.expm1(log_sigma(gamma_t)) * jnp.exp(-log_alpha(gamma_t))
+
+    def estimate(xt, gamma_t, mix):
+        del mix
+        return gain(gamma_t) * xt
+
+    def error(x0, eps, xt, gamma_t, mix, target):
+        del xt, mix, target
+        return sigma(gamma_t) * (x0 - gain(gamma_t) * eps)
+
+    def deviation(gamma_t, mix, target):
+        del mix, target
+        return sigma(gamma_t) * jnp.sqrt(second_moment + jnp.square(gain(gamma_t)))
+
+    return Base(estimate, error, deviation, informative=False)
+
+
+def levels(*, levels: int, second_moment: float = 1 / 3, residual: Any = None) -> Base:
+    """Posterior mean over `levels` equally spaced values under independent uniform positions.
+
+    Args:
+      levels: K ≥ 2.
+      residual: the measured root mean square of x_0 − b, `measure_residual`; without it, that of a
+        Gaussian with the data's `second_moment`.
+    """
+    values = level_values(levels)
+    return _discrete(values, np.zeros_like(values), second_moment, residual)
+
+
+def histogram(
+    *, levels: int, log_counts: Any, second_moment: float = 1 / 3, residual: Any = None
+) -> Base:
+    """The same as `levels` under each position's own histogram.
+
+    Args:
+      log_counts: [*d, K], log-probabilities or log-counts of each level at each position, fitted on the
+        training split.
+    """
+    log_counts = np.asarray(log_counts, np.float32)
+    if log_counts.ndim < 1 or log_counts.shape[-1] != levels:
+        raise ValueError(
+            f"histogram: the last axis of log_counts must be the {levels} levels, "
+            f"found shape {log_counts.shape}"
+        )
+    return _discrete(level_values(levels), log_counts, second_moment, residual)
+
+
+def _discrete(values: np.ndarray, log_counts: np.ndarray, second_moment, residual) -> Base:
+    def estimate(xt, gamma_t, mix):
+        del mix
+        shape = (1,) * jnp.ndim(xt) + values.shape
+        level = jnp.asarray(values, xt.dtype).reshape(shape)
+        prior = jnp.asarray(log_counts, xt.dtype)
+        prior = prior.reshape(shape) if prior.ndim == 1 else prior
+        # half the exponent is applied before squaring: e^{−γ} alone may overflow, the square does not
+        distance = (xt[..., None] - alpha(gamma_t) * level) * jnp.exp(-log_sigma(gamma_t))
+        logits = prior - 0.5 * jnp.square(distance)
+        top = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+        mass = jnp.exp(logits - top)
+        return jnp.sum(level * mass, -1) / jnp.sum(mass, -1)
+
+    def error(x0, eps, xt, gamma_t, mix, target):
+        del eps, target
+        return x0 - estimate(xt, gamma_t, mix)
+
+    def deviation(gamma_t, mix, target):
+        del mix, target
+        if residual is None:
+            return jax.lax.rsqrt(1 / second_moment + jnp.exp(-gamma_t))
+        gammas, log_deviation = (jnp.asarray(column, gamma_t.dtype) for column in residual)
+        return jnp.exp(jnp.interp(gamma_t, gammas, log_deviation))
+
+    return Base(estimate, error, deviation, informative=True)
+
+
+def measure_residual(base: Base, x0: Data, key: Key, gammas: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Measure log √E[(x_0 − b)²] of an informative base on a sample `x0` [n, *d], for `deviation`.
+
+    Returns:
+      (gammas, log deviations), float32 vectors; the deviation is kept above 10⁻³ σ/α, below which
+      the estimate is exact for every purpose and a finite sample knows no number.
+    """
+    nothing = Mix(jnp.zeros(()), jnp.zeros(())), Target(jnp.zeros(()), jnp.zeros(()))
+
+    def one(key, x0, gamma):
+        q = marginal(x0, gamma)
+        eps = jax.random.normal(key, x0.shape, x0.dtype)
+        xt = q.mean + jnp.exp(0.5 * q.log_var) * eps
+        return jnp.mean(jnp.square(base.error(x0, eps, xt, gamma, *nothing)))
+
+    @jax.jit
+    def at(gamma, key):
+        keys = jax.random.split(key, x0.shape[0])
+        mean_square = jnp.mean(jax.vmap(one, (0, 0, None))(keys, x0, gamma))
+        return 0.5 * jnp.log(mean_square + 1e-6 * jnp.exp(gamma))
+
+    gammas = np.asarray(gammas, np.float32)
+    return gammas, np.asarray([at(jnp.asarray(gamma), key) for gamma in gammas], np.float32)
+
+
+BASES: dict[str, Callable[..., Base]] = {
+    "zero": zero,
+    "input": input,
+    "levels": levels,
+    "histogram": histogram,
+}
+
+Head = Callable[[Base, Scalar, Mix, Target], Scalar]
+"""(base, gamma_t, mix, target) -> c, the factor on the network's output: x̂_0 = b + out·c·net, eq. (23)."""
+
+
+def raw() -> Head:
+    """c = 1: the network produces F (its correction) itself."""
+    return lambda base, gamma_t, mix, target: jnp.ones_like(mix.out)
+
+
+def unit() -> Head:
+    """c = the standard deviation of the network's target, so that its output is of order one."""
+    return lambda base, gamma_t, mix, target: (
+        base.deviation(gamma_t, mix, target) / jnp.abs(mix.out)
+    )
+
+
+HEADS: dict[str, Callable[[], Head]] = {"raw": raw, "unit": unit}

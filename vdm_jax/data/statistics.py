@@ -1,0 +1,38 @@
+"""Counts of the levels of a data set, from which baselines and initial values are computed."""
+
+import math
+
+import numpy as np
+
+from vdm_jax.data.datasets import Images
+
+CHUNK_VALUES = 2**22
+"""Values counted at a time: large enough for speed, small beside the images."""
+
+
+def level_counts(images: Images, levels: int, *, limit: int = 50_000) -> np.ndarray:
+    """Count, at each position, how often each level occurs: int64 [*d, K].
+
+    Args:
+      images: [n, *d] with integer values in [0, levels), read by index.
+      levels: K.
+      limit: only the first `limit` examples are read.
+
+    Raises:
+      ValueError: no examples, or values out of range.
+    """
+    size = min(len(images), limit)
+    if size < 1:
+        raise ValueError(f"no examples to count: {len(images)} images, limit {limit}")
+    shape = images[np.arange(1)].shape[1:]
+    positions = math.prod(shape)
+    offsets = np.arange(positions) * levels
+    counts = np.zeros(positions * levels, np.int64)
+    chunk = max(1, CHUNK_VALUES // positions)
+    for start in range(0, size, chunk):
+        x = images[np.arange(start, min(start + chunk, size))].reshape(-1, positions)
+        low, high = int(x.min()), int(x.max())
+        if low < 0 or high >= levels:  # would be counted at the neighbouring position
+            raise ValueError(f"values in [{low}, {high}], expected [0, {levels - 1}]")
+        counts += np.bincount((x + offsets).ravel(), minlength=counts.size)
+    return counts.reshape(*shape, levels)

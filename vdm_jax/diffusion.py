@@ -1,0 +1,92 @@
+"""The forward process and its posterior, in γ = −log SNR (variance preserving), eq. (5)–(9).
+
+    α² = sigmoid(−γ),  σ² = sigmoid(γ)                                            (5)
+    q(x_t | x_0) = N(α_t x_0, σ_t²)                                               (6)
+    q(x_t | x_s) = N((α_t/α_s) x_s, σ_t²(1−e^{−Δ})),  Δ = γ_t − γ_s               (7)
+    q(x_s | x_t, x_0) = N((α_s/α_t)e^{−Δ} x_t + α_s(1−e^{−Δ}) x_0, σ_s²(1−e^{−Δ}))  (9)
+
+Δ is an input of its own and never recomputed from two rounded γ. The data themselves are the latent
+with γ = −∞: `Interval(-inf, gamma_0, inf)` is a valid interval, and its transition is the marginal.
+Source: Kingma et al. 2021, arXiv 2107.00630.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.gaussian import Gaussian
+from vdm_jax.typing import Data, Real, Reals, Scalar
+
+
+class Interval(NamedTuple):
+    """Two times s < t of the process, as γ_s, γ_t and their exact difference Δ = γ_t − γ_s."""
+
+    gamma_s: Scalar
+    gamma_t: Scalar
+    delta: Scalar
+
+
+def log_alpha(gamma: Real) -> Reals:
+    """log α, eq. (5)."""
+    return 0.5 * jax.nn.log_sigmoid(-jnp.asarray(gamma))
+
+
+def log_sigma(gamma: Real) -> Reals:
+    """log σ, eq. (5)."""
+    return 0.5 * jax.nn.log_sigmoid(jnp.asarray(gamma))
+
+
+def alpha(gamma: Real) -> Reals:
+    """Signal level α, eq. (5)."""
+    return jnp.exp(log_alpha(gamma))
+
+
+def sigma(gamma: Real) -> Reals:
+    """Noise level σ, eq. (5); never √(1−α²), which is 0 in float32 below γ = −16."""
+    return jnp.exp(log_sigma(gamma))
+
+
+def data_interval(gamma_0: Scalar) -> Interval:
+    """The interval from the data (γ = −∞) to the least noisy latent."""
+    inf = jnp.full_like(gamma_0, jnp.inf)
+    return Interval(-inf, gamma_0, inf)
+
+
+def marginal(x0: Data, gamma_t: Real) -> Gaussian:
+    """q(x_t | x_0), eq. (6), for `x0` of any shape."""
+    return Gaussian(alpha(gamma_t) * x0, 2 * log_sigma(gamma_t))
+
+
+def transition(xs: Data, interval: Interval) -> Gaussian:
+    """q(x_t | x_s), eq. (7), for `xs` of any shape."""
+    gamma_s, gamma_t, delta = interval
+    ratio = jnp.exp(log_alpha(gamma_t) - log_alpha(gamma_s))
+    return Gaussian(ratio * xs, 2 * log_sigma(gamma_t) + log1mexp(delta))
+
+
+def posterior(xt: Data, x0: Data, interval: Interval) -> Gaussian:
+    """q(x_s | x_t, x_0), eq. (9); with a prediction x̂_0 for `x0`, the generative p(x_s | x_t)."""
+    gamma_s, gamma_t, delta = interval
+    keep = jnp.exp(log_alpha(gamma_s) - log_alpha(gamma_t) - delta)
+    new = -alpha(gamma_s) * jnp.expm1(-delta)
+    return Gaussian(keep * xt + new * x0, 2 * log_sigma(gamma_s) + log1mexp(delta))
+
+
+def bridge(xr: Data, xt: Data, before: Interval, after: Interval) -> Gaussian:
+    """q(x_s | x_r, x_t) for r < s < t, eq. (17), from the intervals (r, s) and (s, t)."""
+    gamma_s = before.gamma_t
+    from_past = -1 / jnp.expm1(-before.delta)
+    from_future = 1 / jnp.expm1(after.delta)
+    variance = 1 / (from_past + from_future)  # in units of σ_s²
+    past = jnp.exp(log_alpha(gamma_s) - log_alpha(before.gamma_s)) * from_past * xr
+    future = jnp.exp(log_alpha(gamma_s) - log_alpha(after.gamma_t)) * from_future * xt
+    return Gaussian(variance * (past + future), 2 * log_sigma(gamma_s) + jnp.log(variance))
+
+
+def log1mexp(delta: Real) -> Reals:
+    """log(1 − e^{−Δ}) for Δ > 0, accurate for small and for large Δ."""
+    delta = jnp.asarray(delta)
+    small = delta < 0.7
+    near = jnp.log(-jnp.expm1(-jnp.where(small, delta, 0.7)))
+    return jnp.where(small, near, jnp.log1p(-jnp.exp(-jnp.where(small, 0.7, delta))))

@@ -1,0 +1,239 @@
+"""The evidence lower bound of a diffusion model, per example and in nats, eq. (10)–(18).
+
+    −ELBO = reconstruction + matching + prior                                        (10)
+    prior = KL(q(x_{t=1} | x_0) ‖ N(0, I))                                             (11)
+    reconstruction = −E log p(x_0 | x_{t=0})                                           (12)
+    matching = T E_i ½ e^{−γ_t} expm1(Δ) ‖x_0 − x̂_0‖²,  or  ½ E_t γ'(t) e^{−γ_t} ‖x_0 − x̂_0‖²   (13), (14)
+
+One example at a time: `probe` draws a latent, the caller predicts x̂_0 from it, `matching` scores the error.
+A batched model maps those two over a batch and applies its network in between; `negative_elbo` is the same
+for one example and a plain function. Sources: Kingma et al. 2021; Luo 2022 for the consistency form.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.build import build, choose
+from vdm_jax.diffusion import Interval, bridge, data_interval, marginal, posterior, transition
+from vdm_jax.gaussian import cross_entropy, kl, standard_normal
+from vdm_jax.likelihoods import LIKELIHOODS, Likelihood
+from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, regression_target, to_x0
+from vdm_jax.schedules import SCHEDULES, Schedule, interval
+from vdm_jax.typing import Data, Key, Params, Real, Scalar
+
+Denoise = Callable[[Data, Scalar], Data]
+"""(xt, gamma_t) -> F, for one example."""
+
+
+class Elbo(NamedTuple):
+    """The parts of −ELBO in nats; −ELBO is their sum."""
+
+    reconstruction: Scalar
+    matching: Scalar
+    prior: Scalar
+
+    @property
+    def total(self) -> Scalar:
+        return self.reconstruction + self.matching + self.prior
+
+
+class Probe(NamedTuple):
+    """One noisy latent of one example, and what scores a prediction made from it.
+
+    Attributes:
+      x0, eps, xt: [*d], x_t = α_t x_0 + σ_t ε.
+      interval: the step (s, t); s = t in continuous time.
+      rate: T expm1(Δ) of a chain of T steps, γ'(t) in continuous time.
+    """
+
+    x0: Data
+    eps: Data
+    xt: Data
+    interval: Interval
+    rate: Scalar
+
+
+def check_timesteps(timesteps: int | None, parameterization: Parameterization) -> None:
+    """Raise ValueError for T < 1, and for a row without a continuous-time limit in continuous time."""
+    if timesteps is not None and timesteps < 1:
+        raise ValueError(f"timesteps must be at least 1, or None, found {timesteps}")
+    if timesteps is None and not parameterization.continuous:
+        raise ValueError(
+            "parameterization 'mean' has no finite form in continuous time: give timesteps=T, found None"
+        )
+
+
+def training_interval(
+    schedule: Schedule, params: Params, t: Real, timesteps: int | None
+) -> tuple[Interval, Scalar]:
+    """The interval that time t in [0, 1) falls in, and its rate (see `Probe`).
+
+    With T steps, t is rounded up to the grid i/T; in continuous time the interval is (t, t).
+    """
+    if timesteps is None:
+        gamma_t, rate = schedule.rate(params, t)
+        return Interval(gamma_t, gamma_t, jnp.zeros_like(gamma_t)), rate
+    i = jnp.clip(jnp.floor(t * timesteps), 0, timesteps - 1)
+    step = interval(schedule, params, i / timesteps, (i + 1) / timesteps)
+    return step, timesteps * jnp.expm1(step.delta)
+
+
+def probe(
+    key: Key,
+    x0: Data,
+    t: Scalar,
+    *,
+    schedule: Schedule,
+    schedule_params: Params,
+    timesteps: int | None,
+) -> Probe:
+    """Draw the latent of `x0` at the time t in [0, 1)."""
+    step, rate = training_interval(schedule, schedule_params, t, timesteps)
+    eps = jax.random.normal(key, x0.shape, x0.dtype)
+    q = marginal(x0, step.gamma_t)
+    return Probe(x0, eps, q.mean + jnp.exp(0.5 * q.log_var) * eps, step, rate)
+
+
+def matching(at: Probe, error: Data) -> Scalar:
+    """The matching term of a prediction that is off by `error` = x_0 − x̂_0, eq. (13), (14)."""
+    scaled = jnp.exp(-0.5 * at.interval.gamma_t) * error
+    return 0.5 * at.rate * jnp.sum(jnp.square(scaled))
+
+
+def prior(x0: Data, gamma_1: Scalar) -> Scalar:
+    """KL(q(x_{t=1} | x_0) ‖ N(0, I)), eq. (11)."""
+    signal = jax.nn.sigmoid(-gamma_1) * (jnp.square(x0) - 1)
+    return 0.5 * jnp.sum(signal + jax.nn.softplus(-gamma_1))
+
+
+def negative_elbo(
+    denoise: Denoise,
+    x: Any,
+    key: Key,
+    *,
+    schedule: Any,
+    schedule_params: Params = None,
+    parameterization: Any = "eps",
+    likelihood: Any = "gaussian",
+    timesteps: int | None = None,
+    form: str = "denoising",
+) -> Elbo:
+    """Estimate −ELBO of one example from one draw of the time and the latents; unbiased.
+
+    Args:
+      denoise: (xt, gamma_t) -> F, the network's output in the given parameterization.
+      x: [*d], stored as the likelihood has it (integers for K levels).
+      key: randomness of the draw.
+      schedule: a `Schedule`, or a name or spec of `SCHEDULES`.
+      schedule_params: params of a learned schedule.
+      parameterization: a row, its name or its spec.
+      likelihood: a `Likelihood`, its name or its spec.
+      timesteps: T ≥ 1, or None for continuous time.
+      form: one of `FORMS`. The consistency forms, eq. (16), need timesteps; "consistency_printed" is the
+        published but wrong variant, kept for comparison only: it is not a bound.
+
+    Returns:
+      `Elbo` in nats, summed over the data's axes.
+
+    Raises:
+      ValueError: unknown names, `mean` or a consistency form in continuous time.
+      TypeError: floats where K levels are expected.
+    """
+    schedule = build(SCHEDULES, schedule, "schedule")
+    row = build(PARAMETERIZATIONS, parameterization, "parameterization")
+    likelihood = build(LIKELIHOODS, likelihood, "likelihood")
+    estimate = choose(FORMS, form, "form")
+    check_timesteps(timesteps, row)
+    if timesteps is None and form != "denoising":
+        raise ValueError(f"form {form!r} needs a chain: give timesteps=T, found None")
+    return estimate(denoise, x, key, schedule, schedule_params, row, likelihood, timesteps)
+
+
+def _denoising(denoise, x, key, schedule, params, row, likelihood, timesteps) -> Elbo:
+    x0 = likelihood.encode(x)
+    time_key, noise_key, end_key = jax.random.split(key, 3)
+    t = jax.random.uniform(time_key, (), x0.dtype)
+    at = probe(noise_key, x0, t, schedule=schedule, schedule_params=params, timesteps=timesteps)
+    mix = row(at.interval)
+    output = denoise(at.xt, at.interval.gamma_t)
+    error = mix.out * (regression_target(x0, at.eps, row.target(at.interval)) - output)
+
+    gamma_0, gamma_1 = schedule.gamma(params, 0.0), schedule.gamma(params, 1.0)
+    latent = marginal(x0, gamma_0).sample(end_key)
+    x0_hat = predict_data(denoise, latent, gamma_0, row) if likelihood.denoised else None
+    nats = -likelihood.log_prob(x, latent, x0_hat, gamma_0)
+    return Elbo(nats, matching(at, error), prior(x0, gamma_1))
+
+
+def predict_data(denoise: Denoise, latent: Data, gamma_0: Scalar, row: Parameterization) -> Data:
+    """x̂_0 from the least noisy latent: the step from γ_0 to the data, which are the latent with γ = −∞."""
+    return to_x0(denoise(latent, gamma_0), latent, row(data_interval(gamma_0)))
+
+
+def _log_ratio(keys, q, generative, between, after) -> Scalar:
+    """log q(x_s | x_r) − log p(x_s | x_t) at three samples of one trajectory."""
+    del between
+    xs = q.sample(keys[0])
+    xt = transition(xs, after).sample(keys[1])
+    return q.log_prob(xs) - generative(xt).log_prob(xs)
+
+
+def _bridge(keys, q, generative, between, after) -> Scalar:
+    """The same with x_s integrated out under the bridge (17) between the two outer samples."""
+    xt = transition(q.sample(keys[0]), after).sample(keys[1])
+    b = between(xt)
+    return cross_entropy(b, generative(xt)) - cross_entropy(b, q)
+
+
+def _printed(keys, q, generative, between, after) -> Scalar:
+    """KL(q(x_s | x_r) ‖ p(x_s | x_t)), Luo's eq. (45): wrong, since x_s is not free of x_t under q."""
+    del between
+    xt = transition(q.sample(keys[0]), after).sample(keys[1])
+    return kl(q, generative(xt))
+
+
+def _consistency(term, denoise, x, key, schedule, params, row, likelihood, timesteps) -> Elbo:
+    """Eq. (16): T terms over (x_r, x_s, x_t) = (i−2, i−1, i), of which one at random is drawn."""
+    x0 = likelihood.encode(x)
+    time_key, past_key, end_key, *keys = jax.random.split(key, 6)
+    i = jax.random.randint(time_key, (), 1, timesteps + 1).astype(x0.dtype)
+    r, s, t = (i - 2) / timesteps, (i - 1) / timesteps, i / timesteps
+    first = data_interval(schedule.gamma(params, jnp.zeros_like(s)))
+    later = interval(schedule, params, jnp.maximum(r, 0), jnp.maximum(s, 1 / timesteps))
+    before = jax.tree.map(lambda a, b: jnp.where(i == 1, a, b), first, later)
+    after = interval(schedule, params, s, t)
+
+    past = jnp.where(i == 1, x0, marginal(x0, later.gamma_s).sample(past_key))
+
+    def generative(xt):
+        return posterior(xt, to_x0(denoise(xt, after.gamma_t), xt, row(after)), after)
+
+    c = term(
+        keys,
+        transition(past, before),
+        generative,
+        lambda xt: bridge(past, xt, before, after),
+        after,
+    )
+
+    gamma_0 = first.gamma_t
+    latent_key, last_key = jax.random.split(end_key)
+    latent = marginal(x0, gamma_0).sample(latent_key)
+    x0_hat = predict_data(denoise, latent, gamma_0, row) if likelihood.denoised else None
+    nats = -likelihood.log_prob(x, latent, x0_hat, gamma_0)
+    last = interval(schedule, params, jnp.asarray(1 - 1 / timesteps, x0.dtype), 1.0)
+    before_last = marginal(x0, last.gamma_s).sample(last_key)
+    end = kl(transition(before_last, last), standard_normal(x0.shape, x0.dtype))
+    return Elbo(nats, timesteps * c, end)
+
+
+FORMS: dict[str, Callable[..., Elbo]] = {
+    "denoising": _denoising,
+    "consistency_log_ratio": partial(_consistency, _log_ratio),
+    "consistency_bridge": partial(_consistency, _bridge),
+    "consistency_printed": partial(_consistency, _printed),
+}

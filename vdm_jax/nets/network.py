@@ -1,0 +1,64 @@
+"""What a network is to the rest of the framework: two pure functions on whole batches."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.typing import Params
+
+
+class Network(NamedTuple):
+    """A denoising network of any library.
+
+    Attributes:
+      init: (key, xt, gamma_t, extra=None) -> params; `xt` [B, *d], `gamma_t` [B], `extra` [B, *d].
+      apply: (params, xt, gamma_t, extra=None, keys=None) -> [B, *d]. `extra` is a second input, the base's
+        estimate, if there is one. `keys` [B] are the examples' own keys for dropout; None switches it off.
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., Any]
+
+
+def from_linen(module: nn.Module) -> Network:
+    """Wrap a Linen module whose call is (xt, gamma_t, extra, keys)."""
+
+    def init(key, xt, gamma_t, extra=None):
+        return module.init(key, xt, gamma_t, extra, None)["params"]
+
+    def apply(params, xt, gamma_t, extra=None, keys=None):
+        return module.apply({"params": params}, xt, gamma_t, extra, keys)
+
+    return Network(init, apply)
+
+
+def dropout(x, keys, *, rate: float, layer: int):
+    """Drop with one mask per example, keyed by the example and the layer; off without keys.
+
+    Masks keyed by the example are the same however a batch is spread over devices.
+    """
+    if keys is None or rate == 0:
+        return x
+    masks = jax.vmap(
+        lambda key: jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:])
+    )(keys)
+    return jnp.where(masks, x / (1 - rate), 0).astype(x.dtype)
+
+
+def gamma_features(gamma_t, width: int):
+    """Sines and cosines of γ, float32 [B, width]; wavelengths from 0.3 to 200 nats."""
+    gamma_t = gamma_t.astype(jnp.promote_types(gamma_t.dtype, jnp.float32))
+    half = width // 2
+    frequency = jnp.geomspace(2 * jnp.pi / 200, 2 * jnp.pi / 0.3, half, dtype=gamma_t.dtype)
+    angle = gamma_t[:, None] * frequency[None, :]
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def fourier_features(x, *, first: int, last: int):
+    """sin and cos of 2^n π x along the channels for n = first..last (Kingma et al. 2021), float32."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    angles = [x * (2.0**n * jnp.pi) for n in range(first, last + 1)]
+    return jnp.concatenate([f(a) for a in angles for f in (jnp.sin, jnp.cos)], axis=-1)

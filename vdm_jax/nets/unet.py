@@ -1,0 +1,176 @@
+"""The two U-Nets: flat (constant resolution, Kingma et al. 2021) and strided (for larger images).
+
+Both are residual blocks with group norms, conditioned on γ, with skip connections between the two halves
+and attention in the middle. They take any H×W×C with channels last.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.nets.network import (
+    Network,
+    dropout,
+    fourier_features,
+    from_linen,
+    gamma_features,
+)
+
+ZEROS = nn.initializers.zeros_init()
+
+
+def norm(x, name: str):
+    """Group norm in float32 with at most 32 groups that divide the channels."""
+    groups = next(g for g in range(min(32, x.shape[-1]), 0, -1) if x.shape[-1] % g == 0)
+    return nn.GroupNorm(num_groups=groups, dtype=jnp.float32, name=name)(x).astype(x.dtype)
+
+
+class ResnetBlock(nn.Module):
+    """norm, silu, conv, + condition, norm, silu, dropout, zero conv, + shortcut."""
+
+    channels: int
+    dropout: float
+    dtype: str
+    layer: int
+
+    @nn.compact
+    def __call__(self, x, condition, keys):
+        conv = {"features": self.channels, "kernel_size": (3, 3), "dtype": self.dtype}
+        h = nn.Conv(**conv, name="conv_1")(nn.silu(norm(x, "norm_1")))
+        shift = nn.Dense(
+            self.channels, use_bias=False, kernel_init=ZEROS, dtype=self.dtype, name="condition"
+        )(condition)
+        h = nn.silu(norm(h + shift[:, None, None, :], "norm_2"))
+        h = dropout(h, keys, rate=self.dropout, layer=self.layer)
+        h = nn.Conv(**conv, kernel_init=ZEROS, name="conv_2")(h)
+        if x.shape[-1] != self.channels:
+            x = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """Self-attention over the positions, one head, zero at the start."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        batch, height, width, channels = x.shape
+        h = norm(x, "norm").reshape(batch, height * width, channels)
+        q, k, v = (
+            nn.Dense(channels, dtype=self.dtype, name=name)(h)[:, :, None, :]
+            for name in ("query", "key", "value")
+        )
+        h = jax.nn.dot_product_attention(q, k, v)[:, :, 0, :]
+        h = nn.Dense(channels, kernel_init=ZEROS, dtype=self.dtype, name="out")(h)
+        return x + h.reshape(x.shape)
+
+
+class UNetModule(nn.Module):
+    """Levels of resolution with `blocks` residual blocks each; one level is the flat U-Net."""
+
+    channels: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    dropout: float
+    fourier: tuple[int, int] | None
+    dtype: str
+
+    def condition(self, gamma_t):
+        width = 4 * self.channels[0]
+        h = gamma_features(gamma_t, self.channels[0])
+        h = nn.silu(nn.Dense(width, dtype=self.dtype, name="condition_1")(h))
+        return nn.silu(nn.Dense(width, dtype=self.dtype, name="condition_2")(h))
+
+    @nn.compact
+    def __call__(self, xt, gamma_t, extra, keys):
+        layer = iter(range(10**6))
+
+        def block(x, channels):
+            i = next(layer)
+            module = ResnetBlock(channels, self.dropout, self.dtype, i, name=f"block_{i}")
+            return module(x, condition, keys)
+
+        def attend(x, level):
+            return Attention(self.dtype)(x) if level in self.attention else x
+
+        condition = self.condition(gamma_t)
+        inputs = [xt] if extra is None else [xt, extra]
+        if self.fourier is not None:
+            inputs.append(fourier_features(xt, first=self.fourier[0], last=self.fourier[1]))
+        h = jnp.concatenate([part.astype(self.dtype) for part in inputs], -1)
+        h = nn.Conv(self.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(h)
+
+        last = len(self.channels) - 1
+        skips = [h]
+        for level, channels in enumerate(self.channels):
+            for _ in range(self.blocks):
+                h = attend(block(h, channels), level)
+                skips.append(h)
+            if level < last:
+                h = nn.Conv(channels, (3, 3), (2, 2), dtype=self.dtype, name=f"down_{level}")(h)
+                skips.append(h)
+
+        h = block(h, self.channels[-1])
+        h = Attention(self.dtype, name="middle")(h)
+        h = block(h, self.channels[-1])
+
+        for level, channels in reversed(list(enumerate(self.channels))):
+            for _ in range(self.blocks + 1):
+                h = attend(block(jnp.concatenate([h, skips.pop()], -1), channels), level)
+            if level > 0:
+                size = (h.shape[0], *skips[-1].shape[1:3], channels)
+                h = jax.image.resize(h, size, "nearest")
+                h = nn.Conv(channels, (3, 3), dtype=self.dtype, name=f"up_{level}")(h)
+
+        h = nn.silu(norm(h, "norm_out").astype(jnp.float32))
+        h = nn.Conv(xt.shape[-1], (3, 3), kernel_init=ZEROS, dtype=jnp.float32, name="conv_out")(h)
+        return h.astype(xt.dtype)
+
+
+def vdm_unet(
+    *,
+    channels: int = 128,
+    blocks: int = 32,
+    dropout: float = 0.1,
+    fourier: tuple[int, int] | None = (7, 8),
+    dtype: str = "float32",
+) -> Network:
+    """The flat U-Net of Kingma et al. 2021; the defaults are their CIFAR-10 model, 30.6 M parameters.
+
+    Args:
+      channels: of every block.
+      blocks: residual blocks on the way down (one more on the way up).
+      dropout: rate, in [0, 1).
+      fourier: first and last n of the features sin, cos 2^n π x_t, or None.
+      dtype: of the computation; parameters, norms, γ and Fourier features and output stay float32.
+    """
+    return unet(channels=(channels,), blocks=blocks, dropout=dropout, fourier=fourier, dtype=dtype)
+
+
+def unet(
+    *,
+    channels: tuple[int, ...] = (64, 128, 128),
+    blocks: int = 2,
+    attention: tuple[int, ...] = (),
+    dropout: float = 0.0,
+    fourier: tuple[int, int] | None = None,
+    dtype: str = "float32",
+) -> Network:
+    """Strided U-Net: each entry of `channels` is a level at half the resolution of the one before.
+
+    Args:
+      channels: of each level.
+      blocks: residual blocks of a level on the way down (one more on the way up).
+      attention: levels with attention after every block; the middle always has it.
+      dropout, fourier, dtype: as in `vdm_unet`.
+    """
+    module = UNetModule(
+        channels=tuple(channels),
+        blocks=blocks,
+        attention=tuple(attention),
+        dropout=dropout,
+        fourier=None if fourier is None else (fourier[0], fourier[1]),
+        dtype=dtype,
+    )
+    return from_linen(module)

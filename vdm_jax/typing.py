@@ -1,0 +1,73 @@
+"""The vocabulary of signatures: what an array means, and the batch that travels through the floors.
+
+Shapes are written per example: `*d` is the data shape, `B` a batch axis, "" a scalar. The annotations
+cost nothing at run time; the tests check them at every call.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+Data = Float[Array, "*d"]
+"""One example, or a latent of it, in the data's own shape."""
+
+Scalar = Float[Array, ""]
+"""A scalar of the mathematics: γ, Δ, a weight, nats."""
+
+Real = float | int | Float[Array, "..."] | Int[Array, "..."]
+"""A real number, or an array of them where a function is elementwise (times of a schedule)."""
+
+Reals = Float[Array, "..."]
+"""What such a function returns."""
+
+Key = PRNGKeyArray
+"""A typed key, `jax.random.key(...)`."""
+
+Params = PyTree
+
+__all__ = [
+    "Array",
+    "Batch",
+    "Bool",
+    "Data",
+    "Float",
+    "Int",
+    "Key",
+    "PRNGKeyArray",
+    "Params",
+    "PyTree",
+    "Real",
+    "Reals",
+    "Scalar",
+    "Shaped",
+    "as_batch",
+    "as_float",
+]
+
+
+class Batch(NamedTuple):
+    """Examples and their place in the global batch, which keys their randomness.
+
+    Attributes:
+      x: [B, *d], the data as stored (integers for K-level data).
+      index: int32 [B], the example's index in the global batch of its step.
+      phase: float32 [B] in [0, 1), index / size of the global batch; stratifies the times, eq. (15).
+    """
+
+    x: Any
+    index: Any
+    phase: Any
+
+
+def as_batch(batch: Batch | Any) -> Batch:
+    """Give a plain array [B, *d] the places of a batch that is global by itself."""
+    if isinstance(batch, Batch):
+        return batch
+    index = jnp.arange(batch.shape[0], dtype=jnp.int32)
+    return Batch(batch, index, index.astype(jnp.float32) / batch.shape[0])
+
+
+def as_float(x: Any) -> Array:
+    """Return `x` as an array of its own float type, or of JAX's default one if it has none."""
+    return jnp.asarray(x, jnp.result_type(float, x))

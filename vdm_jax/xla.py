@@ -1,0 +1,24 @@
+"""Switch off one optimisation of XLA:CPU that returns wrong numbers.
+
+From jaxlib 0.10.2 on, reductions on the CPU may be offloaded to YNNPACK, and some fused ones come out wrong
+without an error: a sum of squares over the last axis of a few thousand rows is off by orders of magnitude
+under `jit` (jax-ml/jax issue 39103; still so in jaxlib 0.12.0.1 for `cross_entropy` over 4,096 examples).
+The flag is read when the first CPU computation starts, so it has to be in the environment before that; it
+concerns the CPU alone. A user's own setting of it is left as it is.
+"""
+
+import os
+
+import jaxlib
+
+FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+KNOWN_TO_FAIL = (0, 10, 2), (0, 13)  # from, below; XLA stops at a flag that a version does not know
+
+
+def avoid_wrong_cpu_reductions() -> None:
+    """Add the flag to XLA_FLAGS where this jaxlib needs it."""
+    version = tuple(int(part) for part in jaxlib.__version__.split(".")[:3] if part.isdigit())
+    first, fixed = KNOWN_TO_FAIL
+    flags = os.environ.get("XLA_FLAGS", "")
+    if first <= version < fixed and FLAG not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=".strip()
