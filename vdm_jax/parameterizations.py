@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.diffusion import Interval, alpha, log_alpha, log_sigma, sigma
-from vdm_jax.typing import Data, Int, Scalar
+from vdm_jax.typing import Array, Data, Int, Scalar
 
 
 class Mix(NamedTuple):
@@ -150,7 +150,7 @@ def score() -> Parameterization:
     return Parameterization(mix, target)
 
 
-def stacked(rows: Sequence[Parameterization], index: Int) -> Parameterization:
+def stacked(rows: Sequence[Parameterization], index: int | Int[Array, ""]) -> Parameterization:
     """Row `index` of `rows`, where `index` may be traced: `vmap` over it evaluates all of them."""
 
     def select(*values):

@@ -150,31 +150,36 @@ def from_betas(*, betas: Any) -> Schedule:
         raise ValueError(f"from_betas: betas must lie in (0, 1), found betas[{bad}] = {betas[bad]}")
     log_signal = np.cumsum(np.log1p(-betas))
     knots = np.log(-np.expm1(log_signal)) - log_signal
-    steps = np.diff(knots)
-    # γ as a sum of two floats, so that the difference of two knots is exact to the last bit
-    high = knots.astype(np.float32).astype(np.float64)
     cells = betas.size - 1
+    slopes = np.diff(knots) * cells
+    # each knot as a sum of two floats, so that float32 differences from it are exact to the last bit
+    times, values = _split(np.arange(betas.size) / cells), _split(knots)
+
+    def since(t, i):  # t − (time of knot i)
+        high, low = (_take(part, i, t) for part in times)
+        return (t - high) - low
 
     def locate(t):
-        position = t * cells
-        cell = jnp.clip(jnp.floor(position), 0, cells - 1)
-        return cell.astype(jnp.int32), position - cell
+        cell = jnp.searchsorted(jnp.asarray(times[0], t.dtype), t, side="right") - 1
+        return jnp.clip(cell - (since(t, cell) < 0), 0, cells - 1)
 
     def gamma(params, t):
         del params
         t = as_float(t)
-        cell, part = locate(t)
-        return _take(knots, cell, t) * (1 - part) + _take(knots, cell + 1, t) * part
+        cell = locate(t)
+        past, left = since(t, cell), -since(t, cell + 1)
+        slope = _take(slopes, cell, t)
+        up, down = _take(knots, cell, t) + slope * past, _take(knots, cell + 1, t) - slope * left
+        return jnp.where(past < left, up, down)  # from the nearer knot
 
     def delta(params, s, t):
         del params
         s, t = as_float(s), as_float(t)
-        (i, _), (j, part) = locate(s), locate(t)
-        whole = _take(high, j, t) - _take(high, i, t)
-        whole += _take(knots - high, j, t) - _take(knots - high, i, t)
-        rest = (t - s) * cells - (j - i)  # exact where `part(t) − part(s)` cancels
-        first, last = _take(steps, i, t), _take(steps, j, t)
-        return whole + (last - first) * part + first * rest
+        i, j = locate(s), locate(t)
+        first, last = _take(slopes, i, s), _take(slopes, j, t)
+        high, low = (_take(part, j, t) - _take(part, i + 1, t) for part in values)
+        ends = last * since(t, j) - first * since(s, i + 1)
+        return jnp.where(i == j, first * (t - s), high + (low + ends))
 
     return Schedule(_no_params, gamma, delta)
 
@@ -239,21 +244,20 @@ def learned_monotone(
         line = (jax.nn.softplus(curve["line"]) + 1e-3) * jnp.squeeze(t - s, -1)
         return line + jnp.sum(weight * logistic, -1)
 
-    def whole(curve, t):
-        return rise(curve, jnp.zeros_like(t), jnp.ones_like(t))
-
     def gamma(params, t):
         params, t = _need(params, "learned_monotone"), as_float(t)
         first, last, _ = ends(params)
         curve = params["curve"]
-        progress = rise(curve, jnp.zeros_like(t), t) / whole(curve, t)
-        return first * (1 - progress) + last * progress
+        past, left = rise(curve, jnp.zeros_like(t), t), rise(curve, t, jnp.ones_like(t))
+        whole = past + left  # not that of `delta`: with this one the parts sum to 1 to the last bit
+        return first * (left / whole) + last * (past / whole)
 
     def delta(params, s, t):
         params = _need(params, "learned_monotone")
         s, t = as_float(s), as_float(t)
         curve = params["curve"]
-        return ends(params)[-1] * rise(curve, s, t) / whole(curve, t)
+        whole = rise(curve, jnp.zeros_like(t), jnp.ones_like(t))
+        return ends(params)[-1] * rise(curve, s, t) / whole
 
     return Schedule(init, gamma, delta, learned=True)
 
@@ -308,6 +312,12 @@ def _expit(x: float) -> float:
 def _sigmoid_difference(low, high, gap):
     """sigmoid(high) − sigmoid(low) from the exact gap = high − low ≥ 0."""
     return jax.nn.sigmoid(high) * jax.nn.sigmoid(-low) * -jnp.expm1(-gap)
+
+
+def _split(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest float32 numbers and what they lack."""
+    high = table.astype(np.float32).astype(np.float64)
+    return high, table - high
 
 
 def _take(table: np.ndarray, index, like) -> Reals:

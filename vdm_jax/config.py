@@ -1,0 +1,214 @@
+"""Configs: the default one, its validation, and its way to plain dictionaries.
+
+This is the only file that knows `ConfigDict`. A config has six sections; `model` is a tree of specs (a name,
+or {"name": ..., **kwargs}) that the model's own factory reads, every other section is the keyword arguments
+of one function. Unknown, missing, ill-typed and out-of-range fields are one `ValueError` line each.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+
+def default() -> ConfigDict:
+    """The embedded digits with a small U-Net: what every shipped config starts from."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "data": {
+                "name": "digits",
+                "data_dir": config_dict.placeholder(str),
+                "train_split": config_dict.placeholder(str),
+                "test_split": config_dict.placeholder(str),
+            },
+            "model": {
+                "name": "vdm",
+                "network": {
+                    "name": "unet",
+                    "channels": (32, 64),
+                    "blocks": 2,
+                    "dropout": 0.1,
+                    "dtype": "float32",
+                },
+                "schedule": {"name": "linear", "gamma_min": -13.3, "gamma_max": 5.0},
+                "parameterization": "eps",
+                "base": "histogram",
+                "head": "unit",
+                "likelihood": "softmax",
+                "timesteps": config_dict.placeholder(int),
+                "space": config_dict.placeholder(str),
+                "weighting": {"name": "elbo"},
+            },
+            "optimizer": {
+                "learning_rate": 1e-3,
+                "warmup_steps": 100,
+                "decay_steps": config_dict.placeholder(int),
+                "weight_decay": 0.01,
+                "b1": 0.9,
+                "b2": 0.99,
+                "clip_norm": 1.0,
+                "accumulate": 1,
+            },
+            "train": {
+                "batch_size": 64,
+                "steps": 1500,
+                "steps_per_dispatch": 1,
+                "ema_decay": 0.999,
+                "ema_warmup": True,
+                "log_every": 10,
+                "checkpoint_every": 500,
+            },
+            "evaluate": {"batch_size": 100, "draws": 16},
+            "sample": {"count": 64, "sampler": "ancestral", "steps": 100},
+        }
+    )
+
+
+Rule = tuple[str, Callable[[Any], bool]]
+POSITIVE: Rule = ("a whole number of at least 1", lambda v: v >= 1)
+NOT_NEGATIVE: Rule = ("at least 0", lambda v: v >= 0)
+FRACTION: Rule = ("a number in [0, 1)", lambda v: 0 <= v < 1)
+ABOVE_ZERO: Rule = ("a finite number above 0", lambda v: 0 < v < math.inf)
+
+RULES: dict[str, Rule] = {
+    "seed": NOT_NEGATIVE,
+    "optimizer.learning_rate": ABOVE_ZERO,
+    "optimizer.warmup_steps": NOT_NEGATIVE,
+    "optimizer.decay_steps": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.b1": FRACTION,
+    "optimizer.b2": FRACTION,
+    "optimizer.clip_norm": ABOVE_ZERO,
+    "optimizer.accumulate": POSITIVE,
+    "train.batch_size": POSITIVE,
+    "train.steps": POSITIVE,
+    "train.steps_per_dispatch": POSITIVE,
+    "train.ema_decay": FRACTION,
+    "train.log_every": POSITIVE,
+    "train.checkpoint_every": POSITIVE,
+    "evaluate.batch_size": POSITIVE,
+    "evaluate.draws": POSITIVE,
+    "sample.count": POSITIVE,
+    "sample.steps": POSITIVE,
+}
+
+FREE_TO_CHANGE = (
+    "train.steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "evaluate",
+    "sample",
+    "data.data_dir",
+)
+"""What may differ between a config and that of the run it continues."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Validate a config and return it as plain nested dictionaries.
+
+    Args:
+      config: a `ConfigDict` or a mapping with the fields of `default()`.
+
+    Raises:
+      ValueError: unknown, missing, ill-typed or out-of-range field, one line.
+    """
+    plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    plain = _lists(plain)
+    expected = _lists(default().to_dict())
+    _check_keys(plain, expected, "config")
+    for section, fields in expected.items():
+        if section == "model" or not isinstance(fields, dict):
+            continue
+        _check_keys(plain[section], fields, f"config.{section}")
+    for path, like in _leaves(expected):
+        if not path.startswith("model."):
+            _check_value(path, _get(plain, path), like)
+    if not isinstance(plain["model"], dict) or "name" not in plain["model"]:
+        raise ValueError(f"config.model: expected a tree with a 'name', found {plain['model']!r}")
+    for path, value in _leaves(plain["model"]):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"config.model.{path}: expected a finite number, found {value}")
+    return plain
+
+
+def difference(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Fields in which a config departs from the one that a run was made with, a line each."""
+    before, after = dict(_leaves(saved)), dict(_leaves(asked))
+    lines = []
+    for path in sorted(before.keys() | after.keys()):
+        if any(path == free or path.startswith(free + ".") for free in FREE_TO_CHANGE):
+            continue
+        old, new = before.get(path, "absent"), after.get(path, "absent")
+        if old != new and not (_nan(old) and _nan(new)):
+            lines.append(f"config.{path}: {old!r} there, {new!r} here")
+    return lines
+
+
+def unknown_field(name: str) -> str | None:
+    """What to say of a `--config.<name>` that the config does not have."""
+    paths = [path for path, _ in _leaves(_lists(default().to_dict()))]
+    close = difflib.get_close_matches(name, paths, n=1)
+    return f"did you mean config.{close[0]}?" if close else None
+
+
+def _check_keys(found: Any, expected: Mapping[str, Any], where: str) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: expected fields {sorted(expected)}, found {found!r}")
+    for key in found:
+        if key not in expected:
+            close = difflib.get_close_matches(key, expected, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"{where}: unknown field {key!r}; {hint}fields: {sorted(expected)}")
+    for key in expected:
+        if key not in found:
+            raise ValueError(f"{where}: field {key!r} is missing")
+
+
+OPTIONAL = {
+    "data.data_dir": str,
+    "data.train_split": str,
+    "data.test_split": str,
+    "optimizer.decay_steps": int,
+    "optimizer.clip_norm": float,
+}
+
+
+def _check_value(path: str, value: Any, like: Any) -> None:
+    kind = OPTIONAL.get(path, type(like))
+    if value is None and path in OPTIONAL:
+        return
+    right = isinstance(value, int | float if kind is float else kind)
+    if not right or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"config.{path}: expected {kind.__name__}, found {value!r}")
+    if path in RULES:
+        words, holds = RULES[path]
+        if not holds(value):  # NaN compares false
+            raise ValueError(f"config.{path}: expected {words}, found {value!r}")
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _get(tree: Mapping[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        tree = tree[key]
+    return tree
+
+
+def _lists(tree: Any) -> Any:
+    """Tuples as lists, as they come back from JSON."""
+    if isinstance(tree, Mapping):
+        return {key: _lists(value) for key, value in tree.items()}
+    return [_lists(value) for value in tree] if isinstance(tree, tuple | list) else tree
+
+
+def _nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

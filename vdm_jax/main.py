@@ -1,0 +1,116 @@
+"""Train, evaluate or sample from the command line.
+
+    python -m vdm_jax.main --config=configs/eps.py [--workdir=DIR] [--mode=train|evaluate|sample]
+                           [--config.train.steps=...]
+
+A mistake in the config, the flags, the data or the folder is one line on stderr and exit status 2; a loss that
+is not finite is one line and exit status 1.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+import platformdirs
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from vdm_jax import run
+from vdm_jax.build import choose
+from vdm_jax.config import difference, to_dict, unknown_field
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/eps.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> by default.")
+MODE = flags.DEFINE_string("mode", "train", "train, evaluate or sample.")
+
+
+def train(workdir: Path) -> None:
+    """Train, or continue, and report."""
+    run.train(CONFIG.value, workdir)
+
+
+def evaluate(workdir: Path) -> None:
+    """Evaluate the newest checkpoint with the settings of the command line."""
+    print(f"test: {_loaded(workdir).evaluate('test')}")
+
+
+def sample(workdir: Path) -> None:
+    """Draw from the newest checkpoint with the settings of the command line."""
+    path = workdir / "samples.png"
+    run.draw_samples(_loaded(workdir), path)
+    print(f"samples: {path}")
+
+
+MODES = {"train": train, "evaluate": evaluate, "sample": sample}
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}; settings are given as --config.<field>=<value>")
+    if CONFIG.value is None:
+        fail("--config is missing, expected a config file such as --config=configs/eps.py")
+    try:
+        mode = choose(MODES, MODE.value, "--mode")
+        enable_compilation_cache()
+        mode(Path(WORKDIR.value or Path("runs") / default_name()))
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("VDM_JAX_DEBUG"):
+            raise
+        fail(str(error))
+    except FloatingPointError as error:
+        fail(str(error), status=1)
+
+
+def default_name() -> str:
+    """The config file's name without its ending."""
+    return Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache folder, unless JAX was told where, or it cannot be written."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    folder = Path(platformdirs.user_cache_dir("vdm_jax")) / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def fail(message: str, status: int = 2) -> None:
+    """Say what is wrong in one line and leave."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _loaded(workdir: Path) -> run.Trained:
+    """The run in a folder, with the evaluation and sampling settings of the command line."""
+    trained, asked = run.load(workdir), to_dict(CONFIG.value)
+    lines = difference(trained.config, asked)
+    if lines:
+        raise ValueError(f"{workdir} holds a run of another config: {'; '.join(lines)}")
+    trained.config.update(evaluate=asked["evaluate"], sample=asked["sample"], data=asked["data"])
+    return trained
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse the flags; every mistake in them is one line."""
+    try:
+        return flags.FLAGS(argv)
+    except KeyError as error:
+        name = str(error.args[0]).split("'")[1] if "'" in str(error.args[0]) else str(error.args[0])
+        fail(f"--config: unknown field {name!r}; {unknown_field(name) or ''}")
+    except (flags.Error, ValueError, TypeError, OSError, AttributeError, SyntaxError) as error:
+        fail(str(error))
+    raise AssertionError("unreachable")
+
+
+def cli() -> None:
+    logging.set_verbosity(logging.WARNING)
+    app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    cli()

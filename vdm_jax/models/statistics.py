@@ -1,0 +1,66 @@
+"""What a model may know of its training split before training: fitted once, kept beside the run."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.bases import BASES, measure_residual
+from vdm_jax.build import build
+from vdm_jax.likelihoods import level_values
+from vdm_jax.models.model import Statistics
+
+RESIDUAL_SAMPLE = 512
+RESIDUAL_GAMMAS = np.linspace(-20.0, 12.0, 65)
+
+
+def fit_statistics(counts: np.ndarray, sample: np.ndarray, *, base: Any = None) -> Statistics:
+    """Fit the statistics of K-level data.
+
+    Args:
+      counts: int [*d, K], how often each level occurs at each position of the training split.
+      sample: integers [n, *d] of the training split; the first 512 measure the error of the base.
+      base: spec of the base whose error is to be measured; None measures none.
+
+    A level never seen at a position gets 1/K of one count, so that no test image is impossible.
+    """
+    levels = counts.shape[-1]
+    smooth = counts + 1 / levels
+    log_counts = np.log(smooth / smooth.sum(-1, keepdims=True)).astype(np.float32)
+    values = level_values(levels)
+    frequency = counts.reshape(-1, levels).sum(0) / counts.sum()
+    fitted = Statistics(
+        shape=tuple(counts.shape[:-1]),
+        levels=levels,
+        second_moment=float(np.sum(frequency * values**2)),
+        log_counts=log_counts,
+    )
+    if base is None:
+        return fitted
+    built = build(BASES, base, "model.base", **fitted._asdict())
+    if not built.informative:  # its deviation is known in closed form
+        return fitted
+    x0 = jnp.asarray(values[sample[:RESIDUAL_SAMPLE].astype(np.int64)], jnp.float32)
+    residual = measure_residual(built, x0, jax.random.key(0), RESIDUAL_GAMMAS)
+    return fitted._replace(residual=residual)
+
+
+def save_statistics(path: Path, statistics: Statistics) -> None:
+    """Write as .npz; fields that are None are left out."""
+    fields = {name: value for name, value in statistics._asdict().items() if value is not None}
+    np.savez(path, **{name: np.asarray(value) for name, value in fields.items()})
+
+
+def load_statistics(path: Path) -> Statistics:
+    """Read what `save_statistics` wrote; nothing is unpickled."""
+    with np.load(path, allow_pickle=False) as file:
+        fields: dict[str, Any] = {name: file[name] for name in file.files}
+    fields["shape"] = tuple(int(n) for n in fields["shape"])
+    fields["second_moment"] = float(fields["second_moment"])
+    if "levels" in fields:
+        fields["levels"] = int(fields["levels"])
+    if "residual" in fields:
+        fields["residual"] = tuple(fields["residual"])
+    return Statistics(**{"levels": None} | fields)

@@ -1,0 +1,77 @@
+"""Checkpoints: orbax, written in the background, two newest kept."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from vdm_jax.train.state import TrainState
+
+LIBRARIES = "vdm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that a checkpoint or a report was made with."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in `folder`; a context manager that waits for the last save."""
+
+    def __init__(self, folder: Path | str, keep: int = 2):
+        self.folder = Path(folder).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "CheckpointStore":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.manager.close()
+
+    def latest(self) -> int | None:
+        """Number of the newest complete step, or None."""
+        return self.manager.latest_step()
+
+    def save(self, state: TrainState, about: dict[str, Any]) -> None:
+        """Begin to save a state under its step; returns before it is written."""
+        step = int(state.step)
+        if step == self.latest():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_plain(state)),
+            about=ocp.args.JsonSave(about | {"versions": library_versions()}),
+        )
+        self.manager.save(step, args=items)
+
+    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+        """Restore a step (the newest) in the structure, shapes and types of `like`.
+
+        Raises:
+          FileNotFoundError: there is none.
+          ValueError: it does not have the shapes of `like`.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise FileNotFoundError(f"no checkpoint in {self.folder}")
+        shapes = jax.eval_shape(_plain, like)
+        target = jax.tree.map(_on_default_device, shapes)
+        try:
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            plain = self.manager.restore(step, args=items)["state"]
+        except ValueError as error:
+            line = str(error).strip().splitlines()[0]
+            raise ValueError(f"checkpoint {step} in {self.folder} does not fit: {line}") from error
+        return plain._replace(key=jax.random.wrap_key_data(plain.key))
+
+
+def _plain(state: TrainState) -> TrainState:
+    """Typed keys as the integers that can be written."""
+    return state._replace(key=jax.random.key_data(state.key))
+
+
+def _on_default_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)

@@ -1,0 +1,68 @@
+"""What a run shows: samples beside real data, and the loss curve."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+GAP = 1  # pixels between images
+
+
+def tile(images: np.ndarray, levels: int) -> np.ndarray:
+    """Lay [n, H, W, C] images of 0…levels−1 out in a near-square grid: floats in [0, 1], [h, w, 3]."""
+    n, height, width, channels = images.shape
+    columns = int(np.ceil(np.sqrt(n)))
+    rows = int(np.ceil(n / columns))
+    grid = np.ones((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3))
+    for i, image in enumerate(np.asarray(images, np.float64) / (levels - 1)):
+        top = GAP + i // columns * (height + GAP)
+        left = GAP + i % columns * (width + GAP)
+        grid[top : top + height, left : left + width] = image if channels == 3 else image[..., :1]
+    return grid
+
+
+def sample_grid(
+    path: Path,
+    samples: np.ndarray,
+    real: np.ndarray,
+    *,
+    levels: int,
+    samples_title: str,
+    real_title: str,
+) -> None:
+    """Save samples next to as many real images, both [n, H, W, C] integers below `levels`."""
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    panels = ((samples, samples_title), (real, real_title))
+    for axes, (images, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        axes.imshow(tile(images, levels), interpolation="nearest", vmin=0, vmax=1)
+        axes.set_title(title, fontsize=10)
+        axes.set_axis_off()
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def loss_curve(path: Path, rows: list[dict[str, Any]], *, test: Any = None, title: str = "") -> None:
+    """Save the training bound in bits/dim against steps; `test` is an `Evaluation` to mark."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    step = np.asarray([row["step"] for row in rows])
+    bound = np.asarray([row["bits_per_dim"] for row in rows])
+    axes.plot(step, bound, color="C0", alpha=0.35, linewidth=1, label="training, per log interval")
+    if len(rows) >= 10:
+        width = max(len(rows) // 40, 3)
+        smooth = np.convolve(bound, np.ones(width) / width, "valid")
+        axes.plot(step[width - 1 :], smooth, color="C0", label=f"training, mean of {width} intervals")
+    if test is not None:
+        text = f"test, {test.bits_per_dim:.3f} ± {test.standard_error:.3f}"
+        axes.errorbar(
+            test.step, test.bits_per_dim, test.standard_error, fmt="o", color="C3", label=text
+        )
+    low, high = bound.min(), np.quantile(bound, 0.98)
+    reach = [low, high] + ([test.bits_per_dim] if test is not None else [])
+    margin = 0.08 * (max(reach) - min(reach)) + 1e-3
+    axes.set_ylim(min(reach) - margin, max(reach) + margin)
+    axes.set(xlabel="step", ylabel="−ELBO, bits/dim", title=title)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=9)
+    FigureCanvasAgg(figure).print_png(str(path))

@@ -1,0 +1,61 @@
+"""The only train step of the repository: pure, and wrapped from outside by jit, vmap, pmap, scan or a mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vdm_jax.train.state import TrainState
+from vdm_jax.typing import Array, Key, Params
+
+Loss = Callable[[Params, Key, Any], tuple[Array, dict[str, Array]]]
+"""(params, key, batch) -> (scalar, metrics)."""
+
+Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
+
+
+def make_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float = 0.9999,
+    ema_warmup: bool = False,
+    axis_name: str | None = None,
+) -> Step:
+    """Make the pure step (state, batch) -> (state, metrics).
+
+    Args:
+      loss: of a model; the key it gets is that of (run, step), so that its randomness depends on neither the
+        number of steps per dispatch nor of devices.
+      optimizer: any optax transformation; clipping and accumulation are part of it.
+      ema_decay: of the parameters' average, in [0, 1).
+      ema_warmup: use min(ema_decay, (1 + step)/(10 + step)), so that early averages forget the start.
+      axis_name: of a `pmap` or `vmap` axis over which gradients and metrics are averaged.
+
+    Returns:
+      The step. Its metrics are the loss's own and "grad_norm".
+
+    Raises:
+      ValueError: ema_decay outside [0, 1).
+    """
+    if not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay: expected a value in [0, 1), found {ema_decay}")
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, key, batch)
+        if axis_name is not None:
+            grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        decay = jnp.asarray(ema_decay, jnp.float32)
+        if ema_warmup:
+            decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        metrics = metrics | {"grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
+
+    return step
