@@ -6,6 +6,7 @@ affine, which makes the bound, the chain's own likelihood and every sampler's la
 position. A denoiser of the *wrong* Gaussian is as closed, and not the best: most tests want both.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,9 @@ from vdm_jax.schedules import interval
 
 SHAPES = [(), (3,), (8, 8, 1), (2, 3, 4)]
 LOG_2PI = np.log(2 * np.pi)
+
+# most tests run once what they compile: a third of the time at this level
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Law(NamedTuple):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from oracles import jit
 
 from vdm_jax.diffusion import marginal
 from vdm_jax.elbo import FORMS, Probe, matching, negative_elbo, probe, training_interval
@@ -25,19 +26,16 @@ def keys(n: int, seed: int = 0):
     return jax.random.split(jax.random.key(seed), n)
 
 
-def terms(predict, x0, *, schedule, params, timesteps, noise):
-    """One row per interval of the matching terms of `predict(xt, interval) -> error`, noise given."""
-    step, rate = training_interval(
-        schedule, params, (jnp.arange(timesteps) + 0.5) / timesteps, timesteps
-    )
+def all_terms(error, x0, times, noise, *, schedule, params, timesteps):
+    """The matching terms [len(times), len(noise)] at given times and noise, `error(probe)` = x_0 − x̂_0."""
 
-    def one(step, rate, eps):
+    def one(t, eps):
+        step, rate = training_interval(schedule, params, t, timesteps)
         q = marginal(x0, step.gamma_t)
-        xt = q.mean + jnp.exp(0.5 * q.log_var) * eps
-        at = Probe(x0, eps, xt, step, rate)
-        return matching(at, predict(at))
+        at = Probe(x0, eps, q.mean + jnp.exp(0.5 * q.log_var) * eps, step, rate)
+        return matching(at, error(at))
 
-    return jax.vmap(jax.vmap(one, (None, None, 0)), (0, 0, None))(step, rate, noise)
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(times, noise)
 
 
 def error_of(denoise, row):
@@ -67,7 +65,7 @@ def test_every_row_and_schedule_gives_the_closed_form_and_stays_below_its_own_li
         gammas = np.asarray(schedule.gamma(params, jnp.arange(T + 1) / T), np.float64)
         rows = [row() for row in PARAMETERIZATIONS.values()]
 
-        @jax.jit
+        @jit
         @partial(jax.vmap, in_axes=(0, None))
         def bound(i, x0):
             row = stacked(rows, i)
@@ -75,10 +73,17 @@ def test_every_row_and_schedule_gives_the_closed_form_and_stays_below_its_own_li
 
             def total(law, x0):
                 error = error_of(law.network(row, interval_of), row)
-                parts = terms(
-                    error, x0, schedule=schedule, params=params, timesteps=T, noise=opposite(shape)
+                return jnp.mean(
+                    all_terms(
+                        error,
+                        x0,
+                        (jnp.arange(T) + 0.5) / T,
+                        opposite(shape),
+                        schedule=schedule,
+                        params=params,
+                        timesteps=T,
+                    )
                 )
-                return jnp.mean(parts)
 
             return jnp.stack([jax.vmap(partial(total, law))(x0) for law in (data, wrong)])
 
@@ -95,7 +100,7 @@ def hermite(n: int):
     return nodes, weights / weights.sum()
 
 
-def average_gap(law, timesteps):
+def average_gap(law, timesteps, first=FIRST, last=LAST):
     """E[−ELBO + log p(x)] over the data of a one-dimensional law, by quadrature; continuous for None."""
     nodes, weights = hermite(40)
     x0 = np.concatenate(
@@ -109,24 +114,17 @@ def average_gap(law, timesteps):
         t, by = (np.arange(timesteps) + 0.5) / timesteps, np.full(timesteps, 1 / timesteps)
     row = PARAMETERIZATIONS["v"]()
     error = error_of(law.network(row, oracles.interval_of_step(None)), row)
-
-    @jax.jit
-    def total(x0):
-        step, rate = training_interval(
-            linear(gamma_min=FIRST, gamma_max=LAST), None, jnp.asarray(t), timesteps
-        )
-
-        def one(x0, step, rate, eps):
-            q = marginal(x0, step.gamma_t)
-            at = Probe(x0, eps, q.mean + jnp.exp(0.5 * q.log_var) * eps, step, rate)
-            return matching(at, error(at))
-
-        over_noise = jax.vmap(one, (None, None, None, 0))
-        over_times = jax.vmap(over_noise, (None, 0, 0, None))
-        parts = jax.vmap(over_times, (0, None, None, None))(x0, step, rate, jnp.asarray(nodes))
-        return jnp.einsum("xte,t,e->x", parts, by, weights)
-
-    ends = sum(oracles.ends(FIRST, LAST, x0))
+    parts = partial(
+        all_terms,
+        error,
+        times=jnp.asarray(t),
+        noise=jnp.asarray(nodes),
+        schedule=linear(gamma_min=first, gamma_max=last),
+        params=None,
+        timesteps=timesteps,
+    )
+    total = jit(jax.vmap(lambda x0: jnp.einsum("te,t,e->", parts(x0), by, weights)))
+    ends = sum(oracles.ends(first, last, x0))
     return share @ (np.asarray(total(jnp.asarray(x0))) + ends + law.log_prob(x0))
 
 
@@ -134,15 +132,14 @@ def average_gap(law, timesteps):
 def test_gap_to_the_likelihood_falls_like_one_over_T_to_that_of_continuous_time(name):
     law = oracles.LAWS[name](())
     with jax.enable_x64(True):
-        limit = average_gap(law, None)
-        T = np.array([32, 64, 128, 256])
+        limit, wide = average_gap(law, None), average_gap(law, None, first=-12.0, last=12.0)
+        T = np.array([64, 128, 256, 512])
         gaps = np.array([average_gap(law, int(n)) for n in T])
-    # what is left in continuous time is the decoder's and the prior's; both ends of γ are finite
-    assert 0 < limit < 0.02
-    assert np.all(np.diff(gaps) < 0)
     order = np.polyfit(np.log(T), np.log(gaps - limit), 1)[0]
     np.testing.assert_allclose(order, -1, atol=0.02)
-    np.testing.assert_allclose(2 * gaps[-1] - gaps[-2], limit, rtol=2e-3)
+    assert abs(2 * gaps[-1] - gaps[-2] - limit) < 0.02 * (gaps[-1] - limit)
+    # what is left in continuous time is the ends': it goes as they go to −∞ and +∞
+    assert 0 < wide < 1e-4 < limit
 
 
 # --- the public function: averages of many keys ------------------------------------------------------
@@ -157,7 +154,7 @@ def test_estimate_is_unbiased_for_any_shape(shape, timesteps):
     row = PARAMETERIZATIONS["eps"]()
     denoise = law.network(row, oracles.interval_of_step(None))
 
-    @jax.jit
+    @jit
     @jax.vmap
     def estimate(x, key):
         return negative_elbo(denoise, x, key, schedule=MILD, timesteps=timesteps)
@@ -172,7 +169,7 @@ def test_estimate_is_unbiased_for_any_shape(shape, timesteps):
     for part, exact in ((found.matching, expected), (found.reconstruction, reconstruction)):
         off = np.asarray(part, np.float64) - exact
         error = oracles.standard_error(off)
-        assert error < 0.03 * np.mean(np.abs(exact))
+        assert error < 0.05 * np.mean(np.abs(exact))
         assert abs(np.mean(off)) < 4 * error
     gap = np.asarray(found.total, np.float64) + law.log_prob(x0)
     assert np.mean(gap) > -4 * oracles.standard_error(gap)
@@ -186,7 +183,7 @@ def test_average_bound_is_above_the_negative_log_likelihood(name):
     row = PARAMETERIZATIONS["x0"]()
     denoise = law.network(row, oracles.interval_of_step(None))
 
-    @jax.jit
+    @jit
     @jax.vmap
     def estimate(x, key):
         return negative_elbo(
@@ -208,7 +205,7 @@ def test_every_parameterization_gives_the_same_number_for_the_same_key(timesteps
         schedule = linear(gamma_min=FIRST, gamma_max=LAST)
         interval_of = oracles.interval_of_step(schedule, None, timesteps)
 
-        @jax.jit
+        @jit
         @jax.vmap
         def bounds(x, key):
             return [
@@ -223,70 +220,263 @@ def test_every_parameterization_gives_the_same_number_for_the_same_key(timesteps
                 for name in names
             ]
 
-        first, *others = jax.tree.map(np.asarray, bounds(x0, keys(16)))
-    assert first.total.dtype == (np.float64 if double else np.float32)
+        first, *others = bounds(x0, keys(16))
+    assert first.matching.dtype == (np.float64 if double else np.float32)
     for other in others:
-        np.testing.assert_allclose(other.total, first.total, rtol=1e-13 if double else 1e-5)
-        np.testing.assert_allclose(other.matching, first.matching, rtol=1e-12 if double else 3e-5)
+        rtol = 1e-13 if double else 1e-5
+        assert_close = partial(np.testing.assert_allclose, rtol=rtol)
+        jax.tree.map(assert_close, other, first)
 
 
 # --- the consistency form ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("timesteps", [1, 5])
-def test_consistency_forms_agree_with_the_denoising_form_and_the_printed_one_does_not(timesteps):
-    shape, n = (2,), 40_000
-    data = oracles.gaussian(shape)
-    x0 = data.sample(3, 1)
-    gammas = np.linspace(-2.0, 2.0, timesteps + 1)
-    schedule = linear(gamma_min=-2.0, gamma_max=2.0)
+def estimates_of_all_forms(law, x0, n, **settings):
+    """`negative_elbo` in every form, arrays [n]; keys are shared, so that the forms share their draws."""
     row = PARAMETERIZATIONS["v"]()
-    laws = {"best": data, "wrong": oracles.gaussian(shape, shift=0.4, scale=3.0)}
 
-    @partial(jax.jit, static_argnums=0)
-    def totals(form, x, keys, law):
+    @jit
+    def draw(law, x0, keys):
         denoise = law.network(row, oracles.interval_of_step(None))
 
-        def one(key):
+        def one(x, key):
+            return {
+                form: negative_elbo(
+                    denoise, x, key, parameterization=row, form=form, **settings
+                )
+                for form in FORMS
+            }
+
+        return jax.vmap(one)(x0, keys)
+
+    return draw(law, jnp.asarray(x0, jnp.float32), keys(n))
+
+
+@pytest.mark.parametrize("timesteps", [1, 5])
+@pytest.mark.parametrize("shift, scale", [(0.0, 1.0), (0.4, 3.0)], ids=["best", "wrong"])
+def test_consistency_forms_agree_with_the_denoising_form_and_the_printed_one_does_not(
+    timesteps, shift, scale
+):
+    shape, n = (2,), 40_000
+    law = oracles.gaussian(shape, shift=shift, scale=scale)
+    x0 = oracles.gaussian(shape).sample(3, 1)
+    gammas = np.linspace(-2.0, 2.0, timesteps + 1)
+    found = estimates_of_all_forms(
+        law,
+        np.broadcast_to(x0, (n, *shape)),
+        n,
+        schedule=linear(gamma_min=-2.0, gamma_max=2.0),
+        timesteps=timesteps,
+    )
+    exact = sum(oracles.ends(gammas[0], gammas[-1], x0)) + oracles.matching(law, gammas, x0)
+    for form, parts in found.items():
+        off = np.asarray(parts.total, np.float64) - exact
+        error = oracles.standard_error(off)
+        excess = oracles.printed_excess(law, gammas) if form == "consistency_printed" else 0
+        assert abs(np.mean(off) - excess) < 4 * error, form
+        if excess:
+            assert np.mean(off) > 10 * error
+
+
+def test_a_hundred_thousand_steps_are_finite_and_unbiased():
+    law, n = oracles.gaussian(()), 20_000
+    x0 = law.sample(0, n)
+    found = estimates_of_all_forms(law, x0, n, schedule=MILD, timesteps=100_000)
+    assert all(np.all(np.isfinite(part)) for part in jax.tree.leaves(found))
+    off = found["denoising"].matching - oracles.matching_continuous(law, FIRST, LAST, x0)
+    error = oracles.standard_error(off)
+    assert error < 0.02 * np.mean(found["denoising"].matching)
+    assert abs(np.mean(off)) < 4 * error  # the chain is within 10⁻⁴ of its limit
+    # one random term of a fine chain: each log-ratio is of order one, each KL of order 1/T, eq. (18)
+    spread = {form: np.std(parts.matching) for form, parts in found.items()}
+    assert spread["consistency_log_ratio"] > 100 * spread["consistency_bridge"]
+    assert spread["consistency_bridge"] > 100 * spread["denoising"]
+
+
+# --- data on levels ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timesteps", [3, None])
+@pytest.mark.parametrize("likelihood", ["softmax", "discretized_gaussian"])
+def test_integer_images_have_finite_bounds_and_gradients(likelihood, timesteps):
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
+    images[0], images[1] = 0, 255  # the outer bins
+
+    @jit
+    @jax.value_and_grad
+    def bound(scale, images, keys):
+        def one(x, key):
             return negative_elbo(
-                denoise,
+                lambda xt, gamma_t: scale * xt + jnp.tanh(gamma_t),
                 x,
                 key,
-                schedule=schedule,
-                parameterization=row,
+                schedule="linear",
+                likelihood=likelihood,
                 timesteps=timesteps,
-                form=form,
-            )
+            ).total
 
-        return jax.vmap(one)(keys).total
+        return jnp.mean(jax.vmap(one)(images, keys))
 
-    for law in laws.values():
-        exact = sum(oracles.ends(gammas[0], gammas[-1], x0)) + oracles.matching(law, gammas, x0)
-        for i, form in enumerate(FORMS):
-            found = totals(form, jnp.asarray(x0[0], jnp.float32), keys(n, i), law)
-            off, error = np.mean(found, dtype=np.float64) - exact[0], oracles.standard_error(found)
-            excess = oracles.printed_excess(law, gammas) if form == "consistency_printed" else 0
-            assert abs(off - excess) < 4 * error, form
-            if form == "consistency_printed":
-                assert off > 10 * error
+    value, gradient = bound(0.9, jnp.asarray(images), keys(4))
+    assert np.isfinite(value)
+    assert np.isfinite(gradient)
+    assert gradient != 0
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_hundred_thousand_steps_are_finite_and_unbiased(form):
-    T, n = 100_000, 20_000
-    law = oracles.gaussian(())
-    x0 = law.sample(0, n)
+def test_likelihood_reads_the_network_only_if_it_denoises():
+    x = jnp.full((3,), 2, jnp.uint8)
+
+    def reconstruction(likelihood, scale):
+        spec = {"name": likelihood, "levels": 4}
+        return negative_elbo(
+            lambda xt, gamma_t: scale * xt, x, keys(1)[0], schedule=MILD, likelihood=spec
+        ).reconstruction
+
+    assert reconstruction("softmax", 0.1) == reconstruction("softmax", 0.9)
+    assert reconstruction("discretized_gaussian", 0.1) != reconstruction("discretized_gaussian", 0.9)
+
+
+# --- mistakes ----------------------------------------------------------------------------------------
+
+LEARNED = "schedule 'learned_linear' is learned: pass schedule_params=schedule.init\\(key\\)"
+
+
+@pytest.mark.parametrize(
+    "settings, error, message",
+    [
+        ({"schedule": "liner"}, ValueError, "schedule: unknown name 'liner'; did you mean 'linear'"),
+        ({"schedule": "liner"}, ValueError, "choices: " + ", ".join(sorted(SCHEDULES))),
+        ({"parameterization": "epz"}, ValueError, "parameterization: .*'epz'.*did you mean 'eps'"),
+        ({"likelihood": "gauss"}, ValueError, "likelihood: .*'gauss'.*choices: .*softmax"),
+        ({"form": "printed"}, ValueError, "form: .*choices: .*consistency_printed, denoising"),
+        ({"schedule": {"name": "linear", "gamma_mim": 1.0}}, ValueError, "mean 'gamma_min'"),
+        ({"parameterization": "mean"}, ValueError, "'mean' .*continuous.*timesteps=T, found None"),
+        ({"form": "consistency_bridge"}, ValueError, "'consistency_bridge' .*found None"),
+        ({"timesteps": 0}, ValueError, "timesteps must be at least 1, or None, found 0"),
+        ({"timesteps": -5}, ValueError, "found -5"),
+        ({"likelihood": "softmax"}, TypeError, "'softmax': expected integers 0..255, found float32"),
+        ({"likelihood": "discretized_gaussian"}, TypeError, "expected integers 0..255"),
+        ({"schedule": "learned_linear"}, ValueError, LEARNED),
+        ({"schedule": "learned_monotone"}, ValueError, "'learned_monotone' is learned"),
+        ({"schedule": "from_betas"}, ValueError, "schedule: 'from_betas' needs betas"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_named(settings, error, message):
+    settings = {"schedule": "linear"} | settings
+    with pytest.raises(error, match=message):
+        negative_elbo(lambda xt, gamma_t: xt, jnp.zeros((2,)), jax.random.key(0), **settings)
+
+
+# --- extremes and learned schedules ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timesteps, end", [(1, 20.0), (10, 60.0), (None, 20.0), (None, 60.0)])
+def test_extreme_schedules_have_finite_values_and_gradients(timesteps, end):
+    names = CONTINUOUS if timesteps is None else list(PARAMETERIZATIONS)
+    schedule = SCHEDULES["learned_linear"](gamma_min=-end, gamma_max=end)
+    x = oracles.mixture((2, 3)).sample(0, 32)
+    params = {"w": jnp.float32(0.3), "b": jnp.float32(0.1)}
+
+    @jit
+    def values_and_gradients(x, keys):
+        def mean_bound(params, learned, name):
+            def one(x, key):
+                return negative_elbo(
+                    lambda xt, gamma_t: params["w"] * xt + params["b"],
+                    x,
+                    key,
+                    schedule=schedule,
+                    schedule_params=learned,
+                    parameterization=name,
+                    timesteps=timesteps,
+                ).total
+
+            return jnp.mean(jax.vmap(one)(x, keys))
+
+        learned = schedule.init(jax.random.key(0))
+        both = jax.value_and_grad(mean_bound, (0, 1))
+        return {name: both(params, learned, name) for name in names}
+
+    for name, found in values_and_gradients(jnp.asarray(x, jnp.float32), keys(32)).items():
+        assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(found)), (name, found)
+
+
+def test_gradient_of_the_bound_reaches_learned_end_points_and_is_right():
+    law, T, n = oracles.gaussian((2,)), 2, 20_000
+    schedule = SCHEDULES["learned_linear"](gamma_min=-3.0, gamma_max=0.0)
+    x0 = law.sample(0, 1)
     row = PARAMETERIZATIONS["eps"]()
     denoise = law.network(row, oracles.interval_of_step(None))
 
-    @jax.jit
-    @jax.vmap
-    def estimate(x, key):
-        return negative_elbo(denoise, x, key, schedule=MILD, timesteps=T, form=form)
+    @jit
+    @partial(jax.vmap, in_axes=(None, 0))
+    @jax.grad
+    def gradient(params, key):
+        return negative_elbo(
+            denoise,
+            jnp.asarray(x0[0], jnp.float32),
+            key,
+            schedule=schedule,
+            schedule_params=params,
+            timesteps=T,
+        ).total
 
-    found = estimate(jnp.asarray(x0, jnp.float32), keys(n))
-    assert all(np.all(np.isfinite(part)) for part in found)
-    exact = sum(oracles.ends(FIRST, LAST, x0))
-    exact += oracles.matching_continuous(law, FIRST, LAST, x0)  # the limit, to a part in 10⁵
-    off = np.asarray(found.total, np.float64) - exact
-    print(form, np.mean(off), oracles.standard_error(off), np.std(off), oracles.printed_excess(law, np.linspace(FIRST, LAST, T+1)))
+    def exact(gamma_min=0.0, log_width=0.0):
+        first = -3.0 + gamma_min
+        gammas = np.linspace(first, first + 3.0 * np.exp(log_width), T + 1)
+        ends = sum(oracles.ends(gammas[0], gammas[-1], x0))
+        return (ends + oracles.matching(law, gammas, x0))[0]
+
+    found = gradient(schedule.init(jax.random.key(0)), keys(n))
+    for name, values in found.items():
+        expected = (exact(**{name: 1e-4}) - exact(**{name: -1e-4})) / 2e-4
+        error = oracles.standard_error(values)
+        assert abs(expected) > 10 * error, name
+        assert abs(np.mean(values, dtype=np.float64) - expected) < 4 * error, name
+
+
+@pytest.mark.parametrize("timesteps", [5, None])
+def test_gradient_of_the_bound_reaches_every_parameter_of_a_learned_curve(timesteps):
+    schedule = SCHEDULES["learned_monotone"](gamma_min=-5.0, gamma_max=3.0, hidden=4)
+    x0 = jnp.asarray(oracles.gaussian((3,)).sample(0, 64), jnp.float32)
+
+    @jit
+    @jax.grad
+    def gradient(params):
+        def one(x, key):
+            return negative_elbo(
+                lambda xt, gamma_t: xt,
+                x,
+                key,
+                schedule=schedule,
+                schedule_params=params,
+                timesteps=timesteps,
+            ).total
+
+        return jnp.mean(jax.vmap(one)(x0, keys(64)))
+
+    found = gradient(schedule.init(jax.random.key(0)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        assert np.all(np.isfinite(leaf)), path
+        assert np.all(np.abs(leaf) > 0), path
+
+
+def test_probe_is_where_the_marginal_says_and_its_interval_ends_on_the_grid():
+    schedule, T = linear(), 7
+    x0 = jnp.asarray([0.5, -0.25])
+    for i, t in enumerate((np.arange(T) + 0.999) / T):
+        at = probe(
+            jax.random.key(i),
+            x0,
+            jnp.float32(t),
+            schedule=schedule,
+            schedule_params=None,
+            timesteps=T,
+        )
+        np.testing.assert_allclose(at.interval.gamma_t, schedule.gamma(None, (i + 1) / T), rtol=1e-6)
+        np.testing.assert_allclose(at.interval.gamma_s, schedule.gamma(None, i / T), rtol=1e-6)
+        np.testing.assert_allclose(at.rate, T * np.expm1(np.float64(at.interval.delta)), rtol=1e-6)
+        signal = np.sqrt(oracles.expit(-np.float64(at.interval.gamma_t)))
+        noise = np.sqrt(oracles.expit(np.float64(at.interval.gamma_t)))
+        np.testing.assert_allclose(at.xt, signal * x0 + noise * at.eps, rtol=1e-5)

@@ -23,21 +23,21 @@ from vdm_jax.gaussian import cross_entropy, kl, standard_normal
 from vdm_jax.likelihoods import LIKELIHOODS, Likelihood
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, regression_target, to_x0
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
-from vdm_jax.typing import Data, Key, Params, Real, Scalar
+from vdm_jax.typing import Data, Key, Params, Real, Reals, Scalar
 
 Denoise = Callable[[Data, Scalar], Data]
 """(xt, gamma_t) -> F, for one example."""
 
 
 class Elbo(NamedTuple):
-    """The parts of −ELBO in nats; −ELBO is their sum."""
+    """The parts of −ELBO in nats; −ELBO is their sum. Scalars of one example, or [B] of a batch."""
 
-    reconstruction: Scalar
-    matching: Scalar
-    prior: Scalar
+    reconstruction: Reals
+    matching: Reals
+    prior: Reals
 
     @property
-    def total(self) -> Scalar:
+    def total(self) -> Reals:
         return self.reconstruction + self.matching + self.prior
 
 

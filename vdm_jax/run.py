@@ -23,14 +23,14 @@ from vdm_jax.config import difference, to_dict
 from vdm_jax.data import Dataset, eval_batches, level_counts, load_dataset, train_batches
 from vdm_jax.models import MODELS, Model, Statistics
 from vdm_jax.models.statistics import fit_statistics, load_statistics, save_statistics
-from vdm_jax.train.checkpoint import CheckpointStore
-from vdm_jax.train.evaluate import Evaluation, evaluate, make_evaluator
-from vdm_jax.train.logs import MetricsLog, read_metrics
-from vdm_jax.train.loop import fit
-from vdm_jax.train.optimizer import make_optimizer
-from vdm_jax.train.pictures import loss_curve, sample_grid
-from vdm_jax.train.state import TrainState, init_state
-from vdm_jax.train.step import make_step
+from vdm_jax.training.checkpoint import CheckpointStore
+from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
+from vdm_jax.training.logs import MetricsLog, read_metrics
+from vdm_jax.training.loop import fit
+from vdm_jax.training.optimizer import make_optimizer
+from vdm_jax.training.pictures import loss_curve, sample_grid
+from vdm_jax.training.state import TrainState, init_state
+from vdm_jax.training.step import make_step
 from vdm_jax.typing import Array, Key
 
 STREAMS = {"params": 0, "train": 1, "evaluate": 2, "sample": 3}
@@ -135,7 +135,7 @@ def train(config: Any, workdir: str | Path, *, say: Callable[[str], None] = prin
 
     path = workdir / "statistics.npz"
     if not path.exists():
-        sample = dataset.train.images[np.arange(min(512, len(dataset.train.images)))]
+        sample = dataset.train.images[np.arange(min(1024, len(dataset.train.images)))]
         save_statistics(path, fit_statistics(counts, sample, base=plain["model"].get("base")))
     statistics = load_statistics(path)
     model = build_model(plain, statistics)

@@ -1,5 +1,6 @@
 """What a model may know of its training split before training: fitted once, kept beside the run."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from vdm_jax.build import build
 from vdm_jax.likelihoods import level_values
 from vdm_jax.models.model import Statistics
 
-RESIDUAL_SAMPLE = 512
+RESIDUAL_VALUES = 2**16  # pixels whose error is measured: 1 % of its root mean square
 RESIDUAL_GAMMAS = np.linspace(-20.0, 12.0, 65)
 
 
@@ -21,7 +22,7 @@ def fit_statistics(counts: np.ndarray, sample: np.ndarray, *, base: Any = None) 
 
     Args:
       counts: int [*d, K], how often each level occurs at each position of the training split.
-      sample: integers [n, *d] of the training split; the first 512 measure the error of the base.
+      sample: integers [n, *d] of the training split, to measure the error of the base on.
       base: spec of the base whose error is to be measured; None measures none.
 
     A level never seen at a position gets 1/K of one count, so that no test image is impossible.
@@ -42,7 +43,8 @@ def fit_statistics(counts: np.ndarray, sample: np.ndarray, *, base: Any = None) 
     built = build(BASES, base, "model.base", **fitted._asdict())
     if not built.informative:  # its deviation is known in closed form
         return fitted
-    x0 = jnp.asarray(values[sample[:RESIDUAL_SAMPLE].astype(np.int64)], jnp.float32)
+    few = sample[: max(1, RESIDUAL_VALUES // math.prod(fitted.shape))]
+    x0 = jnp.asarray(values[few.astype(np.int64)], jnp.float32)
     residual = measure_residual(built, x0, jax.random.key(0), RESIDUAL_GAMMAS)
     return fitted._replace(residual=residual)
 

@@ -25,6 +25,20 @@ def norm(x, name: str):
     return nn.GroupNorm(num_groups=groups, dtype=jnp.float32, name=name)(x).astype(x.dtype)
 
 
+def to_patches(x, size: int):
+    """[B, H, W, C] as [B, H/size, W/size, size²·C]: pixels of a patch become channels."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    return x.swapaxes(2, 3).reshape(batch, height // size, width // size, size**2 * channels)
+
+
+def from_patches(x, size: int):
+    """The inverse of `to_patches`."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, size, size, channels // size**2).swapaxes(2, 3)
+    return x.reshape(batch, height * size, width * size, channels // size**2)
+
+
 class ResnetBlock(nn.Module):
     """norm, silu, conv, + condition, norm, silu, dropout, zero conv, + shortcut."""
 
@@ -74,6 +88,7 @@ class UNetModule(nn.Module):
     attention: tuple[int, ...]
     dropout: float
     fourier: tuple[int, int] | None
+    patch: int
     dtype: str
 
     def condition(self, gamma_t):
@@ -98,7 +113,7 @@ class UNetModule(nn.Module):
         inputs = [xt] if extra is None else [xt, extra]
         if self.fourier is not None:
             inputs.append(fourier_features(xt, first=self.fourier[0], last=self.fourier[1]))
-        h = jnp.concatenate([part.astype(self.dtype) for part in inputs], -1)
+        h = to_patches(jnp.concatenate([part.astype(self.dtype) for part in inputs], -1), self.patch)
         h = nn.Conv(self.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(h)
 
         last = len(self.channels) - 1
@@ -124,8 +139,9 @@ class UNetModule(nn.Module):
                 h = nn.Conv(channels, (3, 3), dtype=self.dtype, name=f"up_{level}")(h)
 
         h = nn.silu(norm(h, "norm_out").astype(jnp.float32))
-        h = nn.Conv(xt.shape[-1], (3, 3), kernel_init=ZEROS, dtype=jnp.float32, name="conv_out")(h)
-        return h.astype(xt.dtype)
+        channels = xt.shape[-1] * self.patch**2
+        h = nn.Conv(channels, (3, 3), kernel_init=ZEROS, dtype=jnp.float32, name="conv_out")(h)
+        return from_patches(h, self.patch).astype(xt.dtype)
 
 
 def vdm_unet(
@@ -155,6 +171,7 @@ def unet(
     attention: tuple[int, ...] = (),
     dropout: float = 0.0,
     fourier: tuple[int, int] | None = None,
+    patch: int = 1,
     dtype: str = "float32",
 ) -> Network:
     """Strided U-Net: each entry of `channels` is a level at half the resolution of the one before.
@@ -164,6 +181,7 @@ def unet(
       blocks: residual blocks of a level on the way down (one more on the way up).
       attention: levels with attention after every block; the middle always has it.
       dropout, fourier, dtype: as in `vdm_unet`.
+      patch: side of the square of pixels that the network sees as one position; divides H and W.
     """
     module = UNetModule(
         channels=tuple(channels),
@@ -171,6 +189,7 @@ def unet(
         attention=tuple(attention),
         dropout=dropout,
         fourier=None if fourier is None else (fourier[0], fourier[1]),
+        patch=patch,
         dtype=dtype,
     )
     return from_linen(module)

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vdm_jax.train.checkpoint import CheckpointStore
-from vdm_jax.train.logs import MetricsLog
-from vdm_jax.train.state import TrainState
-from vdm_jax.train.step import Step
+from vdm_jax.training.checkpoint import CheckpointStore
+from vdm_jax.training.logs import MetricsLog
+from vdm_jax.training.state import TrainState
+from vdm_jax.training.step import Step
 from vdm_jax.typing import Batch
 
 

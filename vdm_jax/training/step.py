@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vdm_jax.train.state import TrainState
+from vdm_jax.training.state import TrainState
 from vdm_jax.typing import Array, Key, Params
 
 Loss = Callable[[Params, Key, Any], tuple[Array, dict[str, Array]]]

@@ -1,0 +1,177 @@
+"""Decoders: K levels sum to one, densities are SciPy's, data go in and come out unchanged, eq. (12)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import log_ndtr, logsumexp
+
+from vdm_jax.diffusion import alpha, sigma
+from vdm_jax.likelihoods import LIKELIHOODS, Likelihood, level_values
+
+DISCRETE = [name for name in LIKELIHOODS if name != "gaussian"]
+KS = [2, 17, 256]
+GAMMAS = [-13.3, -5.0, 0.0]
+EXTREMES = [-60.0, -20.0, -13.3, 0.0, 5.0, 20.0, 60.0]
+seeds = st.integers(0, 2**32 - 1)
+
+
+def over_levels(likelihood: Likelihood):
+    """log p of every level, [n, K], at latents and predictions [n]."""
+
+    @jax.jit
+    def table(latent, x0_hat, gamma_0):
+        x = jnp.arange(likelihood.levels)
+        over_x = jax.vmap(likelihood.log_prob, (0, None, None, None))
+        return jax.vmap(over_x, (None, 0, 0, None))(x, latent, x0_hat, gamma_0)
+
+    return table
+
+
+@pytest.mark.parametrize("levels", KS)
+@pytest.mark.parametrize("name", DISCRETE)
+def test_levels_sum_to_one(name, levels):
+    """Inside the range and beyond it, in both precisions."""
+    table = over_levels(LIKELIHOODS[name](levels=levels))
+    points = np.linspace(-1.3, 1.3, 53)
+    for x64, atol in ((True, 1e-10), (False, 1e-3)):
+        with jax.enable_x64(x64):
+            for gamma_0 in GAMMAS:
+                x = jnp.asarray(points, float)
+                log_mass = np.asarray(table(x, x[::-1], jnp.asarray(gamma_0)), np.float64)
+                assert log_mass.shape == (53, levels)
+                np.testing.assert_allclose(logsumexp(log_mass, axis=1), 0, atol=atol)
+
+
+@pytest.mark.parametrize("gamma_0", GAMMAS)
+def test_softmax_is_bayes_rule(gamma_0):
+    """The exact posterior of equally likely levels given x_{t=0} ~ N(α_0 ℓ, σ_0²)."""
+    with jax.enable_x64(True):
+        latent = np.linspace(-1.1, 1.1, 7)
+        found = over_levels(LIKELIHOODS["softmax"](levels=17))
+        joint = scipy.stats.norm.logpdf(
+            latent[:, None], alpha(gamma_0) * level_values(17), sigma(gamma_0)
+        )
+        expected = joint - logsumexp(joint, axis=1, keepdims=True)
+        table = found(jnp.asarray(latent), jnp.asarray(latent), jnp.asarray(gamma_0))
+        np.testing.assert_allclose(table, expected, rtol=1e-9, atol=1e-9)
+
+
+def bin_masses(x0_hat, deviation, levels):
+    """log of the normal mass of every bin, in the tail where log Φ keeps its digits."""
+    edges = (np.linspace(-1, 1, levels + 1)[None, :] - x0_hat[:, None]) / deviation
+    edges[:, 0], edges[:, -1] = -np.inf, np.inf
+    low, high = edges[:, :-1], edges[:, 1:]
+    right = low + high > 0
+    low, high = np.where(right, -high, low), np.where(right, -low, high)
+    return log_ndtr(high) + np.log1p(-np.exp(log_ndtr(low) - log_ndtr(high)))
+
+
+@pytest.mark.parametrize("levels", KS)
+@pytest.mark.parametrize("gamma_0", GAMMAS)
+def test_discretized_gaussian_is_the_mass_of_each_bin(levels, gamma_0):
+    """Down to log-probabilities of −10⁶, in float64 and in float32."""
+    table = over_levels(LIKELIHOODS["discretized_gaussian"](levels=levels))
+    points = np.linspace(-1.3, 1.3, 11).astype(np.float32)
+    expected = bin_masses(points.astype(float), float(sigma(gamma_0)), levels)
+    found = table(jnp.asarray(points), jnp.asarray(points), jnp.asarray(gamma_0))
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+    with jax.enable_x64(True):
+        expected = bin_masses(points.astype(float), float(sigma(gamma_0)), levels)
+        points = jnp.asarray(points, float)
+        found = table(points, points, jnp.asarray(gamma_0))
+        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+
+
+@given(seed=seeds, gamma_0=st.floats(-13.3, 5), shape=st.sampled_from([(), (2, 3)]))
+def test_gaussian_is_scipys(seed, gamma_0, shape):
+    with jax.enable_x64(True):
+        x, latent = np.random.default_rng(seed).normal(size=(2, *shape))
+        mean, deviation = latent / alpha(gamma_0), sigma(gamma_0) / alpha(gamma_0)
+        expected = scipy.stats.norm.logpdf(x, mean, deviation).sum()
+        likelihood = LIKELIHOODS["gaussian"]()
+        arguments = jnp.asarray(x), jnp.asarray(latent), None, jnp.asarray(gamma_0)
+        np.testing.assert_allclose(likelihood.log_prob(*arguments), expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256, 1000])
+@pytest.mark.parametrize("name", DISCRETE)
+def test_levels_round_trip(name, levels):
+    likelihood = LIKELIHOODS[name](levels=levels)
+    assert likelihood.levels == levels
+    x = np.arange(levels).astype(np.uint8 if levels <= 256 else np.int32)
+    x0 = likelihood.encode(x)
+    assert x0.dtype == jnp.float32
+    np.testing.assert_allclose(x0, level_values(levels), atol=1e-7)
+    for shift in (-0.9 / levels, 0.0, 0.9 / levels):  # within the bin
+        decoded = likelihood.decode(x0 + shift)
+        np.testing.assert_array_equal(decoded, x)
+        assert decoded.dtype == x.dtype
+    # beyond the range: the outer levels
+    ends = likelihood.decode(jnp.asarray([-7.0, -1.0, 1.0, 7.0]))
+    np.testing.assert_array_equal(ends, [0, 0, levels - 1, levels - 1])
+
+
+def test_continuous_data_stay_as_they_are():
+    likelihood = LIKELIHOODS["gaussian"]()
+    x = jnp.asarray([-3.0, 0.25, 17.0])
+    assert likelihood.levels is None
+    np.testing.assert_array_equal(likelihood.encode(x), x)
+    np.testing.assert_array_equal(likelihood.decode(x), x)
+    assert likelihood.encode(np.arange(3)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 3), np.float32), np.zeros((2, 3), bool), 0.5])
+@pytest.mark.parametrize("name", DISCRETE)
+def test_floats_are_refused_where_levels_are_expected(name, x):
+    likelihood = LIKELIHOODS[name](levels=17)
+    found = rf"{name}.*integers 0\.\.16, found {np.asarray(jnp.asarray(x)).dtype} of shape"
+    with pytest.raises(TypeError, match=found):
+        likelihood.encode(x)
+    latent = jnp.zeros(np.shape(x))
+    with pytest.raises(TypeError, match=found):
+        likelihood.log_prob(x, latent, latent, jnp.zeros(()))
+
+
+@pytest.mark.parametrize("levels", [1, 0, -4])
+@pytest.mark.parametrize("name", DISCRETE)
+def test_fewer_than_two_levels_are_refused(name, levels):
+    with pytest.raises(ValueError, match=f"levels must be at least 2, found {levels}"):
+        LIKELIHOODS[name](levels=levels)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_denoised_says_which_input_is_read(name):
+    likelihood = LIKELIHOODS[name]()
+    x = jnp.asarray([3, 200, 17]) if likelihood.levels else jnp.asarray([0.1, 0.2, 0.3])
+    point = likelihood.encode(x) + 0.01
+
+    def total(latent, x0_hat):
+        return likelihood.log_prob(x, latent, x0_hat, jnp.asarray(-5.0))
+
+    by_latent, by_x0_hat = jax.grad(total, (0, 1))(point, point)
+    assert np.any(by_x0_hat != 0) == likelihood.denoised
+    assert np.any(by_latent != 0) != likelihood.denoised
+    if not likelihood.denoised:
+        assert likelihood.log_prob(x, point, None, jnp.asarray(-5.0)) == total(point, point)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_values_and_gradients_are_finite_at_extremes(name):
+    """Right, next to right and as wrong as can be; the outer levels and an inner one."""
+    likelihood = LIKELIHOODS[name]()
+    levels = jnp.asarray([0, 1, 100, 254, 255])
+    x = levels if likelihood.levels else levels / 255.0
+    x0 = likelihood.encode(x)
+
+    def total(gamma_0, latent, x0_hat):
+        return likelihood.log_prob(x, alpha(gamma_0) * latent, x0_hat, gamma_0)
+
+    run = jax.value_and_grad(total, (0, 1, 2))
+    run = jax.vmap(jax.vmap(run, (0, None, None)), (None, 0, 0))
+    points = jnp.stack([x0, x0 + 0.01, -x0, x0[::-1]])
+    for leaf in jax.tree.leaves(jax.jit(run)(jnp.asarray(EXTREMES), points, points)):
+        assert np.isfinite(leaf).all()

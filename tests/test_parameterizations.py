@@ -1,0 +1,242 @@
+"""Five rows of two numbers: what they mean, and the exact weight that makes each loss the bound, eq. (13)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vdm_jax.diffusion import Interval, alpha, data_interval, marginal, posterior, sigma
+from vdm_jax.gaussian import kl
+from vdm_jax.parameterizations import (
+    PARAMETERIZATIONS,
+    exact_weight,
+    from_x0,
+    regression_target,
+    snr_weight,
+    stacked,
+    to_x0,
+)
+from vdm_jax.schedules import SCHEDULES, interval
+
+ROWS = {name: factory() for name, factory in PARAMETERIZATIONS.items()}
+SHAPES = [(), (3,), (2, 3)]
+EXTREMES = [-60.0, -20.0, -13.3, 0.0, 5.0, 20.0, 60.0]
+BETAS = np.linspace(1e-4, 0.02, 1000)
+shapes = st.sampled_from(SHAPES)
+seeds = st.integers(0, 2**32 - 1)
+# multiples of 2^−14, so that γ_s, Δ and γ_t = γ_s + Δ are all exact in float32
+gammas = st.integers(-13 * 2**14, 5 * 2**14).map(lambda n: n / 2**14)
+
+
+def widths(smallest: int):
+    return st.tuples(st.integers(1, 15), st.integers(smallest, -1)).map(
+        lambda n: n[0] * 2.0 ** n[1]
+    )
+
+
+def step(gamma_s, delta) -> Interval:
+    return Interval(*(jnp.asarray(x, float) for x in (gamma_s, gamma_s + delta, delta)))
+
+
+def draw(seed, shape, n):
+    values = np.random.default_rng(seed).normal(size=(n, *shape)).astype(np.float32)
+    return [jnp.asarray(x, float) for x in values]
+
+
+@jax.jit
+def losses(x0, eps, F, step):
+    """exact_weight ‖F − target‖² of every row."""
+    return {
+        name: exact_weight(step, row(step))
+        * jnp.sum(jnp.square(F - regression_target(x0, eps, row.target(step))))
+        for name, row in ROWS.items()
+    }
+
+
+@jax.jit
+def divergences(x0, eps, F, step):
+    """KL of the two posteriors, to x_0 and to the x̂_0 that F means in every row."""
+    xt = alpha(step.gamma_t) * x0 + sigma(step.gamma_t) * eps
+    q = posterior(xt, x0, step)
+    return {name: kl(q, posterior(xt, to_x0(F, xt, row(step)), step)) for name, row in ROWS.items()}
+
+
+@given(shape=shapes, seed=seeds, gamma_s=gammas, delta=widths(-12))
+def test_weighted_errors_are_the_divergence_in_float64(shape, seed, gamma_s, delta):
+    with jax.enable_x64(True):
+        x0, eps, F = draw(seed, shape, 3)
+        found = losses(x0, eps, F, step(gamma_s, delta))
+        expected = divergences(x0, eps, F, step(gamma_s, delta))
+        for name in ROWS:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-10, err_msg=name)
+
+
+@given(shape=shapes, seed=seeds, gamma_s=gammas, delta=widths(-14))
+def test_weighted_errors_are_the_divergence_in_float32(shape, seed, gamma_s, delta):
+    """The loss in float32; the divergence, a difference of two means, in float64 of the same numbers."""
+    found = losses(*draw(seed, shape, 3), step(gamma_s, delta))
+    with jax.enable_x64(True):
+        expected = divergences(*draw(seed, shape, 3), step(gamma_s, delta))
+    for name in ROWS:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, err_msg=name)
+
+
+def weights_of(row, steps):
+    return jax.vmap(lambda at: exact_weight(at, row(at)))(steps)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_weights_are_accurate_for_every_number_of_steps(name):
+    """In float32, against float64 at the very same times.
+
+    `eps` sees Δ alone. The others contain e^{±γ}, and γ near −13 is itself rounded to 10⁻⁶ in float32.
+    """
+    schedule = SCHEDULES[name](**({"betas": BETAS} if name == "from_betas" else {}))
+    params = schedule.init(jax.random.key(0))
+
+    @jax.jit
+    def weights(params, s, t):
+        steps = interval(schedule, params, s, t)
+        return {name: weights_of(row, steps) for name, row in ROWS.items()}
+
+    for timesteps in (1, 10, 10**3, 10**5, 10**7):
+        i = np.unique(np.geomspace(1, timesteps, 400).astype(np.int64))
+        i = np.resize(np.concatenate([i, timesteps + 1 - i]), 800).astype(np.float32)
+        s, t = (i - 1) / np.float32(timesteps), i / np.float32(timesteps)
+        found = weights(params, s, t)
+        with jax.enable_x64(True):
+            params64 = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
+            exact = weights(params64, s.astype(np.float64), t.astype(np.float64))
+        for row in ROWS:
+            rtol = 1e-6 if row == "eps" else 5e-6
+            message = f"{row}, T = {timesteps}"
+            np.testing.assert_allclose(found[row], exact[row], rtol=rtol, err_msg=message)
+
+
+@given(gamma_s=gammas, delta=widths(-12))
+def test_weights_of_every_space(gamma_s, delta):
+    """The closed forms of the table in docs/equations.md §4, in units of the rate expm1(Δ)."""
+    with jax.enable_x64(True):
+        at = step(gamma_s, delta)
+        gamma_t, rate = gamma_s + delta, np.expm1(delta)
+        variance_s, variance_t = 1 / (1 + np.exp(-gamma_s)), 1 / (1 + np.exp(-gamma_t))
+        expected = {
+            "x0": rate * np.exp(-gamma_t),
+            "eps": rate,
+            "v": rate * (1 - variance_t),
+            "score": rate * variance_t,
+            "mean": 1 / (variance_s * -np.expm1(-delta)),
+        }
+        assert set(expected) == set(ROWS)
+        for name, row in ROWS.items():
+            weight = exact_weight(at, row(at))
+            np.testing.assert_allclose(weight, 0.5 * expected[name], rtol=1e-10, err_msg=name)
+            snr = np.exp(-gamma_t) * row(at).out ** 2
+            np.testing.assert_allclose(snr_weight(at, row(at)), snr, rtol=1e-12, err_msg=name)
+
+
+@given(shape=shapes, seed=seeds, gamma_s=gammas, delta=widths(-12))
+def test_targets_mean_the_data(shape, seed, gamma_s, delta):
+    """The target is (x_0 − skip·x_t)/out, and it means x_0."""
+    with jax.enable_x64(True):
+        x0, eps = draw(seed, shape, 2)
+        at = step(gamma_s, delta)
+        xt = alpha(at.gamma_t) * x0 + sigma(at.gamma_t) * eps
+        for name, row in ROWS.items():
+            mix, target = row(at), regression_target(x0, eps, row.target(at))
+            # what is subtracted here may be far larger than what is left
+            atol = 1e-14 * float(jnp.max(jnp.abs(mix.skip * xt)) + 1)
+            naive = (x0 - mix.skip * xt) / mix.out
+            np.testing.assert_allclose(target, naive, 1e-10, atol / abs(mix.out), err_msg=name)
+            np.testing.assert_allclose(to_x0(target, xt, mix), x0, 1e-10, atol, err_msg=name)
+            F = from_x0(x0, xt, mix)
+            np.testing.assert_allclose(to_x0(F, xt, mix), x0, 1e-10, atol, err_msg=name)
+
+
+@given(seed=seeds, gamma_s=gammas, delta=widths(-12))
+def test_targets_are_what_their_names_say(seed, gamma_s, delta):
+    with jax.enable_x64(True):
+        x0, eps = draw(seed, (3,), 2)
+        at = step(gamma_s, delta)
+        a, b = alpha(at.gamma_t), sigma(at.gamma_t)
+        xt = a * x0 + b * eps
+        expected = {
+            "x0": x0,
+            "eps": eps,
+            "v": a * eps - b * x0,
+            "score": jax.grad(lambda x: marginal(x0, at.gamma_t).log_prob(x))(xt),
+            "mean": posterior(xt, x0, at).mean,
+        }
+        assert set(expected) == set(ROWS)
+        for name, row in ROWS.items():
+            target = regression_target(x0, eps, row.target(at))
+            # the score is computed from the difference x_t − α x_0
+            np.testing.assert_allclose(target, expected[name], 1e-9, 1e-12 / b**2, err_msg=name)
+
+
+def test_stacked_rows_are_the_single_ones():
+    """One vmapped call over a traced index: the same numbers, losses and x̂_0."""
+    at = step(-3.0, 0.5)
+    x0, eps, F = draw(0, (2, 3), 3)
+    xt = alpha(at.gamma_t) * x0 + sigma(at.gamma_t) * eps
+    rows = list(ROWS.values())
+
+    def run(row):
+        mix, target = row(at), regression_target(x0, eps, row.target(at))
+        return mix, target, to_x0(F, xt, mix), exact_weight(at, mix)
+
+    together = jax.jit(jax.vmap(lambda i: run(stacked(rows, i))))(jnp.arange(len(rows)))
+    for i, row in enumerate(rows):
+        one = jax.tree.map(lambda values, i=i: values[i], together)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, run(row))
+    index = jnp.asarray(0)
+    assert not stacked(rows, index).continuous
+    assert stacked([ROWS["x0"], ROWS["v"]], index).continuous
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_continuous_rows_have_a_limit(name):
+    row, at = ROWS[name], step(-3.0, 0.0)
+    finite = bool(np.all(np.isfinite([*row(at), *row.target(at)])))
+    assert finite is row.continuous
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_last_step_reads_the_same_data(name):
+    """Over the interval to the data every row is finite and its target still means x_0."""
+    row, at = ROWS[name], data_interval(jnp.asarray(-13.3))
+    x0, eps = draw(1, (3,), 2)
+    xt = alpha(at.gamma_t) * x0 + sigma(at.gamma_t) * eps
+    x0_hat = to_x0(regression_target(x0, eps, row.target(at)), xt, row(at))
+    np.testing.assert_allclose(x0_hat, x0, rtol=1e-5, atol=1e-6)
+
+
+@jax.jit
+def values_and_slopes(gamma_t, delta, x0, eps, net):
+    """Numbers, x̂_0, targets and losses of every row, and their gradients in γ_s, γ_t, Δ, x_0, ε, F."""
+
+    def total(row, gamma_s, gamma_t, delta, x0, eps, net):
+        at = Interval(gamma_s, gamma_t, delta)
+        mix, target = row(at), regression_target(x0, eps, row.target(at))
+        xt = alpha(gamma_t) * x0 + sigma(gamma_t) * eps
+        loss = exact_weight(at, mix) * jnp.sum(jnp.square(target - net))
+        return loss + snr_weight(at, mix), (mix, target, to_x0(net, xt, mix))
+
+    def run(row):
+        both = jax.value_and_grad(lambda *x: total(row, *x), tuple(range(6)), has_aux=True)
+        over = jax.vmap(both, in_axes=(0, 0, None, None, None, None))
+        return over(gamma_t - delta, gamma_t, delta, x0, eps, net)
+
+    return {name: run(row) for name, row in ROWS.items()}
+
+
+@pytest.mark.parametrize("delta", [1e-4, 0.5, 20.0])
+def test_values_and_gradients_are_finite_at_extremes(delta):
+    x = jnp.asarray([0.9, -0.4, 0.1])
+    found = values_and_slopes(jnp.asarray(EXTREMES), jnp.asarray(delta), x, x[::-1], 0.5 * x)
+    assert set(found) == set(ROWS)
+    for name, values in found.items():
+        for leaf in jax.tree.leaves(values):
+            assert np.isfinite(leaf).all(), name

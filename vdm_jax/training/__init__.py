@@ -1,0 +1,1 @@
+"""Training, evaluation and their records: know a `Model` and a batch, and nothing about diffusion."""
