@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import norm
 
 from vdm_jax.diffusion import Interval
 from vdm_jax.parameterizations import regression_target
@@ -160,15 +161,30 @@ def ends(first: float, last: float, x0: np.ndarray) -> tuple[np.ndarray, np.ndar
     return reconstruction, prior
 
 
-def chain_law(law: Law, gammas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of x_{t=0} when x_{t=1} ~ N(0, I) runs down the ancestral chain, eq. (19)."""
+def ancestral_step(s: float, t: float) -> tuple[float, float, float]:
+    """x_s = keep · x_t + new · x̂_0 + noise of that variance, eq. (19)."""
+    keep = np.sqrt(expit(-s) / expit(-t)) * np.exp(s - t)
+    return keep, -np.sqrt(expit(-s)) * np.expm1(s - t), -expit(s) * np.expm1(s - t)
+
+
+def ddim_step(s: float, t: float) -> tuple[float, float, float]:
+    """The same for eq. (20), from x_s = α_s x̂_0 + σ_s (x_t − α_t x̂_0)/σ_t."""
+    keep = np.sqrt(expit(s) / expit(t))
+    return keep, np.sqrt(expit(-s)) - keep * np.sqrt(expit(-t)), 0.0
+
+
+STEPS = {"ancestral": ancestral_step, "ddim": ddim_step}
+
+
+def chain_law(law: Law, gammas: np.ndarray, step=ancestral_step) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of x_{t=0} when x_{t=1} ~ N(0, I) runs down a chain."""
     mean, variance = np.zeros_like(law.means[0]), np.ones_like(law.means[0])
     for s, t in reversed(list(zip(gammas[:-1], gammas[1:], strict=True))):
         offset, gain = affine(law, t)
-        new = -np.sqrt(expit(-s)) * np.expm1(s - t)
-        slope = np.sqrt(expit(-s) / expit(-t)) * np.exp(s - t) + new * gain
+        keep, new, noise = step(s, t)
+        slope = keep + new * gain
         mean = slope * mean + new * offset
-        variance = slope**2 * variance - expit(s) * np.expm1(s - t)
+        variance = slope**2 * variance + noise
     return mean, variance
 
 
@@ -197,17 +213,32 @@ def printed_excess(law: Law, gammas: np.ndarray) -> float:
     before = np.inf
     for s, t in zip(gammas[:-1], gammas[1:], strict=True):
         _, gain = affine(law, t)
-        ratio = np.sqrt(expit(-t) / expit(-s))
-        slope = np.exp(s - t) / ratio - np.sqrt(expit(-s)) * np.expm1(s - t) * gain
+        keep, new, _ = ancestral_step(s, t)
+        slope, ratio = keep + new * gain, np.sqrt(expit(-t) / expit(-s))
         # both variances carry σ_s²
         total += np.sum(slope * ratio * np.expm1(-before) / np.expm1(s - t))
         before = t - s
     return float(total)
 
 
+def marginal_cdf(law: Law, gamma: float, xt: np.ndarray) -> np.ndarray:
+    """P(x_t ≤ xt) of a one-dimensional law; the probability flow keeps it."""
+    signal, noise = np.sqrt(expit(-gamma)), expit(gamma)
+    each = (
+        w * norm.cdf(xt, signal * m, np.sqrt(signal**2 * v + noise))
+        for w, m, v in zip(*law, strict=True)
+    )
+    return sum(each)
+
+
 def expit(x):
     """The logistic function in NumPy."""
     return np.exp(-np.logaddexp(0, -x))
+
+
+def float64(tree):
+    """The leaves as NumPy arrays."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
 def standard_error(values) -> np.ndarray:

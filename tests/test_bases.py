@@ -57,6 +57,13 @@ def posterior_mean(xt, gamma_t, log_counts):
     return result
 
 
+def estimator(base: Base):
+    return jax.jit(lambda xt, gamma_t: base.estimate(xt, gamma_t, UNUSED[0]))
+
+
+estimate = {name: estimator(make(name)) for name in ("levels", "histogram")}
+
+
 @pytest.mark.parametrize("name", ["levels", "histogram"])
 @given(seed=seeds, gamma_t=st.floats(-13.3, 10))
 def test_discrete_bases_are_posterior_means(name, seed, gamma_t):
@@ -67,12 +74,6 @@ def test_discrete_bases_are_posterior_means(name, seed, gamma_t):
         found = estimate[name](xt, jnp.asarray(gamma_t))
         expected = posterior_mean(np.asarray(xt), gamma_t, prior)
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
-
-
-estimate = {
-    name: jax.jit(lambda xt, gamma_t, base=make(name): base.estimate(xt, gamma_t, UNUSED[0]))
-    for name in ("levels", "histogram")
-}
 
 
 @jax.jit

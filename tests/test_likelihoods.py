@@ -37,13 +37,14 @@ def test_levels_sum_to_one(name, levels):
     """Inside the range and beyond it, in both precisions."""
     table = over_levels(LIKELIHOODS[name](levels=levels))
     points = np.linspace(-1.3, 1.3, 53)
-    for x64, atol in ((True, 1e-10), (False, 1e-3)):
+    for x64, atol in ((True, 1e-10), (False, 1e-5)):
         with jax.enable_x64(x64):
             for gamma_0 in GAMMAS:
                 x = jnp.asarray(points, float)
                 log_mass = np.asarray(table(x, x[::-1], jnp.asarray(gamma_0)), np.float64)
                 assert log_mass.shape == (53, levels)
                 np.testing.assert_allclose(logsumexp(log_mass, axis=1), 0, atol=atol)
+                assert np.all(log_mass <= 0)
 
 
 @pytest.mark.parametrize("gamma_0", GAMMAS)
@@ -78,7 +79,7 @@ def test_discretized_gaussian_is_the_mass_of_each_bin(levels, gamma_0):
     points = np.linspace(-1.3, 1.3, 11).astype(np.float32)
     expected = bin_masses(points.astype(float), float(sigma(gamma_0)), levels)
     found = table(jnp.asarray(points), jnp.asarray(points), jnp.asarray(gamma_0))
-    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     with jax.enable_x64(True):
         expected = bin_masses(points.astype(float), float(sigma(gamma_0)), levels)
         points = jnp.asarray(points, float)
@@ -105,7 +106,7 @@ def test_levels_round_trip(name, levels):
     x = np.arange(levels).astype(np.uint8 if levels <= 256 else np.int32)
     x0 = likelihood.encode(x)
     assert x0.dtype == jnp.float32
-    np.testing.assert_allclose(x0, level_values(levels), atol=1e-7)
+    np.testing.assert_allclose(x0, level_values(levels), atol=2e-7)
     for shift in (-0.9 / levels, 0.0, 0.9 / levels):  # within the bin
         decoded = likelihood.decode(x0 + shift)
         np.testing.assert_array_equal(decoded, x)

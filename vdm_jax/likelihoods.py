@@ -48,16 +48,17 @@ def level_values(levels: int) -> np.ndarray:
 
 def softmax(*, levels: int = 256) -> Likelihood:
     """Normalised Gaussian scores over the K levels; no parameters."""
-    values = level_values(levels)
 
     def log_prob(x, latent, x0_hat, gamma_0):
         del x0_hat
         mean = latent / alpha(gamma_0)
-        scale = jnp.exp(-0.5 * gamma_0)  # √SNR_0
-        level = jnp.asarray(values, mean.dtype).reshape((1,) * mean.ndim + (-1,))
-        scores = -0.5 * jnp.square((mean[..., None] - level) * scale)
-        own = -0.5 * jnp.square((mean - encode(x)) * scale)
-        return jnp.sum(own - jax.nn.logsumexp(scores, -1))
+        own = _as_levels(x, levels, "softmax").astype(mean.dtype)[..., None]
+        level = jnp.arange(levels, dtype=mean.dtype).reshape((1,) * mean.ndim + (-1,))
+        # score minus own score as a product: a difference of two squares, each far larger, would not
+        # sum to one over the levels in float32
+        middle = (level + own + 1) / levels - 1
+        scores = jnp.exp(-gamma_0) * (mean[..., None] - middle) * (level - own) * (2 / levels)
+        return -jnp.sum(jax.nn.logsumexp(scores, -1))
 
     encode, decode = _level_codec(levels, "softmax")
     return Likelihood(encode, decode, log_prob, denoised=False, levels=levels)
@@ -94,16 +95,20 @@ def gaussian() -> Likelihood:
     return Likelihood(as_float, lambda x0: x0, log_prob, denoised=False, levels=None)
 
 
+def _as_levels(x: Any, levels: int, name: str) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(
+            f"likelihood {name!r}: expected integers 0..{levels - 1}, found {x.dtype} of shape {x.shape}"
+        )
+    return x
+
+
 def _level_codec(levels: int, name: str):
     level_values(levels)  # refuses levels < 2
 
     def encode(x):
-        x = jnp.asarray(x)
-        if not jnp.issubdtype(x.dtype, jnp.integer):
-            raise TypeError(
-                f"likelihood {name!r}: expected integers 0..{levels - 1}, found {x.dtype} of shape {x.shape}"
-            )
-        return (2 * as_float(x) + 1) / levels - 1
+        return (2 * as_float(_as_levels(x, levels, name)) + 1) / levels - 1
 
     def decode(x0):
         level = jnp.floor((x0 + 1) * (levels / 2))

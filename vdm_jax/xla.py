@@ -8,8 +8,7 @@ concerns the CPU alone. A user's own setting of it is left as it is.
 """
 
 import os
-
-import jaxlib
+from importlib.metadata import version
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 KNOWN_TO_FAIL = (0, 10, 2), (0, 13)  # from, below; XLA stops at a flag that a version does not know
@@ -17,8 +16,8 @@ KNOWN_TO_FAIL = (0, 10, 2), (0, 13)  # from, below; XLA stops at a flag that a v
 
 def avoid_wrong_cpu_reductions() -> None:
     """Add the flag to XLA_FLAGS where this jaxlib needs it."""
-    version = tuple(int(part) for part in jaxlib.__version__.split(".")[:3] if part.isdigit())
+    found = tuple(int(part) for part in version("jaxlib").split(".")[:3] if part.isdigit())
     first, fixed = KNOWN_TO_FAIL
     flags = os.environ.get("XLA_FLAGS", "")
-    if first <= version < fixed and FLAG not in flags:
+    if first <= found < fixed and FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=".strip()

@@ -53,8 +53,8 @@ def vdm(
       where: config path, for messages.
 
     Raises:
-      ValueError: unknown names or arguments, `mean` in continuous time, a learned schedule under another
-        weighting than the bound.
+      ValueError: unknown names or arguments, a likelihood of another kind than the data, `mean` in
+        continuous time, a learned schedule under another weighting than the bound.
     """
     shape, dim = statistics.shape, math.prod(statistics.shape)
     net = build(NETS, network, f"{where}.network")
@@ -66,6 +66,11 @@ def vdm(
     base = build(BASES, base, f"{where}.base", **shared)
     head = build(HEADS, head, f"{where}.head")
     weigh = build(WEIGHTINGS, weighting, f"{where}.weighting")
+    if likelihood.levels != statistics.levels:
+        raise ValueError(
+            f"{where}.likelihood: the data have {_kind(statistics.levels)}, "
+            f"the likelihood is of {_kind(likelihood.levels)}"
+        )
     check_timesteps(timesteps, row)
     check_timesteps(timesteps, error_space)
     if schedule.learned and weigh(jnp.zeros(()), jnp.asarray(2.0)) != 2.0:
@@ -199,6 +204,10 @@ def vdm(
 
     time = "continuous time" if timesteps is None else f"T = {timesteps}"
     return Model(init, loss, elbo, sample, bound=f"diffusion ELBO, {time}")
+
+
+def _kind(levels: int | None) -> str:
+    return "continuous values" if levels is None else f"{levels} levels"
 
 
 def _ordered(end, matching_nats):

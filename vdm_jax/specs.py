@@ -1,0 +1,63 @@
+"""From a name, or {"name": ..., **kwargs}, to an object: one function for every table."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Spec = str | Mapping[str, Any]
+
+
+def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
+    """Look `name` up in a table.
+
+    Raises:
+      ValueError: an unknown name; the message has the choices and, if there is one, the nearest.
+    """
+    if not isinstance(name, str) or name not in table:
+        raise ValueError(f"{where}: unknown name {name!r}{nearest(name, table)}")
+    return table[name]
+
+
+def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **shared: Any) -> Any:
+    """Build the object that a spec names.
+
+    Args:
+      table: name -> factory.
+      spec: a name, {"name": ..., **kwargs}, or an object built already, which is returned as it is.
+      where: the config path, for messages.
+      **shared: arguments that are passed to factories that take them and dropped for those that do not;
+        the spec's own value wins unless it is None.
+
+    Raises:
+      ValueError: an unknown name (with the choices), an unknown or missing argument (with the nearest),
+        or what the factory itself refuses.
+    """
+    if not isinstance(spec, str | Mapping):
+        return spec
+    kwargs = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if "name" not in kwargs:
+        raise ValueError(f"{where}: expected a 'name', found only {sorted(kwargs)}")
+    name = kwargs.pop("name")
+    factory = choose(table, name, where)
+    known = inspect.signature(factory).parameters
+    for key in kwargs:
+        if key not in known:
+            raise ValueError(f"{where}: {name!r} has no argument {key!r}{nearest(key, known)}")
+    for key, value in shared.items():
+        if key in known and kwargs.get(key) is None:
+            kwargs[key] = value
+    missing = [k for k, p in known.items() if p.default is p.empty and k not in kwargs]
+    if missing:
+        raise ValueError(f"{where}: {name!r} needs {', '.join(missing)}")
+    try:
+        return factory(**kwargs)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def nearest(name: Any, choices: Any) -> str:
+    """The end of a message about an unknown name: the nearest choice and all of them."""
+    close = difflib.get_close_matches(str(name), list(choices), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"{hint} choices: {', '.join(sorted(choices))}"
