@@ -5,7 +5,7 @@
 For accelerators: 10 M steps in the paper (2.65 bits/dim with 8 TPU hosts). Not run here.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from vdm_jax.config import default
 
@@ -26,7 +26,8 @@ def get_config():
     config.model.base = "input"
     config.model.head = "raw"
     config.optimizer.learning_rate = 2e-4
-    config.optimizer.clip_norm = None
+    config.optimizer.decay_steps = config_dict.placeholder(int)
+    config.optimizer.clip_norm = config_dict.placeholder(float)
     config.train.batch_size = 1024
     config.train.steps = 10_000_000
     config.train.steps_per_dispatch = 10

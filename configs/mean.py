@@ -1,6 +1,6 @@
 """Prediction of the posterior mean on the embedded digits, T = 1000 (it has no continuous-time form).
 
-    python -m vdm_jax.main --config=configs/mean.py
+python -m vdm_jax.main --config=configs/mean.py
 """
 
 from vdm_jax.config import default

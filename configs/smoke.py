@@ -1,6 +1,6 @@
 """A tiny MLP on the embedded digits: seconds, to see that everything runs.
 
-    python -m vdm_jax.main --config=configs/smoke.py
+python -m vdm_jax.main --config=configs/smoke.py
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """Velocity prediction on the embedded digits (1,500 train / 297 test images of 8×8, 17 levels).
 
-    python -m vdm_jax.main --config=configs/v.py
+python -m vdm_jax.main --config=configs/v.py
 """
 
 from vdm_jax.config import default

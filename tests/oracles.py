@@ -1,11 +1,12 @@
 """Data whose every answer is known: Gaussians and mixtures of two, in float64 NumPy.
 
-The best denoiser is E[x_0 | x_t]; since every parameterization's target is linear in (x_0, ε), the best network
-is the same combination of E[x_0 | x_t] and E[ε | x_t], with no cancellation in any row. A Gaussian's denoiser is
-affine, which makes the bound, the chain's own likelihood and every sampler's law a recursion of two numbers per
-position. A denoiser of the *wrong* Gaussian is as closed, and not the best: most tests want both.
+The best denoiser is E[x_0 | x_t]; since every parameterization's target is linear in (x_0, ε), the best
+network is the same combination of E[x_0 | x_t] and E[ε | x_t], with no cancellation in any row. A Gaussian's
+denoiser is affine, which makes the bound, the chain's own likelihood and every sampler's law a recursion of
+two numbers per position. The denoiser of a *wrong* Gaussian is as closed, and not the best.
 """
 
+import itertools
 from functools import partial
 from typing import NamedTuple
 
@@ -138,17 +139,17 @@ def squared_error(law: Law, gamma: float, x0: np.ndarray) -> np.ndarray:
 
 def matching(law: Law, gammas: np.ndarray, x0: np.ndarray) -> np.ndarray:
     """The matching terms of eq. (13), summed over the chain, for examples [n, *d]."""
-    steps = zip(gammas[:-1], gammas[1:], strict=True)
-    return sum(
-        0.5 * np.exp(-t) * np.expm1(t - s) * squared_error(law, t, x0) for s, t in steps
-    )
+    steps = itertools.pairwise(gammas)
+    return sum(0.5 * np.exp(-t) * np.expm1(t - s) * squared_error(law, t, x0) for s, t in steps)
 
 
 def matching_continuous(law: Law, first: float, last: float, x0: np.ndarray) -> np.ndarray:
     """Its limit, eq. (14), by Gauss–Legendre quadrature in γ."""
     nodes, weights = np.polynomial.legendre.leggauss(200)
     gammas = first + (last - first) * (nodes + 1) / 2
-    parts = (np.exp(-g) * squared_error(law, g, x0) * w for g, w in zip(gammas, weights, strict=True))
+    parts = (
+        np.exp(-g) * squared_error(law, g, x0) * w for g, w in zip(gammas, weights, strict=True)
+    )
     return 0.25 * (last - first) * sum(parts)
 
 
@@ -179,7 +180,7 @@ STEPS = {"ancestral": ancestral_step, "ddim": ddim_step}
 def chain_law(law: Law, gammas: np.ndarray, step=ancestral_step) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of x_{t=0} when x_{t=1} ~ N(0, I) runs down a chain."""
     mean, variance = np.zeros_like(law.means[0]), np.ones_like(law.means[0])
-    for s, t in reversed(list(zip(gammas[:-1], gammas[1:], strict=True))):
+    for s, t in reversed(list(itertools.pairwise(gammas))):
         offset, gain = affine(law, t)
         keep, new, noise = step(s, t)
         slope = keep + new * gain
@@ -211,7 +212,7 @@ def printed_excess(law: Law, gammas: np.ndarray) -> float:
     """How far the printed consistency terms are above the right ones, docs/equations.md §5."""
     total = 0.0
     before = np.inf
-    for s, t in zip(gammas[:-1], gammas[1:], strict=True):
+    for s, t in itertools.pairwise(gammas):
         _, gain = affine(law, t)
         keep, new, _ = ancestral_step(s, t)
         slope, ratio = keep + new * gain, np.sqrt(expit(-t) / expit(-s))

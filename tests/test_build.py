@@ -6,8 +6,8 @@ from types import MappingProxyType
 
 import pytest
 
-from vdm_jax.build import build, choose, nearest
 from vdm_jax.schedules import SCHEDULES
+from vdm_jax.specs import build, choose, nearest
 
 
 def circle(*, radius: float, colour: str = "red"):
@@ -88,7 +88,8 @@ def test_shared_arguments(spec, shared, expected):
         ({"name": None}, "model.shape: unknown name None; choices: broken, circle, frame, square"),
         (
             {"name": ["square"]},
-            "model.shape: unknown name ['square']; did you mean 'square'? choices: broken, circle, frame, square",
+            "model.shape: unknown name ['square']; did you mean 'square'? "
+            "choices: broken, circle, frame, square",
         ),
         ({"radius": 1, "kind": 2}, "model.shape: expected a 'name', found only ['kind', 'radius']"),
         ({}, "model.shape: expected a 'name', found only []"),
@@ -142,7 +143,7 @@ def test_other_errors_are_left_alone():
     def fails():
         raise KeyError("inside")
 
-    with pytest.raises(KeyError, match="^'inside'$"):
+    with pytest.raises(KeyError, match=r"^'inside'$"):
         build({"fails": fails}, "fails", "here")
 
 

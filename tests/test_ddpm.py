@@ -1,8 +1,7 @@
 """The chain of Ho et al. 2020, transcribed from the paper, against this package in float64.
 
-The transcription is NumPy, knows β, α and ᾱ only, and shares no code with what it tests. Its steps are numbered
-1…T; the latent x_t is this package's at time (t − 1)/(T − 1), so that its T − 1 terms L_1…L_{T−1} are the steps of
-`timesteps = T − 1`.
+The transcription is NumPy, knows β, α and ᾱ only and shares no code with what it tests. Its latents count
+from 1 to T; x_t is this package's at time (t − 1)/(T − 1), so that the terms L_1…L_{T−1} are its T − 1 steps.
 """
 
 import jax

@@ -217,10 +217,10 @@ def test_log1mexp_of_the_data_interval():
     assert jax.value_and_grad(log1mexp)(jnp.asarray(jnp.inf)) == (0, 0)
 
 
-@pytest.mark.parametrize("delta", [2.0**-k for k in (1, 5, 10, 15, 20)])
-@pytest.mark.parametrize("gamma_s", [-13.0, -4.0, 4.0])
+@pytest.mark.parametrize("delta", [0.3, 1e-3, 1e-5, 1e-6])
+@pytest.mark.parametrize("gamma_s", [-13.3, -4.1, 4.3])
 def test_variances_in_float32(gamma_s, delta):
-    """With Δ given exactly there is no cancelling difference, however short the interval."""
+    """From Δ itself: γ_t − γ_s of the rounded γ is off by 10 % of the shortest, or is zero."""
 
     def variances():
         interval = step(gamma_s, delta)

@@ -332,9 +332,13 @@ LEARNED = "schedule 'learned_linear' is learned: pass schedule_params=schedule.i
 
 
 @pytest.mark.parametrize(
-    "settings, error, message",
+    ("settings", "error", "message"),
     [
-        ({"schedule": "liner"}, ValueError, "schedule: unknown name 'liner'; did you mean 'linear'"),
+        (
+            {"schedule": "liner"},
+            ValueError,
+            "schedule: unknown name 'liner'; did you mean 'linear'",
+        ),
         ({"schedule": "liner"}, ValueError, "choices: " + ", ".join(sorted(SCHEDULES))),
         ({"parameterization": "epz"}, ValueError, "parameterization: .*'epz'.*did you mean 'eps'"),
         ({"likelihood": "gauss"}, ValueError, "likelihood: .*'gauss'.*choices: .*softmax"),
@@ -344,7 +348,11 @@ LEARNED = "schedule 'learned_linear' is learned: pass schedule_params=schedule.i
         ({"form": "consistency_bridge"}, ValueError, "'consistency_bridge' .*found None"),
         ({"timesteps": 0}, ValueError, "timesteps must be at least 1, or None, found 0"),
         ({"timesteps": -5}, ValueError, "found -5"),
-        ({"likelihood": "softmax"}, TypeError, "'softmax': expected integers 0..255, found float32"),
+        (
+            {"likelihood": "softmax"},
+            TypeError,
+            "'softmax': expected integers 0..255, found float32",
+        ),
         ({"likelihood": "discretized_gaussian"}, TypeError, "expected integers 0..255"),
         ({"schedule": "learned_linear"}, ValueError, LEARNED),
         ({"schedule": "learned_monotone"}, ValueError, "'learned_monotone' is learned"),
@@ -361,7 +369,7 @@ def test_mistakes_are_named(settings, error, message):
 # --- extremes and learned schedules ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("timesteps, end", [(1, 20.0), (10, 60.0), (None, 20.0), (None, 60.0)])
+@pytest.mark.parametrize(("timesteps", "end"), [(1, 20.0), (10, 60.0), (None, 20.0), (None, 60.0)])
 def test_extreme_schedules_have_finite_values_and_gradients(timesteps, end):
     names = CONTINUOUS if timesteps is None else list(PARAMETERIZATIONS)
     rows = [PARAMETERIZATIONS[name]() for name in names]

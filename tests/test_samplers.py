@@ -57,8 +57,10 @@ def test_gaussian_samples_have_the_law_of_the_chain_and_reach_the_data(name, ste
     assert_moments(samples, mean.ravel(), np.diag(variance.ravel()))
     if steps == 300:  # the chain itself is close to the data
         data_mean, data_covariance = law.moments()
-        np.testing.assert_allclose(mean.ravel(), data_mean, atol=0.01)
-        np.testing.assert_allclose(np.diag(variance.ravel()), data_covariance, atol=0.02)
+        data_variance = np.diag(data_covariance)
+        off = np.abs(mean.ravel() - data_mean) / np.sqrt(data_variance)
+        np.testing.assert_array_less(off, 0.03)
+        np.testing.assert_allclose(variance.ravel(), data_variance, rtol=0.05)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -93,8 +95,7 @@ def test_ddim_follows_the_probability_flow_to_first_order(law):
         schedule, row = linear(gamma_min=FIRST, gamma_max=LAST), PARAMETERIZATIONS["v"]()
         denoise = law.network(row, oracles.interval_of_step(None))
 
-        def predict(xt, t):
-            step = interval(schedule, None, t, t)
+        def predict(xt, t, step):
             return to_x0(denoise(xt, step.gamma_t), xt, row(step))
 
         one = partial(
@@ -190,7 +191,7 @@ def test_any_shape_and_the_same_key_gives_the_same_sample(shape):
 def test_ddim_draws_nothing_after_the_start_and_ancestral_does():
     def chain(name, key):
         return sample_chain(
-            lambda xt, t: 0.5 * xt,
+            lambda xt, t, step: 0.5 * xt,
             lambda latent: latent,
             jnp.ones((2,)),
             key,
@@ -211,14 +212,14 @@ def test_a_chain_of_a_batch_is_the_chain_of_its_examples_without_noise():
 
     def chain(x1):
         return sample_chain(
-            lambda xt, t: 0.5 * xt, lambda x: x, x1, jax.random.key(0), steps=5, **common
+            lambda xt, t, step: 0.5 * xt, lambda x: x, x1, jax.random.key(0), steps=5, **common
         )
 
     np.testing.assert_allclose(jit(chain)(x1), jit(jax.vmap(chain))(x1), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    ("settings", "message"),
     [
         ({"steps": 0}, "at least 1, .*found 0"),
         ({"steps": -3}, "found -3"),

@@ -197,6 +197,33 @@ def test_from_betas_is_linear_between_its_knots():
             np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("size", [2, 3, 7, 100, 1000])
+def test_from_betas_keeps_its_ends(size):
+    betas = np.random.default_rng(size).uniform(1e-4, 0.3, size)
+    product = np.cumprod(1 - betas)[[0, -1]]
+    schedule = SCHEDULES["from_betas"](betas=betas)
+    for x64, rtol in ((False, 1.2e-7), (True, 1e-12)):
+        with jax.enable_x64(x64):
+            found = [schedule.gamma({}, t) for t in (0.0, 1.0)]
+            np.testing.assert_allclose(found, np.log((1 - product) / product), rtol=rtol)
+
+
+def test_from_betas_between_neighbouring_floats():
+    """One float32 step from, to and across knots where the slope jumps a thousandfold."""
+    schedule = SCHEDULES["from_betas"](betas=np.tile([1e-4, 0.3], 50))
+    delta = jax.jit(schedule.delta)
+    bits = (np.arange(1, 99) / 99).astype(np.float32).view(np.int32)
+    for shift in range(-3, 3):
+        low, high = (bits + shift).view(np.float32), (bits + shift + 1).view(np.float32)
+        found = np.asarray(delta({}, low, high), np.float64)
+        with jax.enable_x64(True):
+            exact = delta({}, low.astype(np.float64), high.astype(np.float64))
+            knots = schedule.gamma({}, jnp.arange(100) / 99)
+        np.testing.assert_allclose(found, exact, rtol=1e-6)
+        gamma = np.interp(np.asarray([low, high], np.float64), np.arange(100) / 99, knots)
+        np.testing.assert_allclose(found, gamma[1] - gamma[0], rtol=1e-5, atol=1e-14)
+
+
 @pytest.mark.parametrize("learn_ends", [True, False])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_learned_monotone_keeps_its_ends_under_any_weights(learn_ends, seed):

@@ -43,9 +43,10 @@ def default() -> ConfigDict:
                 "weighting": {"name": "elbo"},
             },
             "optimizer": {
-                "learning_rate": 1e-3,
+                "learning_rate": 2e-3,
                 "warmup_steps": 100,
-                "decay_steps": config_dict.placeholder(int),
+                "decay_steps": 1500,
+                "decay_to": 0.05,
                 "weight_decay": 0.01,
                 "b1": 0.9,
                 "b2": 0.99,
@@ -69,15 +70,17 @@ def default() -> ConfigDict:
 
 Rule = tuple[str, Callable[[Any], bool]]
 POSITIVE: Rule = ("a whole number of at least 1", lambda v: v >= 1)
-NOT_NEGATIVE: Rule = ("at least 0", lambda v: v >= 0)
+NOT_NEGATIVE: Rule = ("a finite number of at least 0", lambda v: 0 <= v < math.inf)
+SEED: Rule = ("a whole number in [0, 2**32)", lambda v: 0 <= v < 2**32)
 FRACTION: Rule = ("a number in [0, 1)", lambda v: 0 <= v < 1)
 ABOVE_ZERO: Rule = ("a finite number above 0", lambda v: 0 < v < math.inf)
 
 RULES: dict[str, Rule] = {
-    "seed": NOT_NEGATIVE,
+    "seed": SEED,
     "optimizer.learning_rate": ABOVE_ZERO,
     "optimizer.warmup_steps": NOT_NEGATIVE,
     "optimizer.decay_steps": POSITIVE,
+    "optimizer.decay_to": FRACTION,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.b1": FRACTION,
     "optimizer.b2": FRACTION,
@@ -115,9 +118,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     Raises:
       ValueError: unknown, missing, ill-typed or out-of-range field, one line.
     """
-    plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    plain = _lists(plain)
-    expected = _lists(default().to_dict())
+    plain = _plain(config)
+    expected = _plain(default())
     _check_keys(plain, expected, "config")
     for section, fields in expected.items():
         if section == "model" or not isinstance(fields, dict):
@@ -127,7 +129,7 @@ def to_dict(config: Any) -> dict[str, Any]:
         if not path.startswith("model."):
             _check_value(path, _get(plain, path), like)
     if not isinstance(plain["model"], dict) or "name" not in plain["model"]:
-        raise ValueError(f"config.model: expected a tree with a 'name', found {plain['model']!r}")
+        raise ValueError(f"config.model: expected fields with a 'name', found {plain['model']!r}")
     for path, value in _leaves(plain["model"]):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"config.model.{path}: expected a finite number, found {value}")
@@ -147,11 +149,22 @@ def difference(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def unknown_field(name: str) -> str | None:
-    """What to say of a `--config.<name>` that the config does not have."""
-    paths = [path for path, _ in _leaves(_lists(default().to_dict()))]
-    close = difflib.get_close_matches(name, paths, n=1)
-    return f"did you mean config.{close[0]}?" if close else None
+def unknown_field(config: Any, path: str) -> str | None:
+    """Say of a dotted path that the config has no such field, and which is near; None if it has."""
+    tree = plain = _plain(config)
+    above = "config"
+    for key in path.split("."):
+        if not isinstance(tree, dict):
+            return f"config.{path}: no such field, for {above} is {tree!r}"
+        if key not in tree:
+            close = [f"{above}.{name}" for name in difflib.get_close_matches(key, tree, n=1)]
+            close += [f"config.{name}" for name, _ in _leaves(plain) if name.endswith(f".{key}")]
+            hint = f"did you mean {close[0]}? " if close else ""
+            return (
+                f"config.{path}: no such field; {hint}fields of {above}: {', '.join(sorted(tree))}"
+            )
+        above, tree = f"{above}.{key}", tree[key]
+    return None
 
 
 def _check_keys(found: Any, expected: Mapping[str, Any], where: str) -> None:
@@ -203,11 +216,13 @@ def _get(tree: Mapping[str, Any], path: str) -> Any:
     return tree
 
 
-def _lists(tree: Any) -> Any:
-    """Tuples as lists, as they come back from JSON."""
+def _plain(tree: Any) -> Any:
+    """Dictionaries and lists, as they come back from JSON."""
+    if isinstance(tree, ConfigDict):
+        tree = tree.to_dict()
     if isinstance(tree, Mapping):
-        return {key: _lists(value) for key, value in tree.items()}
-    return [_lists(value) for value in tree] if isinstance(tree, tuple | list) else tree
+        return {key: _plain(value) for key, value in tree.items()}
+    return [_plain(value) for value in tree] if isinstance(tree, tuple | list) else tree
 
 
 def _nan(value: Any) -> bool:

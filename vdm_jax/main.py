@@ -8,8 +8,11 @@ is not finite is one line and exit status 1.
 """
 
 import os
+import re
+import runpy
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 import platformdirs
@@ -17,8 +20,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vdm_jax import run
-from vdm_jax.build import choose
 from vdm_jax.config import difference, to_dict, unknown_field
+from vdm_jax.specs import choose
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/eps.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> by default.")
@@ -69,7 +72,7 @@ def default_name() -> str:
 
 def enable_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, unless JAX was told where, or it cannot be written."""
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     folder = Path(platformdirs.user_cache_dir("vdm_jax")) / "xla"
     try:
@@ -79,7 +82,7 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def fail(message: str, status: int = 2) -> None:
+def fail(message: str, status: int = 2) -> NoReturn:
     """Say what is wrong in one line and leave."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
@@ -87,7 +90,8 @@ def fail(message: str, status: int = 2) -> None:
 
 def _loaded(workdir: Path) -> run.Trained:
     """The run in a folder, with the evaluation and sampling settings of the command line."""
-    trained, asked = run.load(workdir), to_dict(CONFIG.value)
+    asked = to_dict(CONFIG.value)
+    trained = run.load(workdir)
     lines = difference(trained.config, asked)
     if lines:
         raise ValueError(f"{workdir} holds a run of another config: {'; '.join(lines)}")
@@ -97,14 +101,34 @@ def _loaded(workdir: Path) -> run.Trained:
 
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags; every mistake in them is one line."""
+    path = _config_file(argv)
+    file, *arguments = path.split(":", 1)
+    if file and not Path(file).is_file():
+        fail(f"--config: no file {file!r} in {Path.cwd()}, expected one such as configs/eps.py")
     try:
         return flags.FLAGS(argv)
-    except KeyError as error:
-        name = str(error.args[0]).split("'")[1] if "'" in str(error.args[0]) else str(error.args[0])
-        fail(f"--config: unknown field {name!r}; {unknown_field(name) or ''}")
-    except (flags.Error, ValueError, TypeError, OSError, AttributeError, SyntaxError) as error:
-        fail(str(error))
-    raise AssertionError("unreachable")
+    except (KeyError, AttributeError, TypeError) as error:  # does not say which flag it is about
+        make = runpy.run_path(file).get("get_config")
+        if make is None:
+            fail(f"--config: {file} has no function get_config")
+        fail(_unknown_override(make(*arguments), argv) or f"--config={path}: {error}")
+    except (flags.Error, ValueError, OSError, SyntaxError) as error:
+        fail(re.sub(r"Traceback .*\n(  .*\n)*", "", str(error)))  # that of the config file
+
+
+def _config_file(argv: list[str]) -> str:
+    """The value of --config, or nothing."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if match := re.fullmatch(r"--?config(=(.*))?", argument):
+            return match[2] if match[1] else following
+    return ""
+
+
+def _unknown_override(config: Any, argv: list[str]) -> str | None:
+    """What is wrong with the first --config.<field> that the config does not have."""
+    names = [re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv]
+    lines = [unknown_field(config, match[1]) for match in names if match]
+    return next((f"--{line}" for line in lines if line), None)
 
 
 def cli() -> None:

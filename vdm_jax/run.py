@@ -1,11 +1,11 @@
 """A run from its config: train it, load it, evaluate it, draw from it. One folder holds all of it.
 
-    config.json        the resolved config
-    statistics.npz     what the model knows of the training split
-    checkpoints/       states, by step
-    metrics.jsonl      training metrics, also in tensorboard/
-    evaluation.json    the last evaluation
-    samples.png  loss.png
+config.json        the resolved config
+statistics.npz     what the model knows of the training split
+checkpoints/       states, by step
+metrics.jsonl      training metrics, also in tensorboard/
+evaluation.json    the last evaluation, written when the pictures are
+samples.png  loss.png
 """
 
 import json
@@ -18,11 +18,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from vdm_jax.build import choose
 from vdm_jax.config import difference, to_dict
 from vdm_jax.data import Dataset, eval_batches, level_counts, load_dataset, train_batches
 from vdm_jax.models import MODELS, Model, Statistics
 from vdm_jax.models.statistics import fit_statistics, load_statistics, save_statistics
+from vdm_jax.specs import choose, nearest
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
 from vdm_jax.training.logs import MetricsLog, read_metrics
@@ -54,7 +54,7 @@ class Trained:
     statistics: Statistics
     state: TrainState
     workdir: Path
-    _evaluators: dict[int, Any] = field(default_factory=dict, repr=False)
+    _compiled: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -71,6 +71,7 @@ class Trained:
         """
         chosen = {k: v for k, v in self.config["sample"].items() if k != "count"} | options
         draw = jax.jit(partial(self.model.sample, n=n, **chosen))
+        draw = self._compiled.setdefault(repr((n, chosen)), draw)
         return draw(self.state.ema_params, key)
 
     def bits_per_dim(self, split: str = "test") -> float:
@@ -86,19 +87,24 @@ class Trained:
           split: "train" or "test".
           draws: latents per example; the config's by default.
           batch_size: the config's by default; the result does not depend on it.
+
+        Raises:
+          ValueError: another split, draws or batch_size below 1.
         """
         data, settings = self.dataset, self.config["evaluate"]
         chosen = choose({"train": data.train, "test": data.test}, split, "split")
-        draws = draws or settings["draws"]
-        evaluator = self._evaluators.setdefault(draws, make_evaluator(self.model, draws))
-        batch_size = min(batch_size or settings["batch_size"], len(chosen.images))
+        n: int = settings["draws"] if draws is None else draws
+        size: int = settings["batch_size"] if batch_size is None else batch_size
+        if n < 1:
+            raise ValueError(f"draws is {n}, expected at least 1")
+        evaluator = self._compiled.setdefault(n, make_evaluator(self.model, n))
         return evaluate(
             evaluator,
             self.state.ema_params,
             stream(self.config["seed"], "evaluate"),
-            eval_batches(chosen, batch_size=batch_size),
+            eval_batches(chosen, batch_size=min(size, len(chosen.images))),
             dim=int(np.prod(data.shape)),
-            estimator=f"{self.model.bound}, {draws} draws per example; {components(self.config)}",
+            estimator=f"{self.model.bound}, {n} draws per example; {components(self.config)}",
             data=f"{data.name} {data.version}, split {chosen.name}",
             step=int(self.state.step),
         )
@@ -127,10 +133,10 @@ def train(config: Any, workdir: str | Path, *, say: Callable[[str], None] = prin
             f"config.train.batch_size: {dataset.train.name!r} has {len(dataset.train.images)} examples, "
             f"less than one batch of {batch_size}"
         )
-    # everything is built once before the folder is touched, so that a mistake leaves nothing behind
+    # everything is built and tried before the folder is touched, so that a mistake leaves nothing behind
     counts = level_counts(dataset.train.images, dataset.levels)
-    build_model(plain, fit_statistics(counts, dataset.test.images[:0]))
     optimizer, _ = make_optimizer(**plain["optimizer"])
+    _rehearse(plain, build_model(plain, fit_statistics(counts)), dataset)
     _claim(workdir, plain)
 
     path = workdir / "statistics.npz"
@@ -146,11 +152,13 @@ def train(config: Any, workdir: str | Path, *, say: Callable[[str], None] = prin
     stack = settings.pop("steps_per_dispatch")
     ema = {name: settings.pop(name) for name in ("ema_decay", "ema_warmup")}
     with CheckpointStore(workdir / "checkpoints") as store:
-        state = _start(plain, model, optimizer, store, say)
+        state = _start(plain, model, optimizer, store)
         start = int(state.step)
         if start >= steps:
             say(f"already trained: {workdir} is at step {start}, {steps} asked for")
         else:
+            if start > 0:
+                say(f"continuing from step {start} in {workdir}")
             with MetricsLog(workdir, start) as log:
                 state = fit(
                     state,
@@ -185,7 +193,7 @@ def load(workdir: str | Path) -> Trained:
     for name in ("config.json", "statistics.npz", "checkpoints"):
         if not (workdir / name).exists():
             raise FileNotFoundError(f"no run to load in {workdir}: {name} is missing")
-    plain = to_dict(json.loads((workdir / "config.json").read_text()))
+    plain = to_dict(_read_json(workdir / "config.json"))
     statistics = load_statistics(workdir / "statistics.npz")
     model = build_model(plain, statistics)
     optimizer, _ = make_optimizer(**plain["optimizer"])
@@ -195,29 +203,32 @@ def load(workdir: str | Path) -> Trained:
 
 
 def report(trained: Trained, say: Callable[[str], None] = print) -> None:
-    """Evaluate on the test split, draw the pictures and say where everything is; done once per step."""
+    """Evaluate on the test split, draw the pictures and say where everything is.
+
+    What was done for the same step and settings is not done again.
+    """
     workdir, step = trained.workdir, int(trained.state.step)
-    path = workdir / "evaluation.json"
-    wanted = {"step": step, "settings": trained.config["evaluate"]}
-    saved = json.loads(path.read_text()) if path.exists() else {}
-    if {key: saved.get(key) for key in wanted} == wanted:
-        result = Evaluation(**saved["test"])
-    else:
-        result = trained.evaluate("test")
-        path.write_text(json.dumps(wanted | {"test": result._asdict()}, indent=2) + "\n")
+    path, picture, curve = (workdir / n for n in ("evaluation.json", "samples.png", "loss.png"))
+    wanted = {
+        "step": step,
+        "evaluate": trained.config["evaluate"],
+        "sample": trained.config["sample"],
+    }
+    saved = _read_json(path) if path.exists() else {}
+    same = {name for name, value in wanted.items() if saved.get(name) == value}
+    evaluated = {"step", "evaluate"} <= same
+    result = Evaluation(**saved["test"]) if evaluated else trained.evaluate("test")
     say(f"test: {result}")
-    say(f"  evaluation   {path}")
-    picture = workdir / "samples.png"
-    if not picture.exists() or saved.get("step") != step:
+    if not ({"step", "sample"} <= same and picture.exists()):
         draw_samples(trained, picture)
-        loss_curve(
-            workdir / "loss.png",
-            read_metrics(workdir / "metrics.jsonl"),
-            test=result,
-            title=components(trained.config),
-        )
+    if not (evaluated and curve.exists()):
+        rows, title = read_metrics(workdir / "metrics.jsonl"), components(trained.config)
+        loss_curve(curve, rows, test=result, title=title)
+    if len(same) < len(wanted):
+        _write_json(path, wanted | {"test": result._asdict()})
+    say(f"  evaluation   {path}")
     say(f"  samples      {picture}")
-    say(f"  loss curve   {workdir / 'loss.png'}")
+    say(f"  loss curve   {curve}")
     say(f"  config       {workdir / 'config.json'}")
     say(f"  checkpoint   {workdir / 'checkpoints' / str(step)}")
 
@@ -243,18 +254,21 @@ def build_model(config: dict[str, Any], statistics: Statistics) -> Model:
     """The model that a resolved config names."""
     spec = dict(config["model"])
     family = choose(MODELS, spec.pop("name"), "config.model.name")
-    known = family.__kwdefaults__ or {}
+    known = dict(family.__kwdefaults__ or {})
+    known.pop("where", None)
     for key in spec:
-        choose(dict.fromkeys(known), key, "config.model")
+        if key not in known:
+            raise ValueError(f"config.model: unknown field {key!r}{nearest(key, known)}")
     return family(statistics, **spec, where="config.model")
 
 
 def components(config: dict[str, Any]) -> str:
     """The names that a number is to be read with, such as "vdm: unet, linear, eps, base histogram…"."""
     spec = config["model"]
+    spec = MODELS[spec["name"]].__kwdefaults__ | spec
 
     def name(key):
-        part = spec.get(key)
+        part = spec[key]
         return part["name"] if isinstance(part, dict) else part
 
     parts = [name("network"), name("schedule"), name("parameterization")]
@@ -272,20 +286,33 @@ def _fresh(config, model, optimizer) -> TrainState:
     return init_state(params, optimizer, stream(config["seed"], "train"))
 
 
-def _start(config, model, optimizer, store: CheckpointStore, say) -> TrainState:
+def _start(config, model, optimizer, store: CheckpointStore) -> TrainState:
     fresh = partial(_fresh, config, model, optimizer)
-    if store.latest() is None:
-        return jax.jit(fresh)()
-    state = store.restore(jax.eval_shape(fresh))
-    say(f"continuing from step {int(state.step)} in {store.folder}")
-    return state
+    return jax.jit(fresh)() if store.latest() is None else store.restore(jax.eval_shape(fresh))
+
+
+def _rehearse(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
+    """Trace what will be run, on shapes alone: what does not fit together shows here, not after hours."""
+    key = stream(config["seed"], "params")
+    batch = jax.ShapeDtypeStruct((2, *dataset.shape), np.uint8)
+    try:
+        params = jax.eval_shape(model.init, key)
+        jax.eval_shape(model.loss, params, key, batch)
+    except Exception as error:  # of any network library
+        data = f"{dataset.name!r} of shape {dataset.shape}"
+        line = next(iter(str(error).strip().splitlines()), "")
+        raise ValueError(
+            f"config.model: cannot be computed on {data}: {type(error).__name__}: {line}"
+        ) from error
+    settings = {name: value for name, value in config["sample"].items() if name != "count"}
+    jax.eval_shape(partial(model.sample, n=1, **settings), params, key)
 
 
 def _claim(workdir: Path, config: dict[str, Any]) -> None:
     """Make the folder this config's own, or find that it is."""
     path = workdir / "config.json"
     if path.exists():
-        lines = difference(json.loads(path.read_text()), config)
+        lines = difference(_read_json(path), config)
         if lines:
             raise ValueError(
                 f"{workdir} holds a run of another config; give another --workdir, or undo: "
@@ -293,6 +320,20 @@ def _claim(workdir: Path, config: dict[str, Any]) -> None:
             )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        _write_json(path, config)
     except OSError as error:
         raise OSError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all, for a run may be killed at any time."""
+    whole = path.with_suffix(".json.new")
+    whole.write_text(json.dumps(value, indent=2) + "\n")
+    whole.replace(path)

@@ -41,7 +41,7 @@ SAMPLERS: dict[str, Callable[..., SamplerStep]] = {"ancestral": ancestral, "ddim
 
 
 def sample_chain(
-    predict: Callable[[Data, Scalar], Data],
+    predict: Callable[[Data, Scalar, Interval], Data],
     final: Callable[[Data], Data],
     x1: Data,
     key: Key,
@@ -54,7 +54,7 @@ def sample_chain(
     """Scan a sampler from x_{t=1} down to the data.
 
     Args:
-      predict: (xt, t) -> x̂_0, of one example or of a whole batch, as x1 is.
+      predict: (xt, t, interval) -> x̂_0, of one example or of a whole batch, as x1 is.
       final: x_{t=0} -> x̂_0.
       x1: the starting noise.
     """
@@ -63,7 +63,7 @@ def sample_chain(
         t = (i + 1) / steps
         step = interval(schedule, schedule_params, i / steps, t)
         index = i.astype(jnp.int32)
-        return sampler(jax.random.fold_in(key, index), xt, predict(xt, t), step), None
+        return sampler(jax.random.fold_in(key, index), xt, predict(xt, t, step), step), None
 
     times = jnp.arange(steps - 1, -1, -1).astype(x1.dtype)
     x_first, _ = jax.lax.scan(body, x1, times)
@@ -102,8 +102,8 @@ def generate(
     row = build(PARAMETERIZATIONS, parameterization, "parameterization")
     check_timesteps(steps, row)
 
-    def predict(xt, t):
-        step = interval(schedule, schedule_params, t - 1 / steps, t)
+    def predict(xt, t, step):
+        del t
         return to_x0(denoise(xt, step.gamma_t), xt, row(step))
 
     def final(latent):

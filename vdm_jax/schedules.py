@@ -167,10 +167,7 @@ def from_betas(*, betas: Any) -> Schedule:
         del params
         t = as_float(t)
         cell = locate(t)
-        past, left = since(t, cell), -since(t, cell + 1)
-        slope = _take(slopes, cell, t)
-        up, down = _take(knots, cell, t) + slope * past, _take(knots, cell + 1, t) - slope * left
-        return jnp.where(past < left, up, down)  # from the nearer knot
+        return _take(knots, cell, t) + _take(slopes, cell, t) * since(t, cell)
 
     def delta(params, s, t):
         del params
@@ -249,7 +246,7 @@ def learned_monotone(
         first, last, _ = ends(params)
         curve = params["curve"]
         past, left = rise(curve, jnp.zeros_like(t), t), rise(curve, t, jnp.ones_like(t))
-        whole = past + left  # not that of `delta`: with this one the parts sum to 1 to the last bit
+        whole = past + left  # so that the two parts sum to one whatever their rounding
         return first * (left / whole) + last * (past / whole)
 
     def delta(params, s, t):

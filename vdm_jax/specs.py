@@ -53,7 +53,9 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
     try:
         return factory(**kwargs)
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{where}: {error}") from error
+        # the plain kinds: not every subclass of them can be made from a message alone
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{where}: {error}") from error
 
 
 def nearest(name: Any, choices: Any) -> str:

@@ -9,21 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.bases import BASES, measure_residual
-from vdm_jax.build import build
 from vdm_jax.likelihoods import level_values
 from vdm_jax.models.model import Statistics
+from vdm_jax.specs import build
 
 RESIDUAL_VALUES = 2**16  # pixels whose error is measured: 1 % of its root mean square
 RESIDUAL_GAMMAS = np.linspace(-20.0, 12.0, 65)
 
 
-def fit_statistics(counts: np.ndarray, sample: np.ndarray, *, base: Any = None) -> Statistics:
+def fit_statistics(
+    counts: np.ndarray, sample: np.ndarray | None = None, *, base: Any = None
+) -> Statistics:
     """Fit the statistics of K-level data.
 
     Args:
       counts: int [*d, K], how often each level occurs at each position of the training split.
       sample: integers [n, *d] of the training split, to measure the error of the base on.
-      base: spec of the base whose error is to be measured; None measures none.
+      base: spec of the base whose error is to be measured; None, or no sample, measures none.
 
     A level never seen at a position gets 1/K of one count, so that no test image is impossible.
     """
@@ -38,9 +40,9 @@ def fit_statistics(counts: np.ndarray, sample: np.ndarray, *, base: Any = None) 
         second_moment=float(np.sum(frequency * values**2)),
         log_counts=log_counts,
     )
-    if base is None:
+    if base is None or sample is None:
         return fitted
-    built = build(BASES, base, "model.base", **fitted._asdict())
+    built = build(BASES, base, "config.model.base", **fitted._asdict())
     if not built.informative:  # its deviation is known in closed form
         return fitted
     few = sample[: max(1, RESIDUAL_VALUES // math.prod(fitted.shape))]
@@ -50,19 +52,23 @@ def fit_statistics(counts: np.ndarray, sample: np.ndarray, *, base: Any = None) 
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
-    """Write as .npz; fields that are None are left out."""
+    """Write as .npz, whole or not at all; fields that are None are left out."""
     fields = {name: value for name, value in statistics._asdict().items() if value is not None}
-    np.savez(path, **{name: np.asarray(value) for name, value in fields.items()})
+    arrays: Any = {name: np.asarray(value) for name, value in fields.items()}
+    whole = path.with_suffix(".new.npz")
+    np.savez(whole, **arrays)
+    whole.replace(path)
 
 
 def load_statistics(path: Path) -> Statistics:
     """Read what `save_statistics` wrote; nothing is unpickled."""
     with np.load(path, allow_pickle=False) as file:
         fields: dict[str, Any] = {name: file[name] for name in file.files}
-    fields["shape"] = tuple(int(n) for n in fields["shape"])
-    fields["second_moment"] = float(fields["second_moment"])
-    if "levels" in fields:
-        fields["levels"] = int(fields["levels"])
-    if "residual" in fields:
-        fields["residual"] = tuple(fields["residual"])
-    return Statistics(**{"levels": None} | fields)
+    levels, residual = fields.get("levels"), fields.get("residual")
+    return Statistics(
+        shape=tuple(int(n) for n in fields["shape"]),
+        levels=None if levels is None else int(levels),
+        second_moment=float(fields["second_moment"]),
+        log_counts=fields.get("log_counts"),
+        residual=None if residual is None else (residual[0], residual[1]),
+    )

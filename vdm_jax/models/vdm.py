@@ -182,8 +182,9 @@ def vdm(
             )
         start_key, chain_key = jax.random.split(key)
 
-        def at_time(xt, t):
-            step = interval(schedule, params["schedule"], jnp.maximum(t - 1 / grid, 0), t)
+        def at_time(xt, t, step):
+            if steps != grid:  # the network's own interval is the training chain's, not the sampler's
+                step = interval(schedule, params["schedule"], jnp.maximum(t - 1 / grid, 0), t)
             return predict(params, xt, _same_for_all(step, xt))
 
         def final(latent):

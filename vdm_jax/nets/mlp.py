@@ -5,7 +5,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vdm_jax.nets.network import Network, dropout, from_linen, gamma_features
+from vdm_jax.nets.network import Network, check_settings, dropout, from_linen, gamma_features
 
 
 class MLPModule(nn.Module):
@@ -48,5 +48,9 @@ def mlp(
       depth: residual blocks.
       dropout: rate, in [0, 1).
       dtype: of the computation ("float32" or "bfloat16"); parameters, norms and output stay float32.
+
+    Raises:
+      ValueError: a size below 1, a dropout outside [0, 1), an unknown dtype.
     """
+    check_settings("mlp", dropout=dropout, dtype=dtype, width=width, depth=depth)
     return from_linen(MLPModule(width=width, depth=depth, dropout=dropout, dtype=dtype))

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from vdm_jax.typing import Params
 
+DTYPES = ("bfloat16", "float32")
+
 
 class Network(NamedTuple):
     """A denoising network of any library.
@@ -33,6 +35,18 @@ def from_linen(module: nn.Module) -> Network:
         return module.apply({"params": params}, xt, gamma_t, extra, keys)
 
     return Network(init, apply)
+
+
+def check_settings(name: str, *, dropout: float, dtype: str, **sizes: Any) -> None:
+    """Raise ValueError for a setting that no network takes; `sizes` are whole numbers or tuples of them."""
+    for key, value in sizes.items():
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or not all(isinstance(n, int) and n > 0 for n in values):
+            raise ValueError(f"{name}: {key} must be positive, found {value}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{name}: dropout must lie in [0, 1), found {dropout}")
+    if dtype not in DTYPES:
+        raise ValueError(f"{name}: unknown dtype {dtype!r}; choices: {', '.join(DTYPES)}")
 
 
 def dropout(x, keys, *, rate: float, layer: int):

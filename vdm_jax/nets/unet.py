@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from vdm_jax.nets.network import (
     Network,
+    check_settings,
     dropout,
     fourier_features,
     from_linen,
@@ -20,8 +21,12 @@ ZEROS = nn.initializers.zeros_init()
 
 
 def norm(x, name: str):
-    """Group norm in float32 with at most 32 groups that divide the channels."""
-    groups = next(g for g in range(min(32, x.shape[-1]), 0, -1) if x.shape[-1] % g == 0)
+    """Group norm in float32 with at most 32 groups, of at least 4 channels where there are as many.
+
+    A group of one channel would take the condition, which is a shift of each channel, out again.
+    """
+    channels = x.shape[-1]
+    groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
     return nn.GroupNorm(num_groups=groups, dtype=jnp.float32, name=name)(x).astype(x.dtype)
 
 
@@ -99,6 +104,11 @@ class UNetModule(nn.Module):
 
     @nn.compact
     def __call__(self, xt, gamma_t, extra, keys):
+        if xt.ndim != 4 or xt.shape[1] % self.patch or xt.shape[2] % self.patch:
+            raise ValueError(
+                f"unet: expected data H×W×C with H and W multiples of patch = {self.patch}, "
+                f"found shape {xt.shape[1:]}"
+            )
         layer = iter(range(10**6))
 
         def block(x, channels):
@@ -113,7 +123,9 @@ class UNetModule(nn.Module):
         inputs = [xt] if extra is None else [xt, extra]
         if self.fourier is not None:
             inputs.append(fourier_features(xt, first=self.fourier[0], last=self.fourier[1]))
-        h = to_patches(jnp.concatenate([part.astype(self.dtype) for part in inputs], -1), self.patch)
+        h = to_patches(
+            jnp.concatenate([part.astype(self.dtype) for part in inputs], -1), self.patch
+        )
         h = nn.Conv(self.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(h)
 
         last = len(self.channels) - 1
@@ -182,11 +194,24 @@ def unet(
       attention: levels with attention after every block; the middle always has it.
       dropout, fourier, dtype: as in `vdm_unet`.
       patch: side of the square of pixels that the network sees as one position; divides H and W.
+
+    Raises:
+      ValueError: here for a setting that cannot be, at the first call for data that are not H×W×C.
     """
+    channels, attention = tuple(channels), tuple(attention)
+    check_settings(
+        "unet", dropout=dropout, dtype=dtype, channels=channels, blocks=blocks, patch=patch
+    )
+    if not set(attention) <= set(range(len(channels))):
+        raise ValueError(
+            f"unet: attention must name levels 0..{len(channels) - 1}, found {attention}"
+        )
+    if fourier is not None and not (len(fourier) == 2 and fourier[0] <= fourier[1]):
+        raise ValueError(f"unet: fourier must be (first, last) or None, found {fourier}")
     module = UNetModule(
-        channels=tuple(channels),
+        channels=channels,
         blocks=blocks,
-        attention=tuple(attention),
+        attention=attention,
         dropout=dropout,
         fourier=None if fourier is None else (fourier[0], fourier[1]),
         patch=patch,

@@ -37,39 +37,53 @@ class CheckpointStore:
 
     def save(self, state: TrainState, about: dict[str, Any]) -> None:
         """Begin to save a state under its step; returns before it is written."""
-        step = int(state.step)
+        step, plain = int(state.step), _plain(state)
         if step == self.latest():
             return
+        more = {"arrays": _arrays(plain), "versions": library_versions()}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_plain(state)),
-            about=ocp.args.JsonSave(about | {"versions": library_versions()}),
+            state=ocp.args.StandardSave(plain), about=ocp.args.JsonSave(about | more)
         )
         self.manager.save(step, args=items)
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says of itself: what it was saved with, its arrays, the libraries' versions."""
+        items = ocp.args.Composite(about=ocp.args.JsonRestore())
+        return self.manager.restore(step, args=items)["about"]
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:
         """Restore a step (the newest) in the structure, shapes and types of `like`.
 
         Raises:
           FileNotFoundError: there is none.
-          ValueError: it does not have the shapes of `like`.
+          ValueError: its arrays are not those of `like`, by name, shape and type.
         """
         step = self.latest() if step is None else step
         if step is None:
             raise FileNotFoundError(f"no checkpoint in {self.folder}")
         shapes = jax.eval_shape(_plain, like)
+        found, expected = self.about(step)["arrays"], _arrays(shapes)
+        for name in [*expected, *found]:  # orbax would convert types without a word
+            here, there = expected.get(name, "nothing"), found.get(name, "nothing")
+            if here != there:
+                raise ValueError(
+                    f"checkpoint {step} in {self.folder}: expected {here} at state{name}, found {there}"
+                )
         target = jax.tree.map(_on_default_device, shapes)
-        try:
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            plain = self.manager.restore(step, args=items)["state"]
-        except ValueError as error:
-            line = str(error).strip().splitlines()[0]
-            raise ValueError(f"checkpoint {step} in {self.folder} does not fit: {line}") from error
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        plain = self.manager.restore(step, args=items)["state"]
         return plain._replace(key=jax.random.wrap_key_data(plain.key))
 
 
 def _plain(state: TrainState) -> TrainState:
     """Typed keys as the integers that can be written."""
     return state._replace(key=jax.random.key_data(state.key))
+
+
+def _arrays(plain: TrainState) -> dict[str, str]:
+    """Name -> type and shape of every array of a state."""
+    leaves = jax.tree_util.tree_leaves_with_path(plain)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{[*leaf.shape]}" for path, leaf in leaves}
 
 
 def _on_default_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

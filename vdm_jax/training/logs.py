@@ -16,7 +16,9 @@ class MetricsLog:
     def __init__(self, folder: Path, step: int = 0):
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        whole = folder / "metrics.jsonl.new"  # renamed when complete: a kill here loses nothing
+        whole.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        whole.replace(self.path)
         self.file = self.path.open("a")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
@@ -35,7 +37,7 @@ class MetricsLog:
             self.board.add_scalar(name, value, step)
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a `metrics.jsonl`; a line that a killed run left half-written is passed over."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:

@@ -1,9 +1,11 @@
 """The loop around the step: several steps a dispatch, metrics fetched one dispatch late, checkpoints."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -50,15 +52,16 @@ def fit(
       batches: stacks from the state's own step on.
       steps: number of the last step.
       store: gets a state about every `checkpoint_every` steps and the last one.
-      log: gets the mean of the metrics about every `log_every` steps.
+      log: gets the mean of the metrics at every multiple of `log_every`.
       about: what a checkpoint says of itself.
 
     Raises:
-      FloatingPointError: a loss or gradient is not finite; nothing is saved from there on.
+      FloatingPointError: a loss, gradient or parameter is not finite; nothing is saved from there on.
     """
     run = dispatch(step)
     start = now = int(state.step)
-    meter = Meter(log, log_every, start)
+    began = store.about(start)["window"] if store.latest() == start else {}
+    meter = Meter(log, store, every=log_every, step=start, window=began)
     pending: list[dict[str, Any]] = []
     with tqdm(total=steps, initial=start, desc="train", unit="step", smoothing=0.05) as bar:
         for stack in batches:
@@ -67,37 +70,63 @@ def fit(
             before, now = now, now + len(stack.index)
             saving = now // checkpoint_every > before // checkpoint_every or now >= steps
             while len(pending) > (0 if saving else 1):  # the device is kept one dispatch ahead
-                bar.set_postfix_str(meter.add(pending.pop(0), store.latest()))
+                bar.set_postfix_str(meter.add(pending.pop(0)))
             bar.update(now - before)
             if saving:
-                store.save(state, about)
+                if not finite((state.params, state.ema_params)):
+                    raise diverged("a parameter is not finite", now, store)
+                store.save(state, about | {"window": meter.window})
     return state
 
 
 class Meter:
-    """Collects fetched metrics, watches them and writes their means."""
+    """Takes the metrics of each step, watches them and writes their means.
 
-    def __init__(self, log: MetricsLog, every: int, step: int):
-        self.log, self.every, self.step = log, every, step
-        self.rows: list[dict[str, np.ndarray]] = []
+    Attributes:
+      window: sums since the last line and their "steps"; a checkpoint keeps them, so that the lines of a run
+        do not depend on where it was interrupted.
+    """
 
-    def add(self, metrics: dict[str, Any], safe_step: int | None) -> str:
+    def __init__(
+        self,
+        log: MetricsLog,
+        store: CheckpointStore,
+        *,
+        every: int,
+        step: int,
+        window: dict[str, float],
+    ):
+        self.log, self.store, self.every, self.step = log, store, every, step
+        self.window = dict(window)
+
+    def add(self, metrics: dict[str, Any]) -> str:
         """Take the metrics of a dispatch, arrays [n]; return a word on them for the progress bar."""
-        row = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
-        for name in ("loss", "grad_norm"):
-            bad = ~np.isfinite(row[name])
-            if bad.any():
-                first = int(np.argmax(bad))
-                safe = "none" if safe_step is None else f"step {safe_step}"
-                raise FloatingPointError(
-                    f"{name} is {row[name][first]} at step {self.step + first + 1}: training stopped; "
-                    f"last good checkpoint: {safe}, in {self.log.path.parent}"
-                )
-        before, self.step = self.step, self.step + len(row["loss"])
-        self.rows.append(row)
-        if self.step // self.every > before // self.every:
-            names = self.rows[0]
-            means = {n: float(np.mean(np.concatenate([r[n] for r in self.rows]))) for n in names}
-            self.log.write(self.step, means)
-            self.rows = []
-        return f"bits/dim {np.mean(row['bits_per_dim']):.3f}"
+        columns = {name: np.asarray(value, np.float64).tolist() for name, value in metrics.items()}
+        for values in zip(*columns.values(), strict=True):
+            row = dict(zip(columns, values, strict=True))
+            self.step += 1
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(row[name]):
+                    raise diverged(f"{name} is {row[name]}", self.step, self.store)
+            for name, value in (row | {"steps": 1}).items():
+                self.window[name] = self.window.get(name, 0) + value
+            if self.step % self.every == 0:
+                steps = self.window.pop("steps")
+                self.log.write(self.step, {name: s / steps for name, s in self.window.items()})
+                self.window = {}
+        return f"bits/dim {np.mean(columns['bits_per_dim']):.3f}"
+
+
+@jax.jit
+def finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def diverged(what: str, step: int, store: CheckpointStore) -> FloatingPointError:
+    """The error that ends a run, naming where it can be continued from."""
+    latest = store.latest()
+    safe = "none" if latest is None else f"step {latest}"
+    return FloatingPointError(
+        f"{what} at step {step}: training stopped; last good checkpoint: {safe}, in {store.folder}"
+    )

@@ -9,6 +9,7 @@ def make_optimizer(
     learning_rate: float,
     warmup_steps: int,
     decay_steps: int | None,
+    decay_to: float,
     weight_decay: float,
     b1: float,
     b2: float,
@@ -20,28 +21,38 @@ def make_optimizer(
     Args:
       learning_rate: peak.
       warmup_steps: updates of linear warm-up from 0.
-      decay_steps: update at which a cosine decay reaches 0; None keeps the rate. It is a number of its own,
+      decay_steps: update at which a cosine decay ends; None keeps the rate. It is a number of its own,
         not the run's length, so that asking for more steps later changes nothing that was done.
+      decay_to: the part of the rate that is left from there on.
       weight_decay: of AdamW, on matrices and kernels only.
       b1, b2: of Adam.
       clip_norm: bound on the gradient's global norm, or None.
       accumulate: batches averaged for one update.
 
+    Raises:
+      ValueError: a decay that ends before the warm-up does.
+
     Returns:
-      (optimizer, schedule), where schedule is a function of the number of updates.
+      (optimizer, rate), where rate is a function of the number of updates.
     """
     if decay_steps is None:
-        schedule = optax.warmup_constant_schedule(0.0, learning_rate, warmup_steps)
+        rate = optax.constant_schedule(learning_rate)
+    elif decay_steps > warmup_steps:
+        rate = optax.cosine_decay_schedule(learning_rate, decay_steps - warmup_steps, decay_to)
     else:
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, learning_rate, warmup_steps, max(decay_steps, warmup_steps + 1)
+        raise ValueError(
+            f"optimizer.decay_steps: expected more than warmup_steps = {warmup_steps}, "
+            f"found {decay_steps}"
         )
-    adamw = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_matrix)
+    if warmup_steps > 0:  # optax takes a warm-up of no steps for one that never ends
+        warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+        rate = optax.join_schedules([warmup, rate], [warmup_steps])
+    adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_matrix)
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     optimizer = optax.chain(clip, adamw)
     if accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
-    return optimizer, schedule
+    return optimizer, rate
 
 
 def _is_matrix(params):

@@ -11,7 +11,12 @@ GAP = 1  # pixels between images
 
 
 def tile(images: np.ndarray, levels: int) -> np.ndarray:
-    """Lay [n, H, W, C] images of 0…levels−1 out in a near-square grid: floats in [0, 1], [h, w, 3]."""
+    """Lay [n, H, W, C] images of 0…levels−1 out in a near-square grid: floats in [0, 1], [h, w, 3].
+
+    Data of another rank [n, d, ...] are shown in grey, as d rows.
+    """
+    if images.ndim != 4:
+        images = images.reshape(*images.shape[:2], -1, 1)
     n, height, width, channels = images.shape
     columns = int(np.ceil(np.sqrt(n)))
     rows = int(np.ceil(n / columns))
@@ -42,24 +47,31 @@ def sample_grid(
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def loss_curve(path: Path, rows: list[dict[str, Any]], *, test: Any = None, title: str = "") -> None:
+def loss_curve(
+    path: Path, rows: list[dict[str, Any]], *, test: Any = None, title: str = ""
+) -> None:
     """Save the training bound in bits/dim against steps; `test` is an `Evaluation` to mark."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     step = np.asarray([row["step"] for row in rows])
     bound = np.asarray([row["bits_per_dim"] for row in rows])
-    axes.plot(step, bound, color="C0", alpha=0.35, linewidth=1, label="training, per log interval")
+    if rows:  # a run may be shorter than a log interval
+        axes.plot(
+            step, bound, color="C0", alpha=0.35, linewidth=1, label="training, per log interval"
+        )
     if len(rows) >= 10:
         width = max(len(rows) // 40, 3)
         smooth = np.convolve(bound, np.ones(width) / width, "valid")
-        axes.plot(step[width - 1 :], smooth, color="C0", label=f"training, mean of {width} intervals")
+        axes.plot(
+            step[width - 1 :], smooth, color="C0", label=f"training, mean of {width} intervals"
+        )
     if test is not None:
         text = f"test, {test.bits_per_dim:.3f} ± {test.standard_error:.3f}"
         axes.errorbar(
             test.step, test.bits_per_dim, test.standard_error, fmt="o", color="C3", label=text
         )
-    low, high = bound.min(), np.quantile(bound, 0.98)
-    reach = [low, high] + ([test.bits_per_dim] if test is not None else [])
+    reach = [bound.min(), np.quantile(bound, 0.98)] if rows else []
+    reach += [test.bits_per_dim] if test is not None else []
     margin = 0.08 * (max(reach) - min(reach)) + 1e-3
     axes.set_ylim(min(reach) - margin, max(reach) + margin)
     axes.set(xlabel="step", ylabel="−ELBO, bits/dim", title=title)

@@ -28,11 +28,15 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
-    """Start from params: the average starts as a copy of them."""
+    """Start from params: their average starts as a copy of them, in float32 at least."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema_params=jax.tree.map(jnp.copy, params),
+        ema_params=jax.tree.map(_average, params),
         opt_state=optimizer.init(params),
         key=key,
     )
+
+
+def _average(param):
+    return jnp.array(param, jnp.promote_types(param.dtype, jnp.float32), copy=True)

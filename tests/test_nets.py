@@ -1,0 +1,250 @@
+"""Networks: zero at the start, conditioned on γ, examples that do not see each other."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import jit
+
+from vdm_jax.nets import NETS, network
+from vdm_jax.nets.unet import from_patches, to_patches
+
+SMALL = {
+    "mlp": {"width": 16, "depth": 2, "dropout": 0.5},
+    "unet": {"channels": (8, 12), "blocks": 1, "attention": (1,), "dropout": 0.5},
+    "vdm_unet": {"channels": 8, "blocks": 1, "fourier": (0, 1), "dropout": 0.5},
+}
+IMAGES = [(28, 28, 1), (8, 8, 1), (32, 32, 3), (7, 5, 2)]
+SHAPES = {"mlp": [(5,), (), (3, 4), (8, 8, 1)], "unet": IMAGES, "vdm_unet": IMAGES}
+CASES = [(name, shape) for name in NETS for shape in SHAPES[name]]
+ONE_SHAPE = {name: shapes[-1] for name, shapes in SHAPES.items()}
+
+
+@cache
+def small(name, dtype="float32"):
+    """A small network and its compiled `apply`, shared by the tests."""
+    net = NETS[name](**SMALL[name], dtype=dtype)
+    return net, jit(net.apply)
+
+
+def inputs(shape, batch=3, seed=0):
+    """x_t, γ_t and a second input of a batch."""
+    rng = np.random.default_rng(seed)
+    arrays = rng.standard_normal((batch, *shape)), rng.uniform(-13, 5, batch)
+    return [jnp.asarray(a, jnp.float32) for a in (*arrays, rng.standard_normal((batch, *shape)))]
+
+
+def params_of(net, shape, *, extra=False):
+    """Parameters of the network's shapes with nothing left at zero; no computation of its own."""
+    xt, gamma_t, second = inputs(shape, 1)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), xt, gamma_t, second if extra else None)
+    rng = np.random.default_rng(1)
+
+    def fill(leaf):
+        scale = 1 / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
+        return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree.map(fill, shapes)
+
+
+def largest(change):
+    """Of each example."""
+    return np.abs(change).reshape(len(change), -1).max(-1)
+
+
+def assert_same(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_row_has_shapes_to_be_tested_on():
+    assert set(NETS) == set(SMALL) == set(SHAPES)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_output_is_zero_at_the_start_in_the_shape_and_type_of_the_data(name):
+    net, _ = small(name)
+    xt, gamma_t, extra = inputs(ONE_SHAPE[name])
+
+    @jit
+    def start(key):
+        params = net.init(key, xt, gamma_t, extra)
+        return params, net.apply(params, xt, gamma_t, extra)
+
+    # a generator that compiles fast
+    first, second = (jax.random.key(seed, impl="unsafe_rbg") for seed in (0, 1))
+    (params, output), (other, _) = start(first), start(second)
+    assert (output.shape, output.dtype) == (xt.shape, xt.dtype)
+    np.testing.assert_array_equal(output, 0)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    differ = jax.tree.map(lambda a, b: bool(np.any(a != b)), params, other)
+    assert any(jax.tree.leaves(differ))  # the key is used
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
+def test_output_has_any_admissible_shape_and_hears_of_gamma_and_data(name, shape):
+    net, apply = small(name)
+    params = params_of(net, shape)
+    xt, gamma_t, _ = inputs(shape)
+    output = apply(params, xt, gamma_t)
+    assert (output.shape, output.dtype) == (xt.shape, jnp.float32)
+    assert np.all(np.isfinite(output))
+    for moved in (apply(params, xt, gamma_t + 0.5), apply(params, xt + 0.1, gamma_t)):
+        assert np.all(largest(moved - output) > 1e-3)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_gradient_is_finite_and_reaches_every_parameter_and_the_second_input(name):
+    net, _ = small(name)
+    shape = ONE_SHAPE[name]
+    params = params_of(net, shape, extra=True)
+    xt, gamma_t, extra = inputs(shape)
+
+    @jit
+    @partial(jax.grad, argnums=(0, 1, 2))
+    def gradient(params, xt, extra):
+        return jnp.sum(jnp.square(net.apply(params, xt, gamma_t, extra) - 1))
+
+    found = gradient(params, xt, extra)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        assert np.all(np.isfinite(leaf)), path
+        is_key_bias = "key" in str(path) and "bias" in str(path)  # a softmax does not see it
+        assert is_key_bias or np.any(np.abs(leaf) > 0), path
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_examples_do_not_see_each_other(name):
+    net, apply = small(name)
+    shape = ONE_SHAPE[name]
+    params = params_of(net, shape)
+    xt, gamma_t, _ = inputs(shape, 49)
+    together = apply(params, xt, gamma_t)
+    assert together.shape == (49, *shape)
+    alone = jnp.concatenate([apply(params, xt[i : i + 1], gamma_t[i : i + 1]) for i in (0, 48)])
+    assert_same(together[jnp.array([0, 48])], alone)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_bfloat16_computes_in_it_and_keeps_parameters_and_output_float32(name):
+    shape = ONE_SHAPE[name]
+    (_, apply), (half, apply_half) = small(name), small(name, "bfloat16")
+    params = params_of(half, shape)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    xt, gamma_t, _ = inputs(shape)
+    exact, rounded = (np.asarray(f(params, xt, gamma_t)) for f in (apply, apply_half))
+    assert rounded.dtype == np.float32
+    error = np.sqrt(np.mean((rounded - exact) ** 2) / np.mean(exact**2))
+    assert 1e-4 < error < 0.1
+
+
+def test_defaults_of_vdm_unet_have_30_6_million_parameters():
+    net = NETS["vdm_unet"]()
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs((32, 32, 3), 1)[:2])
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert round(count / 1e6, 1) == 30.6
+
+
+# --- dropout -----------------------------------------------------------------------------------------
+
+
+def test_a_dropout_mask_depends_on_its_own_key_and_layer_alone():
+    x, keys = jnp.ones((5, 400)), jax.random.split(jax.random.key(0), 5)
+    drop = jit(network.dropout, static_argnames=("rate", "layer"))
+    masked = drop(x, keys, rate=0.25, layer=3)
+    for chosen in ([2], [4, 2], [2, 2, 2]):  # another batch, other neighbours
+        chosen = jnp.array(chosen)
+        found = drop(x[chosen], keys[chosen], rate=0.25, layer=3)
+        np.testing.assert_array_equal(found, masked[chosen])
+    values, counts = np.unique(masked, return_counts=True)
+    np.testing.assert_allclose(values, [0, 1 / 0.75], rtol=1e-6)
+    assert abs(counts[0] / masked.size - 0.25) < 0.04
+    assert np.any(masked[0] != masked[1])
+    assert np.any(drop(x, keys, rate=0.25, layer=4) != masked)
+    for off in (drop(x, None, rate=0.25, layer=3), drop(x, keys, rate=0.0, layer=3)):
+        np.testing.assert_array_equal(off, x)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_networks_drop_by_example_and_only_with_keys(name):
+    net, apply = small(name)
+    shape = ONE_SHAPE[name]
+    params = params_of(net, shape)
+    xt, gamma_t, _ = inputs(shape)
+    keys = jax.random.split(jax.random.key(0), 3)
+    dropped = apply(params, xt, gamma_t, None, keys)
+    assert np.all(largest(dropped - apply(params, xt, gamma_t)) > 1e-3)
+    # an example's mask is its own: other neighbours, another place in the batch, the same output
+    back = jnp.array([2, 1, 0])
+    assert_same(apply(params, xt[back], gamma_t[back], None, keys[back]), dropped[back])
+    other = apply(params, xt, gamma_t, None, keys.at[0].set(jax.random.key(9)))
+    assert largest(other - dropped)[0] > 1e-3
+    assert_same(other[1:], dropped[1:])
+
+
+# --- patches -----------------------------------------------------------------------------------------
+
+
+def test_patches_are_squares_of_pixels_and_undone():
+    x = jnp.arange(2 * 4 * 6 * 3, dtype=jnp.float32).reshape(2, 4, 6, 3)
+    patches = to_patches(x, 2)
+    assert patches.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(patches[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
+    np.testing.assert_array_equal(from_patches(patches, 2), x)
+
+
+def test_unet_on_patches_keeps_the_shape_of_the_data():
+    net = NETS["unet"](channels=(8,), blocks=1, patch=2)
+    xt, gamma_t, _ = inputs((4, 6, 2))
+    output = jit(net.apply)(params_of(net, (4, 6, 2)), xt, gamma_t)
+    assert output.shape == xt.shape
+    assert np.all(np.isfinite(output))
+
+
+# --- mistakes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dropout": 1.5}, "dropout must lie in \\[0, 1\\), found 1.5"),
+        ({"dropout": 1.0}, "found 1.0"),
+        ({"dropout": -0.1}, "found -0.1"),
+        ({"dtype": "bfloat17"}, "unknown dtype 'bfloat17'; choices: bfloat16, float32"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_of_any_network_are_named(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        NETS[name](**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("mlp", {"width": 0}, "mlp: width must be positive, found 0"),
+        ("mlp", {"depth": -1}, "mlp: depth must be positive, found -1"),
+        ("unet", {"channels": (8, 0)}, "unet: channels must be positive, found \\(8, 0\\)"),
+        ("unet", {"channels": ()}, "channels must be positive, found \\(\\)"),
+        ("unet", {"blocks": 0}, "unet: blocks must be positive, found 0"),
+        ("unet", {"patch": 0}, "unet: patch must be positive, found 0"),
+        ("unet", {"attention": (3,)}, "unet: attention must name levels 0..2, found \\(3,\\)"),
+        ("unet", {"fourier": (8, 7)}, "unet: fourier must be \\(first, last\\)"),
+        ("vdm_unet", {"channels": -8}, "channels must be positive"),
+        ("vdm_unet", {"fourier": (8, 7)}, "found \\(8, 7\\)"),
+    ],
+)
+def test_wrong_sizes_are_named(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        NETS[name](**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"), [({}, (8, 8)), ({}, (5,)), ({}, (2, 8, 8, 1)), ({"patch": 2}, (7, 8, 1))]
+)
+def test_a_convolutional_network_says_which_data_it_takes(settings, shape):
+    net = NETS["unet"](**SMALL["unet"] | settings)
+    with pytest.raises(ValueError, match=r"expected data H×W×C .*found shape \(") as caught:
+        net.init(jax.random.key(0), *inputs(shape, 1)[:2])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,340 @@
+"""The one step: pure, compiled once, the same numbers under every transformation; its average and optimizer."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vdm_jax.models import Statistics, vdm
+from vdm_jax.nets import Network
+from vdm_jax.training.optimizer import make_optimizer
+from vdm_jax.training.state import init_state
+from vdm_jax.training.step import make_step
+from vdm_jax.typing import Batch
+
+SGD = optax.sgd(0.1)
+X = np.linspace(-1, 1, 24, dtype=np.float32).reshape(8, 3)  # a plain array is a batch, too
+
+
+def user_loss(params, key, x):
+    """A loss of one's own: a regression whose target is drawn anew at each step."""
+    target = jax.random.normal(key, ())
+    value = jnp.mean(jnp.square(x @ params["w"] + params["b"] - target))
+    return value, {"loss": value, "target": target}
+
+
+def start(optimizer=SGD, seed=0):
+    return init_state({"w": jnp.ones(3), "b": jnp.zeros(())}, optimizer, jax.random.key(seed))
+
+
+def plain(state):
+    return state._replace(key=jax.random.key_data(state.key))
+
+
+def assert_close(a, b, rtol=1e-6, atol=1e-7):
+    a, b = jax.tree.leaves(plain(a)), jax.tree.leaves(plain(b))
+    for one, other in zip(a, b, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=atol)
+
+
+def singles(step, state, n):
+    rows = []
+    for _ in range(n):
+        state, metrics = step(state, X)
+        rows.append(metrics)
+    return state, jax.tree.map(lambda *values: jnp.stack(values), *rows)
+
+
+def test_is_pure_and_does_what_it_says():
+    state = start()
+    before = [np.array(leaf) for leaf in jax.tree.leaves(plain(state))]
+    step = make_step(user_loss, SGD)
+    after, metrics = step(state, X)
+    for leaf, old in zip(jax.tree.leaves(plain(state)), before, strict=True):
+        np.testing.assert_array_equal(leaf, old)
+    again, _ = step(state, X)
+    for leaf, other in zip(*map(jax.tree.leaves, (plain(after), plain(again))), strict=True):
+        np.testing.assert_array_equal(leaf, other)
+
+    target = float(jax.random.normal(jax.random.fold_in(state.key, 0), ()))
+    residual = X.astype(np.float64).sum(1) - target
+    grad_w, grad_b = 2 * residual @ X / 8, 2 * residual.mean()
+    np.testing.assert_allclose(after.params["w"], 1 - 0.1 * grad_w, rtol=1e-5)
+    np.testing.assert_allclose(after.params["b"], -0.1 * grad_b, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], np.hypot(np.linalg.norm(grad_w), grad_b), 1e-5)
+    np.testing.assert_allclose(metrics["loss"], np.mean(residual**2), rtol=1e-5)
+    assert int(after.step) == 1 and after.key == state.key
+
+
+def test_each_step_and_seed_has_its_own_randomness():
+    _, metrics = singles(make_step(user_loss, SGD), start(), 3)
+    _, others = singles(make_step(user_loss, SGD), start(seed=1), 3)
+    drawn = np.concatenate([metrics["target"], others["target"]])
+    assert len(set(drawn.tolist())) == 6
+
+
+def test_compiles_once():
+    traces = []
+
+    def counted(params, key, x):
+        traces.append(x.shape)
+        return user_loss(params, key, x)
+
+    step = jax.jit(make_step(counted, optax.adam(0.1), ema_warmup=True))
+    state = jax.jit(lambda: start(optax.adam(0.1)))()
+    for _ in range(5):
+        state, _ = step(state, X)
+    assert len(traces) == 1
+
+
+def test_jit_scan_and_vmap_give_the_numbers_of_single_steps():
+    optimizer = optax.adam(0.1)
+    step = make_step(user_loss, optimizer, ema_decay=0.9)
+    state, rows = singles(step, start(optimizer), 4)
+    jitted, jitted_rows = singles(jax.jit(step), start(optimizer), 4)
+    assert_close(jitted, state)
+    scanned, scanned_rows = jax.jit(lambda s: jax.lax.scan(step, s, jnp.stack([X] * 4)))(
+        start(optimizer)
+    )
+    assert_close(scanned, state)
+    for other in (jitted_rows, scanned_rows):
+        assert other.keys() == rows.keys()
+        for name in rows:
+            np.testing.assert_allclose(other[name], rows[name], rtol=1e-6)
+
+    seeds = jnp.arange(3)
+    many = jax.vmap(lambda seed: start(optimizer, seed))(seeds)
+    for _ in range(4):
+        many, _ = jax.jit(jax.vmap(step, (0, None)))(many, X)
+    for i in range(3):
+        alone, _ = singles(step, start(optimizer, i), 4)
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], many), alone)
+
+
+def test_an_axis_equals_the_full_batch():
+    full, full_metrics = make_step(user_loss, SGD)(start(), X)
+    step = make_step(user_loss, SGD, axis_name="devices")
+    parts, metrics = jax.vmap(step, (None, 0), axis_name="devices")(start(), X.reshape(4, 2, 3))
+    for i in range(4):
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], parts), full)
+        for name in full_metrics:
+            np.testing.assert_allclose(metrics[name][i], full_metrics[name], rtol=1e-6)
+
+
+def test_an_axis_equals_the_full_batch_of_a_model():
+    """Times and noise are keyed by the place in the global batch, so they do not depend on the axis."""
+    network = Network(
+        init=lambda key, xt, gamma_t, extra=None: {"w": jnp.ones(())},
+        apply=lambda params, xt, gamma_t, extra=None, keys=None: params["w"] * xt,
+    )
+    model = vdm(Statistics((2,), None), network=network, likelihood="gaussian")
+    index = np.arange(8, dtype=np.int32)
+    batch = Batch(np.linspace(-1, 1, 16).reshape(8, 2), index, (index / 8).astype(np.float32))
+    state = init_state(model.init(jax.random.key(0)), SGD, jax.random.key(1))
+    full, full_metrics = jax.jit(make_step(model.loss, SGD))(state, batch)
+    step = make_step(model.loss, SGD, axis_name="devices")
+    halves = jax.tree.map(lambda leaf: leaf.reshape(2, 4, *leaf.shape[1:]), batch)
+    parts, metrics = jax.jit(jax.vmap(step, (None, 0), axis_name="devices"))(state, halves)
+    assert full_metrics["grad_norm"] > 0.01
+    for i in range(2):
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], parts), full, rtol=1e-5)
+        for name in full_metrics:
+            np.testing.assert_allclose(metrics[name][i], full_metrics[name], rtol=1e-5)
+
+
+PMAP = """
+import jax, sys
+sys.path.insert(0, {tests!r})
+from test_step import *
+assert jax.device_count() == 2
+step = jax.pmap(make_step(user_loss, SGD, axis_name="devices"), axis_name="devices", in_axes=(None, 0))
+state, metrics = step(start(), X.reshape(2, 4, 3))
+full, full_metrics = make_step(user_loss, SGD)(start(), X)
+for i in range(2):
+    assert_close(jax.tree.map(lambda leaf: leaf[i], state), full)
+    np.testing.assert_allclose(metrics["loss"][i], full_metrics["loss"], rtol=1e-6)
+print("equal")
+"""
+
+
+def test_pmap_over_two_devices_equals_the_full_batch():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    code = PMAP.format(tests=os.path.dirname(__file__))
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr
+
+
+def test_donation():
+    step = jax.jit(make_step(user_loss, SGD), donate_argnums=0)
+    expected, _ = singles(make_step(user_loss, SGD), start(), 3)
+    state = first = start()
+    for _ in range(3):
+        state, _ = step(state, X)
+    assert_close(state, expected)
+    assert first.params["w"].is_deleted() and first.ema_params["w"].is_deleted()
+
+
+# ---------------------------------------------------------------- average
+
+
+@pytest.mark.parametrize(
+    ("settings", "decay"),
+    [
+        ({}, lambda i: 0.9999),
+        ({"ema_decay": 0.5}, lambda i: 0.5),
+        ({"ema_decay": 0.0}, lambda i: 0.0),
+        ({"ema_warmup": True}, lambda i: (1 + i) / (10 + i)),
+        ({"ema_decay": 0.2, "ema_warmup": True}, lambda i: min(0.2, (1 + i) / (10 + i))),
+    ],
+)
+def test_average_against_a_hand_computation(settings, decay):
+    step = jax.jit(make_step(user_loss, SGD, **settings))
+    state = start()
+    average = np.ones(3)
+    moved = 0.0
+    for i in range(6):
+        state, _ = step(state, X)
+        params = np.asarray(state.params["w"], np.float64)
+        average = decay(i) * average + (1 - decay(i)) * params
+        moved += np.abs(params - 1).max()
+        np.testing.assert_allclose(state.ema_params["w"], average, rtol=3e-7)
+    assert moved > 0.1
+
+
+def test_average_is_float32_of_half_precision_parameters():
+    params = {"w": jnp.ones(3, jnp.bfloat16), "b": jnp.zeros((), jnp.bfloat16)}
+    state = init_state(params, SGD, jax.random.key(0))
+    for _ in range(2):
+        assert state.params["w"].dtype == jnp.bfloat16
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.ema_params)} == {jnp.dtype("float32")}
+        state, _ = jax.jit(make_step(user_loss, SGD))(state, X)
+    assert np.any(np.asarray(state.ema_params["w"]) != 1)  # bfloat16 would have rounded it back
+
+
+@pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, float("nan")])
+def test_average_refuses(decay):
+    with pytest.raises(ValueError, match=rf"ema_decay: expected .*\[0, 1\), found {decay}"):
+        make_step(user_loss, SGD, ema_decay=decay)
+
+
+# ---------------------------------------------------------------- optimizer
+
+DEFAULTS = {
+    "learning_rate": 0.5,
+    "warmup_steps": 0,
+    "decay_steps": None,
+    "decay_to": 0.0,
+    "weight_decay": 0.0,
+    "b1": 0.9,
+    "b2": 0.99,
+    "clip_norm": None,
+    "accumulate": 1,
+}
+
+
+def optimizer(**settings):
+    return make_optimizer(**{**DEFAULTS, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        ({}, {0: 0.5, 1: 0.5, 10**6: 0.5}),
+        ({"warmup_steps": 10}, {0: 0.0, 1: 0.05, 5: 0.25, 10: 0.5, 11: 0.5, 10**6: 0.5}),
+        (
+            {"warmup_steps": 10, "decay_steps": 110},
+            {0: 0.0, 5: 0.25, 10: 0.5, 35: 0.25 * (1 + np.sqrt(0.5)), 60: 0.25, 110: 0, 10**6: 0},
+        ),
+        ({"decay_steps": 100, "decay_to": 0.1}, {0: 0.5, 50: 0.275, 100: 0.05, 10**6: 0.05}),
+    ],
+)
+def test_warmup_and_decay(settings, rates):
+    _, schedule = optimizer(**settings)
+    for step, rate in rates.items():
+        np.testing.assert_allclose(schedule(step), rate, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("decay_steps", [9, 10])
+def test_decay_ends_after_the_warmup(decay_steps):
+    message = rf"optimizer\.decay_steps: expected more than warmup_steps = 10, found {decay_steps}$"
+    with pytest.raises(ValueError, match=message):
+        optimizer(warmup_steps=10, decay_steps=decay_steps)
+
+
+def updates(transformation, gradients, params=None):
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)} if params is None else params
+    state, given = transformation.init(params), []
+    for gradient in gradients:
+        update, state = transformation.update(gradient, state, params)
+        given.append(update)
+    return given
+
+
+def gradient(scale):
+    return {
+        "w": scale * jnp.asarray([[1.0, 2.0], [3.0, 4.0]]),
+        "b": scale * jnp.asarray([1.0, -2.0]),
+    }
+
+
+def test_the_rate_scales_the_update_by_number_of_updates():
+    (first, second), (late, _) = (
+        updates(optimizer(**settings)[0], [gradient(1.0)] * 2)
+        for settings in ({"warmup_steps": 4}, {})
+    )
+    np.testing.assert_allclose(first["w"], 0)
+    np.testing.assert_allclose(second["w"], 0.25 * late["w"], rtol=1e-5)
+    np.testing.assert_allclose(late["w"], -0.5, rtol=1e-5)  # Adam's first update is −rate·sign
+
+
+def test_clipping_is_of_the_global_norm():
+    norm = float(optax.tree.norm(gradient(1.0)))
+    big, small = gradient(100.0), gradient(0.01 / norm)  # norms 100·norm and 0.01
+    clipped = updates(optimizer(clip_norm=1.0)[0], [big, small])
+    by_hand = updates(optimizer()[0], [gradient(1 / norm), small])
+    unclipped = updates(optimizer()[0], [big, small])
+    for name in ("w", "b"):
+        np.testing.assert_allclose(clipped[1][name], by_hand[1][name], rtol=1e-5)
+        assert np.all(np.abs(clipped[1][name] - unclipped[1][name]) > 1e-3)
+
+
+def test_weights_decay_only_in_matrices():
+    params = {"w": jnp.full((2, 2), 3.0), "kernel": jnp.full((1, 1, 2, 2), 3.0)}
+    params |= {"b": jnp.full(2, 3.0), "end": jnp.asarray(3.0)}
+    (update,) = updates(
+        optimizer(weight_decay=0.1)[0], [jax.tree.map(jnp.zeros_like, params)], params
+    )
+    for name, expected in {"w": -0.15, "kernel": -0.15, "b": 0, "end": 0}.items():
+        np.testing.assert_allclose(update[name], expected, rtol=1e-6)
+
+
+def test_accumulated_half_batches_equal_one_full_batch():
+    def loss(params, key, x):
+        value = jnp.mean(jnp.square(x @ params["w"] - 1))
+        return value, {"loss": value}
+
+    def trained(accumulate, batches):
+        transformation, _ = optimizer(
+            learning_rate=0.1, accumulate=accumulate, clip_norm=0.1, weight_decay=0.01
+        )
+        state = init_state({"w": jnp.ones((3, 1))}, transformation, jax.random.key(0))
+        step = jax.jit(make_step(loss, transformation))
+        states = [state := step(state, batch)[0] for batch in batches]
+        return [state.params["w"] for state in states]
+
+    whole = trained(1, [X, 2 * X])
+    halves = trained(2, [X[:4], X[4:], 2 * X[4:], 2 * X[:4]])
+    np.testing.assert_array_equal(halves[0], 1)  # nothing before the whole batch was seen
+    np.testing.assert_array_equal(halves[1], halves[2])
+    np.testing.assert_allclose(halves[1], whole[0], rtol=1e-5)
+    np.testing.assert_allclose(halves[3], whole[1], rtol=1e-5)
+    assert np.all(np.abs(whole[0] - 1) > 1e-3) and np.all(whole[0] != whole[1])

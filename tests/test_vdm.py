@@ -1,0 +1,516 @@
+"""The model: its bound is the one of the plain functions, whatever the head, the base and the batch."""
+
+import itertools
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from oracles import jit
+
+from vdm_jax.bases import BASES, HEADS, measure_residual
+from vdm_jax.elbo import negative_elbo
+from vdm_jax.likelihoods import level_values
+from vdm_jax.models import Statistics, vdm
+from vdm_jax.nets import Network
+from vdm_jax.parameterizations import PARAMETERIZATIONS, stacked
+from vdm_jax.samplers import SAMPLERS
+from vdm_jax.schedules import learned_monotone, linear
+from vdm_jax.typing import Batch, as_batch
+from vdm_jax.weightings import WEIGHTINGS
+
+LEVELS, SHAPE = 4, (2, 3)
+DIM = math.prod(SHAPE)
+BITS = 1 / (DIM * math.log(2))
+FIRST, LAST = -4.0, 5.0
+ENDS = {"gamma_min": FIRST, "gamma_max": LAST}
+MILD = {"name": "linear"} | ENDS
+NETWORK = {"name": "mlp", "width": 16, "depth": 1}
+CONTINUOUS = [name for name, row in PARAMETERIZATIONS.items() if row().continuous]
+
+FREQUENCIES = np.random.default_rng(3).dirichlet(np.full(LEVELS, 0.7), SHAPE)
+STATISTICS = Statistics(SHAPE, LEVELS, 0.4, np.log(FREQUENCIES).astype(np.float32))
+
+
+def levels_data(n, seed=0):
+    """uint8 [n, *SHAPE], each position drawn from its own frequencies."""
+    uniform = np.random.default_rng(seed).uniform(size=(n, *SHAPE, 1))
+    return np.sum(uniform > np.cumsum(FREQUENCIES, -1)[..., :-1], -1).astype(np.uint8)
+
+
+def build(**settings):
+    return vdm(STATISTICS, **{"network": NETWORK, "schedule": MILD} | settings)
+
+
+def keys(n, seed=0):
+    return jax.random.split(jax.random.key(seed), n)
+
+
+def constant_network(denoise):
+    """A network without parameters from a function of one example."""
+    return Network(
+        lambda key, xt, gamma_t, extra=None: {},
+        lambda params, xt, gamma_t, extra=None, keys=None: jax.vmap(denoise)(xt, gamma_t),
+    )
+
+
+def zeros_of(xt, gamma_t):
+    return jnp.zeros_like(xt)
+
+
+NO_PARAMS = {"network": {}, "schedule": {}}
+
+
+# --- the bound ---------------------------------------------------------------------------------------
+
+
+def zero_network_matching(name, x0, T):
+    """E of the matching term of F = 0, exact: the error is out · target."""
+    gammas = np.linspace(FIRST, LAST, T + 1)
+    total = 0
+    for s, t in itertools.pairwise(gammas):
+        with jax.enable_x64(True):
+            row = PARAMETERIZATIONS[name]()
+            step = oracles.Interval(*(jnp.asarray(g) for g in (s, t, t - s)))
+            out, (of_x0, of_eps) = float(row(step).out), map(float, row.target(step))
+        square = out**2 * (of_x0**2 * x0**2 + of_eps**2)
+        total += 0.5 * np.exp(-t) * np.expm1(t - s) * square.sum(axis=(1, 2))
+    return total
+
+
+def test_bound_of_a_zero_network_is_that_of_the_plain_function_and_exact():
+    T, n = 6, 2000
+    rows = [row() for row in PARAMETERIZATIONS.values()]
+    x = levels_data(4)
+    x0 = level_values(LEVELS)[x]
+    spec = {"name": "softmax", "levels": LEVELS}
+
+    @jit
+    @partial(jax.vmap, in_axes=(0, None))
+    def estimates(i, keys):
+        settings = {"schedule": MILD, "parameterization": stacked(rows, i), "timesteps": T}
+        model = vdm(STATISTICS, network=constant_network(zeros_of), **settings)
+
+        def plain(key):
+            each = jax.random.split(key, len(x))
+            one = partial(negative_elbo, zeros_of, likelihood=spec, **settings)
+            return jax.vmap(one)(jnp.asarray(x), each)
+
+        def metrics(key):
+            return model.loss(NO_PARAMS, key, jnp.asarray(x))[1]
+
+        return (
+            jax.vmap(metrics)(keys),
+            jax.vmap(lambda key: model.elbo(NO_PARAMS, key, jnp.asarray(x), draws=T))(keys),
+            jax.vmap(plain)(keys),
+        )
+
+    losses, elbos, plains = estimates(jnp.arange(len(rows)), keys(n))
+    for i, name in enumerate(PARAMETERIZATIONS):
+        exact = zero_network_matching(name, x0, T)
+        for found in (elbos.matching[i], plains.matching[i]):  # [n, 4]
+            off = np.asarray(found, np.float64) - exact
+            slack = 4.5 * oracles.standard_error(off) + 1e-5 * exact  # F = 0 is noise-free for x0
+            assert np.all(np.abs(off.mean(0)) < slack), name
+        # one draw for each interval: less noise than as many random ones
+        spread = np.std(elbos.matching[i], 0), np.std(plains.matching[i], 0) / np.sqrt(T)
+        assert np.all(spread[0] < 1.05 * spread[1]), name
+        loss = np.asarray(losses["matching"][i], np.float64) - BITS * exact.mean()
+        slack = 4.5 * oracles.standard_error(loss) + 1e-5 * BITS * exact.mean()
+        assert abs(loss.mean()) < slack, name
+        reconstruction = [np.asarray(e.reconstruction[i]).mean(-1) for e in (elbos, plains)]
+        difference = np.subtract(*reconstruction)
+        assert abs(difference.mean()) < 4.5 * oracles.standard_error(difference)
+    prior = oracles.ends(FIRST, LAST, x0)[1]
+    np.testing.assert_allclose(elbos.prior, np.broadcast_to(prior, elbos.prior.shape), rtol=1e-4)
+    np.testing.assert_allclose(losses["prior"], BITS * prior.mean(), rtol=1e-4)
+    parts = sum(losses[name] for name in ("reconstruction", "matching", "prior"))
+    np.testing.assert_allclose(losses["bits_per_dim"], parts, rtol=1e-5)
+    np.testing.assert_allclose(losses["loss"], parts, rtol=1e-5)
+
+
+@pytest.mark.parametrize("timesteps", [6, None])
+def test_bound_of_the_best_network_is_the_closed_form(timesteps):
+    names = CONTINUOUS if timesteps is None else list(PARAMETERIZATIONS)
+    rows = [PARAMETERIZATIONS[name]() for name in names]
+    law, n = oracles.gaussian(SHAPE), 3000
+    x0 = law.sample(0, n)
+    interval_of = oracles.interval_of_step(linear(**ENDS), None, timesteps)
+
+    @jit
+    @partial(jax.vmap, in_axes=(0, None))
+    def bound(i, x):
+        row = stacked(rows, i)
+        model = vdm(
+            Statistics(SHAPE, None),
+            network=constant_network(law.network(row, interval_of)),
+            schedule=MILD,
+            parameterization=row,
+            likelihood="gaussian",
+            timesteps=timesteps,
+        )
+        return model.elbo(NO_PARAMS, jax.random.key(0), x, draws=6)
+
+    found = bound(jnp.arange(len(rows)), jnp.asarray(x0, jnp.float32))
+    if timesteps is None:
+        matching = oracles.matching_continuous(law, FIRST, LAST, x0)
+    else:
+        matching = oracles.matching(law, np.linspace(FIRST, LAST, timesteps + 1), x0)
+    for exact, part in zip((oracles.ends(FIRST, LAST, x0)[0], matching), found[:2], strict=True):
+        off = np.asarray(part, np.float64) - exact
+        error = oracles.standard_error(off.T)
+        assert np.all(error < 0.02 * np.abs(exact.mean()))
+        assert np.all(np.abs(off.mean(1)) < 4 * error)
+    # the same draws for every row: the same numbers
+    for part in found:
+        np.testing.assert_allclose(
+            part, np.broadcast_to(part[:1], part.shape), rtol=2e-4, atol=2e-4
+        )
+
+
+@pytest.mark.parametrize("base", ["levels", "histogram"])
+def test_a_base_that_knows_the_data_has_their_entropy_as_its_bound(base):
+    n = 4000
+    if base == "levels":
+        x = np.random.default_rng(0).integers(0, LEVELS, (n, *SHAPE)).astype(np.uint8)
+        negative_log_prob = np.full(n, DIM * math.log(LEVELS))
+    else:
+        x = levels_data(n)
+        each = np.take_along_axis(np.log(FREQUENCIES)[None], x[..., None].astype(int), -1)
+        negative_log_prob = -each.sum(axis=(1, 2, 3))
+    wide = {"name": "linear", "gamma_min": -12.0, "gamma_max": 12.0}
+    model = build(base=base, schedule=wide, network=constant_network(zeros_of))
+    elbo = jit(partial(model.elbo, draws=32))
+    off = np.asarray(elbo(NO_PARAMS, jax.random.key(0), jnp.asarray(x)).total, np.float64)
+    off -= negative_log_prob
+    error = oracles.standard_error(off)
+    assert error < 0.01 * negative_log_prob.mean()
+    assert abs(off.mean()) < 4 * error
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("base", BASES)
+def test_every_base_head_and_row_is_finite_and_common_bases_start_from_one_bound(base, head):
+    rows = [row() for row in PARAMETERIZATIONS.values()]
+    x = jnp.asarray(levels_data(8))
+    statistics = STATISTICS
+    if head == "unit" and base in ("levels", "histogram"):
+        built = BASES[base](**{"levels": LEVELS} | log_counts_of(base))
+        x0 = jnp.asarray(level_values(LEVELS)[levels_data(64)], jnp.float32)
+        residual = measure_residual(built, x0, jax.random.key(0), np.linspace(-7, 5, 5))
+        statistics = STATISTICS._replace(residual=residual)
+
+    def model(i):
+        row = stacked(rows, i)
+        settings = {"network": NETWORK, "schedule": MILD, "timesteps": 5}
+        return vdm(statistics, parameterization=row, base=base, head=head, **settings)
+
+    @jit
+    @partial(jax.vmap, in_axes=(0, None))
+    @partial(jax.value_and_grad, argnums=1)
+    def loss(i, params):
+        return model(i).loss(params, jax.random.key(1), x)[0]
+
+    params = init_params(model(0))
+    values, gradients = loss(jnp.arange(len(rows)), params)
+    assert np.all(np.isfinite(values))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+    out = gradients["network"]["out"]["kernel"]
+    assert np.all(np.abs(out).max(axis=(1, 2)) > 0)
+    if base == "zero":  # each row's own: x̂_0 = skip · x_t
+        assert len(np.unique(values)) == len(rows)
+    else:
+        np.testing.assert_allclose(values, values[0], rtol=1e-5)
+
+
+def log_counts_of(base):
+    return {"log_counts": STATISTICS.log_counts} if base == "histogram" else {}
+
+
+def init_params(model):
+    """Parameters of the model's shapes, zero where the network starts at zero."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        values = np.zeros(leaf.shape) if "out" in str(path) else rng.standard_normal(leaf.shape)
+        return jnp.asarray(0.1 * values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+# --- spaces and weightings ---------------------------------------------------------------------------
+
+
+def test_elbo_weighting_gives_the_same_loss_in_every_space_and_output():
+    rows = [row() for row in PARAMETERIZATIONS.values()]
+    x = jnp.asarray(levels_data(8))
+
+    @jit
+    @partial(jax.vmap, in_axes=(None, 0))
+    def loss(params, i):
+        model = build(space=stacked(rows, i), timesteps=5, parameterization="v", base="levels")
+        return model.loss(params, jax.random.key(0), x)
+
+    params = init_params(build(base="levels"))
+    values, metrics = loss(params, jnp.arange(len(rows)))
+    np.testing.assert_allclose(values, metrics["bits_per_dim"], rtol=1e-5)
+    np.testing.assert_allclose(values, values[0], rtol=1e-5)
+
+
+HAND_WEIGHTS = {
+    "elbo": None,
+    "simple": lambda snr: 1.0,
+    "min_snr": lambda snr: min(snr, 5.0),
+    "sigmoid": lambda snr: 1 / (1 + snr * math.exp(-2.0)),
+    "p2": lambda snr: 1 / (1 + snr),
+}
+HAND_OUT = {  # out² of each space over that of x0, from the definition of its target
+    "x0": lambda snr: 1.0,
+    "eps": lambda snr: 1 / snr,
+    "v": lambda snr: 1 / (1 + snr),
+    "score": lambda snr: 1 / (1 + snr) / snr,
+}
+
+
+def test_every_weighting_counts_the_squared_error_of_its_space():
+    assert set(HAND_WEIGHTS) == set(WEIGHTINGS)
+    assert set(HAND_OUT) == set(CONTINUOUS)
+    x = jnp.asarray(levels_data(1))
+    cases = [(weighting, space) for weighting in WEIGHTINGS for space in CONTINUOUS]
+
+    @jit
+    def losses(params):
+        def metrics(**settings):
+            model = build(parameterization="v", **settings)
+            return model.loss(params, jax.random.key(5), x)[1]
+
+        # a weighting that gives away the one λ that all of them drew
+        spy = metrics(weighting=lambda log_snr, exact: exact * log_snr)
+        return spy, [metrics(weighting=w, space=space) for w, space in cases]
+
+    params = init_params(build())
+    spy, found = jax.tree.map(float, losses(params))
+    ends = spy["reconstruction"] + spy["prior"]
+    snr = math.exp((spy["loss"] - ends) / spy["matching"])
+    assert math.exp(-LAST) < snr < math.exp(-FIRST)
+    error_x0 = spy["matching"] / (0.5 * (LAST - FIRST) * snr)  # ‖x_0 − x̂_0‖² in bits/dim
+    for (weighting, space), metrics in zip(cases, found, strict=True):
+        weight = HAND_WEIGHTS[weighting]
+        expected = spy["matching"]
+        if weight is not None:
+            expected = weight(snr) * error_x0 / HAND_OUT[space](snr)
+        case = f"{weighting} in {space}"
+        np.testing.assert_allclose(metrics["loss"] - ends, expected, rtol=1e-3, err_msg=case)
+        np.testing.assert_allclose(metrics["matching"], spy["matching"], rtol=1e-5, err_msg=case)
+
+
+@pytest.mark.parametrize("timesteps", [7, None])
+def test_simple_loss_is_the_mean_squared_error_of_the_noise(timesteps):
+    model = build(weighting="simple", timesteps=timesteps, network=constant_network(zeros_of))
+    _, metrics = jit(model.loss)(NO_PARAMS, jax.random.key(0), jnp.asarray(levels_data(16)))
+    # ε̂ = 0 and γ linear: the bound's term is ½ · rate · ‖ε‖² with one rate for all times
+    rate = LAST - FIRST if timesteps is None else 7 * math.expm1((LAST - FIRST) / 7)
+    ends = metrics["reconstruction"] + metrics["prior"]
+    np.testing.assert_allclose(metrics["loss"] - ends, 2 / rate * metrics["matching"], rtol=1e-4)
+
+
+# --- batches and keys --------------------------------------------------------------------------------
+
+
+def watched(seen):
+    """A network that keeps what it was given."""
+
+    def apply(params, xt, gamma_t, extra=None, keys=None):
+        seen.append((xt, gamma_t, jax.vmap(jax.random.key_data)(keys)))
+        return jnp.tanh(xt) * params
+
+    return Network(lambda key, xt, gamma_t, extra=None: jnp.ones(()), apply)
+
+
+@pytest.mark.parametrize("timesteps", [5, None])
+def test_loss_and_draws_do_not_depend_on_how_the_batch_is_split(timesteps):
+    seen = []
+    model = build(network=watched(seen), timesteps=timesteps)
+    params = {"network": jnp.ones(()), "schedule": {}}
+    whole = as_batch(jnp.asarray(levels_data(12)))
+    np.testing.assert_array_equal(whole.index, np.arange(12))
+    np.testing.assert_allclose(whole.phase, np.arange(12) / 12, rtol=1e-6)
+
+    @jit
+    def run(batch):
+        seen.clear()
+        value, _ = model.loss(params, jax.random.key(0), batch)
+        return value, seen[0]
+
+    value, draws = run(whole)
+    orders = [np.arange(0, 4), np.arange(4, 12), np.arange(11, -1, -1)]
+    parts = [run(jax.tree.map(lambda leaf, at=at: leaf[at], whole)) for at in orders]
+    for at, (_, part) in zip(orders, parts, strict=True):
+        for whole_draw, part_draw in zip(draws, part, strict=True):
+            np.testing.assert_array_equal(part_draw, whole_draw[at])
+    np.testing.assert_allclose((4 * parts[0][0] + 8 * parts[1][0]) / 12, value, rtol=1e-5)
+    np.testing.assert_allclose(parts[2][0], value, rtol=1e-5)
+    assert len(np.unique(draws[2], axis=0)) == 12  # every example drops for itself
+    if timesteps is None:  # one time in each twelfth
+        place = np.sort((np.asarray(draws[1]) - FIRST) / (LAST - FIRST))
+        np.testing.assert_allclose(np.diff(place), 1 / 12, atol=1e-5)
+
+
+def test_more_draws_of_the_bound_keep_its_mean_and_lower_its_variance():
+    model = build(network=constant_network(zeros_of))
+    x = jnp.asarray(np.broadcast_to(levels_data(1), (4000, *SHAPE)))
+    elbo = jit(model.elbo, static_argnames="draws")
+    one, many = (elbo(NO_PARAMS, jax.random.key(0), x, draws=n).total for n in (1, 16))
+    error = np.hypot(*(oracles.standard_error(v) for v in (one, many)))
+    assert abs(np.mean(one) - np.mean(many)) < 4 * error
+    np.testing.assert_allclose(np.var(many) / np.var(one), 1 / 16, rtol=0.15)
+
+
+def test_an_example_keeps_its_bound_in_another_batch():
+    model = build(timesteps=5)
+    params = init_params(model)
+    whole = as_batch(jnp.asarray(levels_data(6)))
+    elbo = jit(model.elbo)
+    key = jax.random.key(0)
+    half = jax.tree.map(lambda leaf: leaf[3:], whole)
+    expected = jax.tree.map(lambda leaf: leaf[3:], elbo(params, key, whole))
+    assert_close = partial(np.testing.assert_allclose, rtol=1e-5)
+    jax.tree.map(assert_close, elbo(params, key, half), expected)
+
+
+@pytest.mark.parametrize("timesteps", [5, None])
+def test_a_training_step_compiles_once(timesteps):
+    model, traces = build(timesteps=timesteps, base="histogram"), []
+
+    @jit
+    def step(params, key, batch):
+        traces.append(1)
+        (value, _), gradient = jax.value_and_grad(model.loss, has_aux=True)(params, key, batch)
+        return value, jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient)
+
+    params = init_params(model)
+    values = []
+    for i in range(3):
+        batch = as_batch(jnp.asarray(levels_data(8, seed=i)))
+        batch = Batch(batch.x, batch.index + 8 * i, batch.phase)
+        value, params = step(params, jax.random.key(i), batch)
+        values.append(float(value))
+    assert len(traces) == 1
+    assert np.all(np.isfinite(values))
+    assert len(set(values)) == 3
+
+
+def test_a_learned_schedule_is_in_the_parameters_and_is_trained():
+    schedule = learned_monotone(hidden=3, **ENDS)
+    model = build(schedule=schedule)
+    params = init_params(model) | {"schedule": schedule.init(jax.random.key(0))}
+
+    @jit
+    @jax.grad
+    def gradient(params):
+        return model.loss(params, jax.random.key(0), jnp.asarray(levels_data(8)))[0]
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)["schedule"]):
+        assert np.all(np.isfinite(leaf)), path
+        assert np.all(np.abs(leaf) > 0), path
+
+
+# --- samples -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_of_a_base_that_knows_the_data_have_their_frequencies(name):
+    n = 4000
+    wide = {"name": "linear", "gamma_min": -9.0, "gamma_max": 9.0}
+    model = build(base="histogram", schedule=wide, network=constant_network(zeros_of))
+    sample = jit(partial(model.sample, n=n, sampler=name, steps=200))
+    found = sample(NO_PARAMS, jax.random.key(0))
+    assert (found.shape, found.dtype) == ((n, *SHAPE), jnp.uint8)
+    shares = np.mean(np.asarray(found)[..., None] == np.arange(LEVELS), axis=0)
+    error = np.sqrt(FREQUENCIES * (1 - FREQUENCIES) / n)
+    np.testing.assert_array_less(np.abs(shares - FREQUENCIES), 4.5 * error + 0.01)
+
+
+@pytest.mark.parametrize(
+    ("levels", "likelihood", "dtype"),
+    [
+        (2, "discretized_gaussian", jnp.uint8),
+        (256, "softmax", jnp.uint8),
+        (300, "softmax", jnp.int32),
+        (None, "gaussian", jnp.float32),
+    ],
+)
+def test_samples_are_data_as_stored(levels, likelihood, dtype):
+    model = vdm(
+        Statistics((3,), levels),
+        network=constant_network(lambda xt, gamma_t: 3 * xt),  # leaves [-1, 1]
+        likelihood=likelihood,
+        parameterization="x0",
+    )
+    sample = jit(partial(model.sample, n=5, steps=2))
+    first, again, other = (sample(NO_PARAMS, jax.random.key(seed)) for seed in (0, 0, 1))
+    assert (first.shape, first.dtype) == ((5, 3), dtype)
+    if levels is not None:
+        assert (int(first.min()), int(first.max())) == (0, levels - 1)
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+
+
+def test_mean_is_sampled_in_steps_of_its_chain():
+    model = build(parameterization="mean", timesteps=6)
+    params = init_params(model)
+    for steps in (4, 12):
+        with pytest.raises(ValueError, match=f"divisor of timesteps = 6, found {steps}"):
+            model.sample(params, jax.random.key(0), 2, steps=steps)
+    sample = jit(partial(model.sample, n=2, steps=3))
+    assert sample(params, jax.random.key(0)).shape == (2, *SHAPE)
+    with pytest.raises(ValueError, match=r"at least 1, .*found 0"):
+        model.sample(params, jax.random.key(0), 2, steps=0)
+    with pytest.raises(ValueError, match=r"sample.sampler: unknown name 'dpm'.*choices: ancestral"):
+        model.sample(params, jax.random.key(0), 2, steps=2, sampler="dpm")
+
+
+# --- mistakes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"network": "mpl"}, "model.network: unknown name 'mpl'; did you mean 'mlp'"),
+        ({"network": {"name": "mlp", "widht": 3}}, "'mlp' has no argument 'widht'.*'width'"),
+        ({"network": {"name": "mlp", "dropout": 1.5}}, "model.network: mlp: dropout must lie"),
+        ({"base": "level"}, "model.base: .*did you mean 'levels'"),
+        ({"head": "units"}, "model.head: .*choices: raw, unit"),
+        ({"space": "epsilon"}, "model.space: .*choices: eps, mean, score, v, x0"),
+        ({"weighting": "snr"}, "model.weighting: .*choices: elbo, min_snr"),
+        ({"likelihood": "gaussian"}, "model.likelihood: the data have 4 levels"),
+        ({"likelihood": {"name": "softmax", "levels": 8}}, "the likelihood is of 8 levels"),
+        ({"parameterization": "mean"}, "'mean' .*timesteps=T, found None"),
+        ({"space": "mean"}, "'mean' .*timesteps=T, found None"),
+        ({"timesteps": 0}, "timesteps must be at least 1, or None, found 0"),
+        (
+            {"schedule": "learned_linear", "weighting": "simple"},
+            "model.weighting: a learned schedule is trained on the bound, .*found 'simple'",
+        ),
+        (
+            {"schedule": "learned_monotone", "weighting": {"name": "p2"}},
+            "model.weighting: .*expected 'elbo'",
+        ),
+    ],
+    ids=str,
+)
+def test_mistakes_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        vdm(STATISTICS, **settings)
+
+
+def test_floats_for_data_on_levels_are_refused():
+    model = build()
+    params = init_params(model)
+    for function in (model.loss, model.elbo):
+        with pytest.raises(TypeError, match=r"'softmax': expected integers 0\.\.3, found float32"):
+            function(params, jax.random.key(0), jnp.zeros((2, *SHAPE)))
