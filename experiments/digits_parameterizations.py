@@ -1,10 +1,10 @@
 """Train every parameterization with both heads on the embedded digits and tabulate their test bounds.
 
-    python experiments/digits_parameterizations.py [--quick] [--out experiments/results/digits_parameterizations]
+    python experiments/digits_parameterizations.py [--quick] [--out=DIR]
 
 Same network, base, data order and number of steps for all; `mean` with T = 1000, the others in continuous time.
-Writes results.json (numbers, configs, library versions) and table.md. --quick trains each for seconds, to see that
-everything runs; its numbers mean nothing.
+Writes results.json (numbers, configs, library versions) and table.md. --quick trains each for seconds, to see
+that everything runs; its numbers mean nothing.
 """
 
 import argparse
@@ -71,10 +71,12 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="seconds; the numbers mean nothing")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "digits_parameterizations")
-    parser.add_argument("--runs", type=Path, help="folder for the runs, to resume; else a temporary one")
+    parser.add_argument(
+        "--runs", type=Path, help="folder for the runs, to resume; else a temporary one"
+    )
     options = parser.parse_args()
     enable_compilation_cache()
     folder = options.runs or Path(tempfile.mkdtemp())

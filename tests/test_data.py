@@ -185,7 +185,7 @@ def test_train_batches_refuses_at_the_call(change, message):
 )
 def test_batch_indices_refuses(change):
     settings = {"step": 0, "size": 9, "batch_size": 8, "seed": 0, **change}
-    with pytest.raises(ValueError, match="expected at least|is not a multiple"):
+    with pytest.raises(ValueError, match=r"expected at least|is not a multiple"):
         batch_indices(**settings)
 
 

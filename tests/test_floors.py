@@ -12,7 +12,7 @@ import vdm_jax
 PACKAGE = "vdm_jax"
 ROOT = Path(vdm_jax.__file__).parent
 FLOORS = [  # a name stands for the module, or for everything in the folder
-    {"typing", "gaussian", "xla", "build", "specs"},
+    {"typing", "gaussian", "xla", "specs"},
     {"diffusion", "schedules", "likelihoods"},
     {"parameterizations", "bases", "weightings"},
     {"elbo", "samplers", "nets"},

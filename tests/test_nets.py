@@ -13,7 +13,7 @@ from vdm_jax.nets.unet import from_patches, to_patches
 
 SMALL = {
     "mlp": {"width": 16, "depth": 2, "dropout": 0.5},
-    "unet": {"channels": (8, 12), "blocks": 1, "attention": (1,), "dropout": 0.5},
+    "unet": {"channels": (8, 12), "blocks": 1, "dropout": 0.5},
     "vdm_unet": {"channels": 8, "blocks": 1, "fourier": (0, 1), "dropout": 0.5},
 }
 IMAGES = [(28, 28, 1), (8, 8, 1), (32, 32, 3), (7, 5, 2)]
@@ -194,7 +194,7 @@ def test_patches_are_squares_of_pixels_and_undone():
 
 
 def test_unet_on_patches_keeps_the_shape_of_the_data():
-    net = NETS["unet"](channels=(8,), blocks=1, patch=2)
+    net = NETS["unet"](channels=(8,), blocks=1, patch=2, attention=(0,))
     xt, gamma_t, _ = inputs((4, 6, 2))
     output = jit(net.apply)(params_of(net, (4, 6, 2)), xt, gamma_t)
     assert output.shape == xt.shape

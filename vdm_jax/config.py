@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 
-def default() -> ConfigDict:
+def default() -> Any:  # a ConfigDict; as such its fields would have no types
     """The embedded digits with a small U-Net: what every shipped config starts from."""
     return ConfigDict(
         {
@@ -73,6 +73,7 @@ POSITIVE: Rule = ("a whole number of at least 1", lambda v: v >= 1)
 NOT_NEGATIVE: Rule = ("a finite number of at least 0", lambda v: 0 <= v < math.inf)
 SEED: Rule = ("a whole number in [0, 2**32)", lambda v: 0 <= v < 2**32)
 FRACTION: Rule = ("a number in [0, 1)", lambda v: 0 <= v < 1)
+PART: Rule = ("a number in [0, 1]", lambda v: 0 <= v <= 1)
 ABOVE_ZERO: Rule = ("a finite number above 0", lambda v: 0 < v < math.inf)
 
 RULES: dict[str, Rule] = {
@@ -80,7 +81,7 @@ RULES: dict[str, Rule] = {
     "optimizer.learning_rate": ABOVE_ZERO,
     "optimizer.warmup_steps": NOT_NEGATIVE,
     "optimizer.decay_steps": POSITIVE,
-    "optimizer.decay_to": FRACTION,
+    "optimizer.decay_to": PART,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.b1": FRACTION,
     "optimizer.b2": FRACTION,

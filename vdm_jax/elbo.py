@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.build import build, choose
+from vdm_jax.specs import build, choose
 from vdm_jax.diffusion import Interval, bridge, data_interval, marginal, posterior, transition
 from vdm_jax.gaussian import cross_entropy, kl, standard_normal
 from vdm_jax.likelihoods import LIKELIHOODS

@@ -60,11 +60,6 @@ def to_x0(F: Data, xt: Data, mix: Mix) -> Data:
     return mix.skip * xt + mix.out * F
 
 
-def from_x0(x0: Data, xt: Data, mix: Mix) -> Data:
-    """The network output that stands for `x0`: the inverse of `to_x0`."""
-    return (x0 - mix.skip * xt) / mix.out
-
-
 def regression_target(x0: Data, eps: Data, target: Target) -> Data:
     """What F is regressed on, from the data and the noise."""
     return target.x0 * x0 + target.eps * eps

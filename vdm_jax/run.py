@@ -20,9 +20,9 @@ import numpy as np
 
 from vdm_jax.config import difference, to_dict
 from vdm_jax.data import Dataset, eval_batches, level_counts, load_dataset, train_batches
-from vdm_jax.models import MODELS, Model, Statistics
+from vdm_jax.models import Model, Statistics, build_model
 from vdm_jax.models.statistics import fit_statistics, load_statistics, save_statistics
-from vdm_jax.specs import choose, nearest
+from vdm_jax.specs import choose
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
 from vdm_jax.training.logs import MetricsLog, read_metrics
@@ -104,7 +104,7 @@ class Trained:
             stream(self.config["seed"], "evaluate"),
             eval_batches(chosen, batch_size=min(size, len(chosen.images))),
             dim=int(np.prod(data.shape)),
-            estimator=f"{self.model.bound}, {n} draws per example; {components(self.config)}",
+            estimator=f"{self.model.bound}, {n} draws per example; {self.model.components}",
             data=f"{data.name} {data.version}, split {chosen.name}",
             step=int(self.state.step),
         )
@@ -136,7 +136,7 @@ def train(config: Any, workdir: str | Path, *, say: Callable[[str], None] = prin
     # everything is built and tried before the folder is touched, so that a mistake leaves nothing behind
     counts = level_counts(dataset.train.images, dataset.levels)
     optimizer, _ = make_optimizer(**plain["optimizer"])
-    _rehearse(plain, build_model(plain, fit_statistics(counts)), dataset)
+    _rehearse(plain, build_model(plain["model"], fit_statistics(counts)), dataset)
     _claim(workdir, plain)
 
     path = workdir / "statistics.npz"
@@ -144,7 +144,7 @@ def train(config: Any, workdir: str | Path, *, say: Callable[[str], None] = prin
         sample = dataset.train.images[np.arange(min(1024, len(dataset.train.images)))]
         save_statistics(path, fit_statistics(counts, sample, base=plain["model"].get("base")))
     statistics = load_statistics(path)
-    model = build_model(plain, statistics)
+    model = build_model(plain["model"], statistics)
 
     settings = dict(plain["train"])
     for used in ("batch_size", "steps"):
@@ -195,7 +195,7 @@ def load(workdir: str | Path) -> Trained:
             raise FileNotFoundError(f"no run to load in {workdir}: {name} is missing")
     plain = to_dict(_read_json(workdir / "config.json"))
     statistics = load_statistics(workdir / "statistics.npz")
-    model = build_model(plain, statistics)
+    model = build_model(plain["model"], statistics)
     optimizer, _ = make_optimizer(**plain["optimizer"])
     with CheckpointStore(workdir / "checkpoints") as store:
         state = store.restore(jax.eval_shape(partial(_fresh, plain, model, optimizer)))
@@ -222,7 +222,7 @@ def report(trained: Trained, say: Callable[[str], None] = print) -> None:
     if not ({"step", "sample"} <= same and picture.exists()):
         draw_samples(trained, picture)
     if not (evaluated and curve.exists()):
-        rows, title = read_metrics(workdir / "metrics.jsonl"), components(trained.config)
+        rows, title = read_metrics(workdir / "metrics.jsonl"), trained.model.components
         loss_curve(curve, rows, test=result, title=title)
     if len(same) < len(wanted):
         _write_json(path, wanted | {"test": result._asdict()})
@@ -248,32 +248,6 @@ def draw_samples(trained: Trained, path: Path) -> None:
         f"training step {int(trained.state.step)})",
         real_title=f"{data.name}, {data.test.name}",
     )
-
-
-def build_model(config: dict[str, Any], statistics: Statistics) -> Model:
-    """The model that a resolved config names."""
-    spec = dict(config["model"])
-    family = choose(MODELS, spec.pop("name"), "config.model.name")
-    known = dict(family.__kwdefaults__ or {})
-    known.pop("where", None)
-    for key in spec:
-        if key not in known:
-            raise ValueError(f"config.model: unknown field {key!r}{nearest(key, known)}")
-    return family(statistics, **spec, where="config.model")
-
-
-def components(config: dict[str, Any]) -> str:
-    """The names that a number is to be read with, such as "vdm: unet, linear, eps, base histogram…"."""
-    spec = config["model"]
-    spec = MODELS[spec["name"]].__kwdefaults__ | spec
-
-    def name(key):
-        part = spec[key]
-        return part["name"] if isinstance(part, dict) else part
-
-    parts = [name("network"), name("schedule"), name("parameterization")]
-    parts += [f"{key} {name(key)}" for key in ("base", "head", "weighting", "likelihood")]
-    return f"{spec['name']}: {', '.join(str(part) for part in parts)}"
 
 
 def stream(seed: int, name: str) -> Key:

@@ -58,6 +58,13 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
         raise kind(f"{where}: {error}") from error
 
 
+def name_of(spec: Any) -> str:
+    """The name in a spec, or the type of an object built already."""
+    if isinstance(spec, Mapping):
+        return str(spec["name"])
+    return spec if isinstance(spec, str) else type(spec).__name__
+
+
 def nearest(name: Any, choices: Any) -> str:
     """The end of a message about an unknown name: the nearest choice and all of them."""
     close = difflib.get_close_matches(str(name), list(choices), n=1)

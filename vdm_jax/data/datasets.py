@@ -118,6 +118,7 @@ def digits(
 
     The split is of a fixed permutation, for the file is ordered by writer. `data_dir` is not used.
     """
+    del data_dir
     import sklearn
     from sklearn.datasets import load_digits
 

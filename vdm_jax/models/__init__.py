@@ -1,10 +1,31 @@
 """Model families: functions that return a `Model`."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from vdm_jax.models.model import Model, Statistics
 from vdm_jax.models.vdm import vdm
+from vdm_jax.specs import choose, nearest
 
 MODELS: dict[str, Callable[..., Model]] = {"vdm": vdm}
 
-__all__ = ["MODELS", "Model", "Statistics", "vdm"]
+__all__ = ["MODELS", "Model", "Statistics", "build_model", "vdm"]
+
+
+def build_model(
+    spec: Mapping[str, Any], statistics: Statistics, where: str = "config.model"
+) -> Model:
+    """Build the model that a spec {"name": ..., **components} names.
+
+    Raises:
+      ValueError: an unknown name or field, or what the family itself refuses.
+    """
+    fields = dict(spec)
+    family = choose(MODELS, fields.pop("name"), f"{where}.name")
+    parameters = inspect.signature(family).parameters
+    known = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n != "where"]
+    for key in fields:
+        if key not in known:
+            raise ValueError(f"{where}: unknown field {key!r}{nearest(key, known)}")
+    return family(statistics, **fields, where=where)

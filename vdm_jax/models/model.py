@@ -20,6 +20,7 @@ class Model(NamedTuple):
       elbo: (params, key, batch, draws=1) -> `Elbo` of arrays [B], nats per example.
       sample: (params, key, n) -> [n, *d], data as stored.
       bound: what its `elbo` estimates, in words for a report.
+      components: the names that a number is to be read with, such as "vdm: unet, linear, eps, base levels…".
     """
 
     init: Callable[[Key], Params]
@@ -27,6 +28,7 @@ class Model(NamedTuple):
     elbo: Callable[..., Elbo]
     sample: Callable[..., Array]
     bound: str
+    components: str
 
 
 class Statistics(NamedTuple):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.bases import BASES, HEADS
-from vdm_jax.build import build
+from vdm_jax.specs import build, name_of
 from vdm_jax.diffusion import Interval, data_interval, marginal
 from vdm_jax.elbo import Elbo, check_timesteps, matching, prior, probe
 from vdm_jax.likelihoods import LIKELIHOODS
@@ -57,6 +57,20 @@ def vdm(
         continuous time, a learned schedule under another weighting than the bound.
     """
     shape, dim = statistics.shape, math.prod(statistics.shape)
+    components = (
+        f"vdm: {name_of(network)}, {name_of(schedule)}, {name_of(parameterization)}"
+        + "".join(
+            f", {key} {name_of(part)}"
+            for key, part in {
+                "base": base,
+                "head": head,
+                "weighting": weighting,
+                "space": space,
+                "likelihood": likelihood,
+            }.items()
+            if part is not None
+        )
+    )
     net = build(NETS, network, f"{where}.network")
     schedule = build(SCHEDULES, schedule, f"{where}.schedule")
     row = build(PARAMETERIZATIONS, parameterization, f"{where}.parameterization")
@@ -183,7 +197,7 @@ def vdm(
         start_key, chain_key = jax.random.split(key)
 
         def at_time(xt, t, step):
-            if steps != grid:  # the network's own interval is the training chain's, not the sampler's
+            if steps != grid:  # the network's own interval is that of the training chain
                 step = interval(schedule, params["schedule"], jnp.maximum(t - 1 / grid, 0), t)
             return predict(params, xt, _same_for_all(step, xt))
 
@@ -204,7 +218,7 @@ def vdm(
         return likelihood.decode(x0)
 
     time = "continuous time" if timesteps is None else f"T = {timesteps}"
-    return Model(init, loss, elbo, sample, bound=f"diffusion ELBO, {time}")
+    return Model(init, loss, elbo, sample, f"diffusion ELBO, {time}", components)
 
 
 def _kind(levels: int | None) -> str:

@@ -4,6 +4,8 @@ Both are residual blocks with group norms, conditioned on γ, with skip connecti
 and attention in the middle. They take any H×W×C with channels last.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -161,7 +163,7 @@ def vdm_unet(
     channels: int = 128,
     blocks: int = 32,
     dropout: float = 0.1,
-    fourier: tuple[int, int] | None = (7, 8),
+    fourier: Sequence[int] | None = (7, 8),
     dtype: str = "float32",
 ) -> Network:
     """The flat U-Net of Kingma et al. 2021; the defaults are their CIFAR-10 model, 30.6 M parameters.
@@ -178,11 +180,11 @@ def vdm_unet(
 
 def unet(
     *,
-    channels: tuple[int, ...] = (64, 128, 128),
+    channels: Sequence[int] = (64, 128, 128),
     blocks: int = 2,
-    attention: tuple[int, ...] = (),
+    attention: Sequence[int] = (),
     dropout: float = 0.0,
-    fourier: tuple[int, int] | None = None,
+    fourier: Sequence[int] | None = None,
     patch: int = 1,
     dtype: str = "float32",
 ) -> Network:

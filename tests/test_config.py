@@ -1,0 +1,353 @@
+"""Configs: every shipped one is sound, every field is read, every mistake is one line."""
+
+import inspect
+import json
+import re
+import runpy
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from vdm_jax import run
+from vdm_jax.config import FREE_TO_CHANGE, RULES, default, difference, to_dict, unknown_field
+from vdm_jax.data import load_dataset, train_batches
+from vdm_jax.models import MODELS, Statistics
+from vdm_jax.training.evaluate import Evaluation
+from vdm_jax.training.loop import fit
+from vdm_jax.training.optimizer import make_optimizer
+from vdm_jax.training.state import init_state
+from vdm_jax.training.step import make_step
+from vdm_jax.typing import Batch
+
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(path.stem for path in FOLDER.glob("*.py"))
+DATA = {"digits": ((8, 8, 1), 17), "mnist": ((28, 28, 1), 256), "cifar10": ((32, 32, 3), 256)}
+
+
+def shipped(name):
+    return runpy.run_path(str(FOLDER / f"{name}.py"))
+
+
+def changed(path, value):
+    """The default config as dictionaries, with one field changed, or taken out."""
+    plain = default().to_dict()
+    *sections, field = path.split(".")
+    tree = plain
+    for section in sections:
+        tree = tree[section]
+    if value is MISSING:
+        del tree[field]
+    else:
+        tree[field] = value
+    return plain
+
+
+MISSING = object()
+
+# ---------------------------------------------------------------- shipped configs
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shipped_configs_load_and_say_how_to_run_them(name):
+    module = shipped(name)
+    plain = to_dict(module["get_config"]())
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["data"]["name"] in DATA
+    assert f"python -m vdm_jax.main --config=configs/{name}.py" in module["__doc__"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shipped_configs_are_built_initialised_and_stepped(name):
+    """On shapes alone, at full size; only the step of the CIFAR-10 network is of fewer blocks."""
+    config = to_dict(shipped(name)["get_config"]())
+    shape, levels = DATA[config["data"]["name"]]
+    log_counts = np.zeros((*shape, levels), np.float32)
+    optimizer, _ = make_optimizer(**config["optimizer"])
+
+    def build():
+        model = run.build_model(config, Statistics(shape, levels, log_counts=log_counts))
+        return model, jax.eval_shape(partial(run._fresh, config, model, optimizer))
+
+    model, state = build()
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    if name == "cifar10":
+        assert round(size / 1e6, 1) == 30.6
+        config["model"]["network"]["blocks"] = 2
+        model, state = build()
+    n = config["train"]["batch_size"]
+    index, phase = jax.ShapeDtypeStruct((n,), np.int32), jax.ShapeDtypeStruct((n,), np.float32)
+    batch = Batch(jax.ShapeDtypeStruct((n, *shape), np.uint8), index, phase)
+    after, metrics = jax.eval_shape(make_step(model.loss, optimizer), state, batch)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert {"loss", "grad_norm", "bits_per_dim"} <= metrics.keys()
+
+
+# ---------------------------------------------------------------- fields
+
+
+def keywords(function):
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def fields(section):
+    return set(default()[section].keys())
+
+
+def test_every_field_is_an_argument_of_what_reads_it():
+    assert fields("optimizer") == keywords(make_optimizer)
+    assert fields("data") == {"name"} | keywords(load_dataset) - {"where"}
+    assert fields("model") == {"name"} | keywords(MODELS["vdm"]) - {"where"}
+    given = {"store", "log", "about", "axis_name", "process_index", "process_count", "prefetch"}
+    given |= {"seed", "start_step", "stop_step", "stack"}  # of the run, not of the config's section
+    read = keywords(fit) | keywords(make_step) | keywords(train_batches)
+    assert fields("train") == read - given | {"steps_per_dispatch"}
+    assert set(default().keys()) == {
+        "seed",
+        "data",
+        "model",
+        "optimizer",
+        "train",
+        "evaluate",
+        "sample",
+    }
+
+
+class Recording(dict):
+    """Remembers which of its fields were read."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.read = set()
+
+    def __getitem__(self, key):
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def items(self):
+        for key in self:
+            yield key, self[key]
+
+
+def test_every_field_of_evaluate_and_sample_is_read(monkeypatch, tmp_path):
+    config = to_dict(shipped("smoke")["get_config"]())
+    config |= {name: Recording(config[name]) for name in ("evaluate", "sample")}
+    shape, levels = DATA["digits"]
+    statistics = Statistics(shape, levels, log_counts=np.zeros((*shape, levels), np.float32))
+    model = run.build_model(config, statistics)
+    asked = {}
+
+    def sample(params, key, n, **options):
+        asked.update(options, n=n)
+        return jax.numpy.zeros((n, *shape), np.uint8)
+
+    def make_evaluator(model, draws):
+        asked.update(draws=draws)
+
+    def evaluate(*args, **kwargs):
+        batch, _ = next(args[3])
+        asked.update(batch_size=len(batch.x))
+        return Evaluation(*[0.0] * 5, 297, "", "", 0)
+
+    monkeypatch.setattr(run, "make_evaluator", make_evaluator)
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    monkeypatch.setattr(run.jax, "jit", lambda function: function)
+    state = init_state({}, optax.identity(), jax.random.key(0))
+    trained = run.Trained(config, model._replace(sample=sample), statistics, state, tmp_path)
+    trained.evaluate()
+    run.draw_samples(trained, tmp_path / "samples.png")
+    for section in ("evaluate", "sample"):
+        assert config[section].read == fields(section)
+    assert asked == {
+        "draws": config["evaluate"]["draws"],
+        "batch_size": config["evaluate"]["batch_size"],
+        "n": config["sample"]["count"],
+        "sampler": config["sample"]["sampler"],
+        "steps": config["sample"]["steps"],
+    }
+
+
+def test_rules_and_freedoms_are_about_fields_that_exist():
+    for path in (*RULES, *FREE_TO_CHANGE):
+        assert unknown_field(default(), path) is None
+
+
+# ---------------------------------------------------------------- validation
+
+NAN, INF = float("nan"), float("inf")
+
+BAD = [
+    # unknown and missing
+    ("zzz", 1, r"config: unknown field 'zzz'; fields: \['data', "),
+    ("sed", 1, "config: unknown field 'sed'; did you mean 'seed'"),
+    ("train.stepz", 3, "config.train: unknown field 'stepz'; did you mean 'steps'"),
+    ("seed", MISSING, "config: field 'seed' is missing"),
+    ("optimizer.b1", MISSING, "config.optimizer: field 'b1' is missing"),
+    ("train", MISSING, "config: field 'train' is missing"),
+    ("train", 3, r"config.train: expected fields \['batch_size', .*\], found 3"),
+    ("model.name", MISSING, "config.model: expected fields with a 'name', found {"),
+    ("model", "vdm", "config.model: expected fields with a 'name', found 'vdm'"),
+    # wrong types
+    ("train.steps", True, "config.train.steps: expected int, found True"),
+    ("train.steps", 3.0, "config.train.steps: expected int, found 3.0"),
+    ("train.steps", None, "config.train.steps: expected int, found None"),
+    ("train.steps", "3", "config.train.steps: expected int, found '3'"),
+    ("optimizer.decay_steps", 2.5, "config.optimizer.decay_steps: expected int, found 2.5"),
+    (
+        "optimizer.learning_rate",
+        "1e-3",
+        "config.optimizer.learning_rate: expected float, found '1e-3'",
+    ),
+    ("optimizer.learning_rate", None, "config.optimizer.learning_rate: expected float, found None"),
+    ("optimizer.clip_norm", False, "config.optimizer.clip_norm: expected float, found False"),
+    ("train.ema_warmup", 1, "config.train.ema_warmup: expected bool, found 1"),
+    ("data.name", None, "config.data.name: expected str, found None"),
+    ("data.data_dir", 3, "config.data.data_dir: expected str, found 3"),
+    ("sample.sampler", {"name": "ddim"}, "config.sample.sampler: expected str, found {'name'"),
+    # out of range
+    ("seed", -1, r"config.seed: expected a whole number in \[0, 2\*\*32\), found -1"),
+    ("seed", 2**32, r"config.seed: expected a whole number in \[0, 2\*\*32\), found 4294967296"),
+    (
+        "train.batch_size",
+        0,
+        "config.train.batch_size: expected a whole number of at least 1, found 0",
+    ),
+    ("train.batch_size", -4, "config.train.batch_size: .* found -4"),
+    ("train.steps", 0, "config.train.steps: expected a whole number of at least 1, found 0"),
+    ("train.steps_per_dispatch", 0, "config.train.steps_per_dispatch: .* found 0"),
+    ("train.log_every", 0, "config.train.log_every: .* found 0"),
+    ("train.checkpoint_every", 0, "config.train.checkpoint_every: .* found 0"),
+    ("train.ema_decay", 1.0, r"config.train.ema_decay: expected a number in \[0, 1\), found 1.0"),
+    ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate: .* above 0, found 0.0"),
+    ("optimizer.learning_rate", -1e-3, "config.optimizer.learning_rate: .* found -0.001"),
+    ("optimizer.learning_rate", NAN, "config.optimizer.learning_rate: .* found nan"),
+    (
+        "optimizer.learning_rate",
+        INF,
+        "config.optimizer.learning_rate: expected a finite .* found inf",
+    ),
+    (
+        "optimizer.weight_decay",
+        INF,
+        "config.optimizer.weight_decay: expected a finite .* found inf",
+    ),
+    ("optimizer.weight_decay", NAN, "config.optimizer.weight_decay: .* found nan"),
+    ("optimizer.warmup_steps", -1, "config.optimizer.warmup_steps: .* found -1"),
+    ("optimizer.decay_steps", 0, "config.optimizer.decay_steps: .* found 0"),
+    ("optimizer.decay_to", 1.1, "config.optimizer.decay_to: .* found 1.1"),
+    ("optimizer.clip_norm", 0.0, "config.optimizer.clip_norm: .* found 0.0"),
+    ("optimizer.b1", 1.0, "config.optimizer.b1: .* found 1.0"),
+    ("optimizer.b2", NAN, "config.optimizer.b2: .* found nan"),
+    ("optimizer.accumulate", 0, "config.optimizer.accumulate: .* found 0"),
+    ("evaluate.batch_size", 0, "config.evaluate.batch_size: .* found 0"),
+    ("evaluate.draws", 0, "config.evaluate.draws: .* found 0"),
+    ("sample.count", 0, "config.sample.count: .* found 0"),
+    ("sample.steps", 0, "config.sample.steps: .* found 0"),
+    ("model.schedule.gamma_min", NAN, "config.model.schedule.gamma_min: .* finite .* found nan"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), BAD)
+def test_mistakes(path, value, message):
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        to_dict(changed(path, value))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_rule_is_tried():
+    assert RULES.keys() <= {path for path, _, _ in BAD}
+
+
+@pytest.mark.parametrize("config", [3, None, "vdm", []])
+def test_what_is_no_config(config):
+    with pytest.raises(ValueError, match=re.escape(f"found {config!r}")):
+        to_dict(config)
+
+
+def test_what_is_right_passes():
+    plain = to_dict(default())
+    assert (
+        plain
+        == to_dict(FrozenConfigDict(default()))
+        == to_dict(default().to_dict())
+        == to_dict(plain)
+    )
+    assert plain["model"]["network"]["channels"] == [32, 64]  # as it comes back from JSON
+    nested = {
+        name: ConfigDict(part) if isinstance(part, dict) else part for name, part in plain.items()
+    }
+    assert to_dict(nested) == plain
+    for path, value in (
+        ("optimizer.learning_rate", 1),
+        ("optimizer.decay_steps", None),
+        ("optimizer.decay_to", 1.0),
+        ("optimizer.clip_norm", None),
+        ("data.data_dir", "somewhere"),
+        ("model.base", {"name": "levels"}),
+        ("model.something", "the model's own affair"),
+    ):
+        assert to_dict(changed(path, value)) is not None
+
+
+def test_to_dict_leaves_its_argument_alone():
+    config = default()
+    to_dict(config)["train"]["steps"] = 7
+    assert config.train.steps != 7
+
+
+# ---------------------------------------------------------------- differences
+
+
+def test_difference_names_what_matters():
+    saved = to_dict(default())
+    assert difference(saved, saved) == []
+    other = to_dict(changed("optimizer.learning_rate", 0.5))
+    other["model"]["base"] = {"name": "levels", "levels": 3}
+    rate = saved["optimizer"]["learning_rate"]
+    assert difference(saved, other) == [
+        "config.model.base: 'histogram' there, 'absent' here",
+        "config.model.base.levels: 'absent' there, 3 here",
+        "config.model.base.name: 'absent' there, 'levels' here",
+        f"config.optimizer.learning_rate: {rate} there, 0.5 here",
+    ]
+    for path in ("seed", "train.batch_size", "train.steps_per_dispatch"):
+        assert len(difference(saved, to_dict(changed(path, 9)))) == 1
+
+
+def test_difference_survives_json_and_ignores_what_may_change():
+    saved = json.loads(json.dumps(to_dict(default())))
+    asked = default()
+    asked.train.steps = asked.train.log_every = asked.train.checkpoint_every = 9
+    asked.evaluate.draws = asked.sample.steps = 9
+    asked.sample.sampler = "ddim"
+    asked.data.data_dir = "elsewhere"
+    assert difference(saved, to_dict(asked)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "train.stepz",
+            "config.train.stepz: no such field; did you mean config.train.steps? fields of",
+        ),
+        ("draws", "config.draws: no such field; did you mean config.evaluate.draws?"),
+        (
+            "model.network.wings",
+            "config.model.network.wings: no such field; fields of config.model.network:",
+        ),
+        (
+            "model.base.name",
+            "config.model.base.name: no such field, for config.model.base is 'histogram'",
+        ),
+    ],
+)
+def test_unknown_field(path, message):
+    assert (unknown_field(default(), path) or "").startswith(message)

@@ -1,0 +1,116 @@
+"""Metrics on disk, through kills and resumes, and the pictures."""
+
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from vdm_jax.training.evaluate import Evaluation
+from vdm_jax.training.logs import MetricsLog, read_metrics
+from vdm_jax.training.pictures import loss_curve, sample_grid, tile
+
+
+def write(folder, steps, start=0):
+    with MetricsLog(folder, start) as log:
+        for step in steps:
+            log.write(step, {"loss": step / 3, "bits_per_dim": 1 / step})
+
+
+def test_lines_come_back_exactly(tmp_path):
+    write(tmp_path, [1, 2])
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert rows == [{"step": s, "loss": s / 3, "bits_per_dim": 1 / s} for s in (1, 2)]
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_a_line_is_on_disk_when_it_is_written(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        log.write(1, {"loss": 0.5})
+        assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
+
+
+def test_resuming_drops_what_will_be_written_again(tmp_path):
+    write(tmp_path, [10, 20, 30])
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 40, "lo')  # a kill while writing
+    write(tmp_path, [30, 40], start=20)
+    assert [row["step"] for row in read_metrics(path)] == [10, 20, 30, 40]
+    assert [path.name for path in tmp_path.glob("metrics*")] == ["metrics.jsonl"]
+
+
+def board(folder):
+    """Scalars by (tag, step) as TensorBoard shows them: a start event purges the steps from its own on."""
+    shown = {}
+    for path in sorted((folder / "tensorboard").iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):  # length, its checksum, the event, its checksum
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += 16 + length
+            if event.HasField("session_log"):
+                shown = {key: value for key, value in shown.items() if key[1] < event.step}
+            shown |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    return shown
+
+
+def test_tensorboard_shows_the_same(tmp_path, monkeypatch):
+    clock = iter(range(10**9, 2 * 10**9))
+    monkeypatch.setattr("time.time", lambda: next(clock))  # files are named by the second
+    write(tmp_path, [10, 20, 30])
+    write(tmp_path, [30, 40], start=20)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    shown = board(tmp_path)
+    assert shown.keys() == {
+        (name, s) for name in ("loss", "bits_per_dim") for s in (10, 20, 30, 40)
+    }
+    for row in rows:
+        for name in ("loss", "bits_per_dim"):
+            np.testing.assert_allclose(shown[name, row["step"]], row[name], rtol=1e-6)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_tile():
+    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((1, 2, 3, 1), np.uint8)
+    grid = tile(images, levels=5)
+    assert grid.shape == (2 * 3 + 1, 3 * 4 + 1, 3)  # 2 rows of 3, with gaps
+    values = [grid[1 + 3 * (i // 3), 1 + 4 * (i % 3)] for i in range(6)]
+    np.testing.assert_allclose(values, [[i / 4] * 3 for i in range(5)] + [[1.0] * 3])
+    colours = np.asarray([[[[255, 0, 51]]]], np.uint8)
+    np.testing.assert_allclose(tile(colours, levels=256)[1, 1], [1, 0, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((7,), (1, 7)), ((2, 3), (3, 2)), ((2, 3, 2, 2), (12, 2))]
+)
+def test_tile_of_what_is_no_image(shape, size):
+    width, height = size
+    assert tile(np.zeros((1, *shape), np.uint8), levels=2).shape == (height + 2, width + 2, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sample_grid(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 4, (7, 6, 5, channels), np.uint8)
+    path = tmp_path / "samples.png"
+    sample_grid(path, images, images[:5], levels=4, samples_title="a", real_title="b")
+    with Image.open(path) as picture:
+        picture.load()
+        assert picture.size == (1000, 540)
+        assert len(picture.convert("L").getcolors()) > 3
+
+
+RESULT = Evaluation(2.0, 0.1, 0.0, 2.0, 0.0, 9, "bound", "data", 300)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 30])
+@pytest.mark.parametrize("test", [RESULT, RESULT._replace(standard_error=float("nan"))])
+def test_loss_curve_of_any_length(tmp_path, rows, test):
+    lines = [{"step": 10 * i, "bits_per_dim": 4 - i / 20} for i in range(1, rows + 1)]
+    loss_curve(tmp_path / "loss.png", lines, test=test, title="vdm")
+    with Image.open(tmp_path / "loss.png") as picture:
+        picture.load()
+        assert picture.size == (700, 420)

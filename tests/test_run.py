@@ -1,0 +1,402 @@
+"""A run: its folder, its resumption bit for bit, and what it refuses before it touches anything."""
+
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdm_jax import run
+from vdm_jax.config import to_dict
+from vdm_jax.training.logs import read_metrics
+
+SMOKE = Path(__file__).parents[1] / "configs" / "smoke.py"
+STEPS, STACK, SAVE = 16, 4, 8  # saved at 8 and 16
+
+
+def tiny(**changes):
+    """The smoke config, smaller; `changes` are {"section.field": value}."""
+    config = runpy.run_path(str(SMOKE))["get_config"]()
+    config.model.network.width = 8
+    config.optimizer.warmup_steps = 2
+    config.train.batch_size = 16
+    config.train.steps = STEPS
+    config.train.steps_per_dispatch = STACK
+    config.train.log_every = 3
+    config.train.checkpoint_every = SAVE
+    config.evaluate.batch_size = 297
+    config.sample.count = 4
+    config.sample.steps = 2
+    for path, value in changes.items():
+        *sections, field = path.split(".")
+        tree = config
+        for section in sections:
+            tree = tree[section]
+        with tree.ignore_type():
+            tree[field] = value
+    return config
+
+
+def numbers(state):
+    plain = state._replace(key=jax.random.key_data(state.key))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(plain)]
+
+
+def assert_same(state, other):
+    assert jax.tree.structure(state) == jax.tree.structure(other)
+    for a, b in zip(numbers(state), numbers(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def silent(line):
+    del line
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """One trained run, and what it said."""
+    lines = []
+    trained = run.train(tiny(), tmp_path_factory.mktemp("runs") / "some" / "run", say=lines.append)
+    return trained, lines
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_a_run_leaves_what_it_says(unbroken):
+    trained, lines = unbroken
+    folder = trained.workdir
+    names = {"config.json", "statistics.npz", "checkpoints", "metrics.jsonl", "tensorboard"}
+    assert {path.name for path in folder.iterdir()} == names | {
+        "evaluation.json",
+        "samples.png",
+        "loss.png",
+    }
+    assert json.loads((folder / "config.json").read_text()) == to_dict(tiny()) == trained.config
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["16", "8"]
+    assert [r["step"] for r in read_metrics(folder / "metrics.jsonl")] == [3, 6, 9, 12, 15]
+    assert lines[0].startswith(f"test: {trained.evaluate().bits_per_dim:.4f} ± ")
+    said = [Path(line.split()[-1]) for line in lines[1:]]
+    expected = ["evaluation.json", "samples.png", "loss.png", "config.json", "checkpoints/16"]
+    assert said == [folder / name for name in expected] and all(path.exists() for path in said)
+    for name, size in {"samples.png": (1000, 540), "loss.png": (700, 420)}.items():
+        with Image.open(folder / name) as picture:
+            picture.load()
+            assert picture.size == size
+
+
+def test_the_evaluation_on_disk_is_that_of_the_run(unbroken):
+    trained, _ = unbroken
+    saved = json.loads((trained.workdir / "evaluation.json").read_text())
+    assert saved["test"] == trained.evaluate("test")._asdict()
+    assert saved["step"] == saved["test"]["step"] == STEPS and saved["test"]["examples"] == 297
+    assert saved["evaluate"] == trained.config["evaluate"]
+    assert saved["test"]["bits_per_dim"] == trained.bits_per_dim()
+    text = str(trained.evaluate())
+    for part in (
+        "diffusion ELBO, continuous time, 2 draws per example",
+        "vdm: mlp, linear, eps, base histogram, head unit, weighting elbo, likelihood softmax",
+        "digits scikit-learn",
+        "split test[permutation 0, 1500:], 297 examples",
+        "EMA weights of step 16",
+    ):
+        assert part in text
+
+
+def test_the_training_split_is_evaluated_too(unbroken):
+    result = unbroken[0].evaluate("train", draws=1, batch_size=297)
+    assert result.examples == 1500 and "split train[permutation 0, :1500]" in result.data
+    assert "1 draws" in result.estimator and 1 < result.bits_per_dim < 3
+
+
+def test_evaluate_refuses(unbroken):
+    trained, _ = unbroken
+    with pytest.raises(ValueError, match="split: unknown name 'tset'; did you mean 'test'"):
+        trained.evaluate("tset")
+    with pytest.raises(ValueError, match="draws is 0, expected at least 1"):
+        trained.evaluate(draws=0)
+    with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
+        trained.evaluate(batch_size=0)
+
+
+def test_sample(unbroken):
+    trained, _ = unbroken
+    key = jax.random.key(5)
+    images = trained.sample(key, 3)
+    assert images.shape == (3, 8, 8, 1) and images.dtype == np.uint8 and images.max() <= 16
+    assert len(np.unique(images)) > 3
+    np.testing.assert_array_equal(trained.sample(key, 3), images)
+    assert np.any(np.asarray(trained.sample(jax.random.key(6), 3)) != images)
+    assert np.any(np.asarray(trained.sample(key, 3, sampler="ddim")) != images)
+    with pytest.raises(
+        ValueError, match=r"sample\.sampler: unknown name 'dim'; did you mean 'ddim'"
+    ):
+        trained.sample(key, 3, sampler="dim")
+
+
+def test_load(unbroken):
+    trained, _ = unbroken
+    loaded = run.load(trained.workdir)
+    assert_same(loaded.state, trained.state)
+    assert loaded.config == trained.config and loaded.workdir == trained.workdir
+    assert loaded.bits_per_dim() == trained.bits_per_dim()
+
+
+def test_load_what_is_not_there(tmp_path, unbroken):
+    with pytest.raises(FileNotFoundError, match=f"no run to load in {tmp_path}: config.json"):
+        run.load(tmp_path)
+    for name in ("config.json", "statistics.npz"):
+        (tmp_path / name).write_bytes((unbroken[0].workdir / name).read_bytes())
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: checkpoints is missing"):
+        run.load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}/checkpoints"):
+        run.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"seed"')
+    with pytest.raises(ValueError, match=r"config\.json is damaged: "):
+        run.load(tmp_path)
+
+
+# ---------------------------------------------------------------- again, and further
+
+
+def test_a_finished_run_does_nothing_again(unbroken, monkeypatch):
+    trained, said = unbroken
+    before = contents(trained.workdir)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("done again")
+
+    for name in ("fit", "draw_samples", "loss_curve", "evaluate", "fit_statistics_of_base"):
+        monkeypatch.setattr(run, name, refuse, raising=name != "fit_statistics_of_base")
+    lines = []
+    again = run.train(tiny(**{"train.steps": 5}), trained.workdir, say=lines.append)
+    assert_same(again.state, trained.state)
+    assert lines == [f"already trained: {trained.workdir} is at step 16, 5 asked for", *said]
+    after = contents(trained.workdir)
+    config = trained.workdir / "config.json"
+    assert {path for path in before | after if before.get(path) != after.get(path)} == {config}
+    config.write_bytes(before[config])
+
+
+def test_what_is_asked_anew_is_done_anew(unbroken, monkeypatch):
+    trained, _ = unbroken
+    done = []
+    draw, evaluate, curve = run.draw_samples, run.evaluate, run.loss_curve
+    for name, function in (("draw_samples", draw), ("evaluate", evaluate), ("loss_curve", curve)):
+
+        def noted(*args, name=name, function=function, **kwargs):
+            done.append(name)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(run, name, noted)
+    for changes, expected in (
+        ({"sample.count": 2}, ["draw_samples"]),
+        ({"sample.count": 2, "evaluate.draws": 1}, ["evaluate", "loss_curve"]),
+        ({}, ["evaluate", "draw_samples", "loss_curve"]),
+        ({}, []),
+    ):
+        run.train(tiny(**changes), trained.workdir, say=silent)
+        assert done == expected
+        done.clear()
+    (trained.workdir / "samples.png").unlink()
+    run.train(tiny(), trained.workdir, say=silent)
+    assert done == ["draw_samples"]
+
+
+@pytest.fixture
+def unreported(monkeypatch):
+    monkeypatch.setattr(run, "report", lambda trained, say: None)
+
+
+def interrupted(monkeypatch, workdir, after):
+    """Train until the data break off, as a killed run does."""
+    whole = run.train_batches
+
+    def broken(*args, **kwargs):
+        for i, stack in enumerate(whole(*args, **kwargs)):
+            if i == after:
+                raise KeyboardInterrupt
+            yield stack
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run, "train_batches", broken)
+        run.train(tiny(), workdir, say=silent)
+
+
+@pytest.mark.parametrize(
+    "stop", ["at a checkpoint", "nowhere in particular", "killed", "killed early"]
+)
+def test_a_resumed_run_is_the_unbroken_one(unbroken, unreported, monkeypatch, tmp_path, stop):
+    """Parameters, average, optimizer, key, lines: bit for bit."""
+    if stop == "killed":
+        interrupted(monkeypatch, tmp_path, after=3)  # at step 12, four after the checkpoint
+    elif stop == "killed early":
+        interrupted(monkeypatch, tmp_path, after=1)
+    else:
+        first = {"at a checkpoint": SAVE, "nowhere in particular": 5}[stop]
+        partial = run.train(tiny(**{"train.steps": first}), tmp_path, say=silent)
+        assert int(partial.state.step) == first
+    lines = []
+    resumed = run.train(tiny(), tmp_path, say=lines.append)
+    where = {"at a checkpoint": SAVE, "nowhere in particular": 5, "killed": SAVE}.get(stop)
+    assert lines == ([f"continuing from step {where} in {tmp_path}"] if where else [])
+    expected, _ = unbroken
+    assert_same(resumed.state, expected.state)
+    rows = [read_metrics(folder / "metrics.jsonl") for folder in (tmp_path, expected.workdir)]
+    assert rows[0] == rows[1]
+
+
+def test_a_seed_is_a_run(unbroken, unreported, tmp_path):
+    expected, _ = unbroken
+    same = run.train(tiny(), tmp_path / "same", say=silent)
+    assert_same(same.state, expected.state)
+    other = run.train(tiny(seed=1), tmp_path / "other", say=silent)
+    pairs = zip(*(jax.tree.leaves(t.state.params) for t in (other, expected)), strict=True)
+    assert all(np.any(a != b) for a, b in pairs if a.size > 1)
+
+
+def test_a_run_shorter_than_a_line(tmp_path):
+    trained = run.train(tiny(**{"train.steps": 2}), tmp_path, say=silent)
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    assert (tmp_path / "loss.png").exists() and int(trained.state.step) == 2
+
+
+# ---------------------------------------------------------------- divergence
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_state(tmp_path):
+    """The rate is 0 at the first update, so the second ruins the parameters and the third loss shows it."""
+    config = tiny(**{"optimizer.learning_rate": 1e30, "train.checkpoint_every": 1})
+    config.train.steps_per_dispatch = 1
+    message = (
+        rf"loss is nan at step 3: training stopped; last good checkpoint: step 2, in {tmp_path}"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        run.train(config, tmp_path, say=silent)
+    loaded = run.load(tmp_path)
+    assert int(loaded.state.step) == 2
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(loaded.state.params))
+
+
+# ---------------------------------------------------------------- mistakes
+
+MISTAKES = [
+    ({"model.name": "vmd"}, r"config\.model\.name: unknown name 'vmd'; did you mean 'vdm'"),
+    ({"model.where": "x"}, r"config\.model: unknown field 'where'; choices: base,"),
+    ({"model.bass": "zero"}, r"config\.model: unknown field 'bass'; did you mean 'base'"),
+    (
+        {"model.network.name": "mpl"},
+        r"config\.model\.network: unknown name 'mpl'; did you mean 'mlp'",
+    ),
+    (
+        {"model.network.widht": 3},
+        r"config\.model\.network: 'mlp' has no argument 'widht'; .* 'width'",
+    ),
+    ({"model.network.dtype": "float"}, r"config\.model\.network: "),
+    (
+        {"model.network.width": -3},
+        r"config\.model: cannot be computed on 'digits' of shape \(8, 8, 1\): ",
+    ),
+    (
+        {"model.schedule.name": "linaer"},
+        r"config\.model\.schedule: unknown name 'linaer'; .*'linear'",
+    ),
+    ({"model.schedule.gama": 3}, r"config\.model\.schedule: 'linear' has no argument 'gama'"),
+    ({"model.schedule.gamma_min": 5.0}, r"config\.model\.schedule: .*gamma_min.* found 5\.0 "),
+    (
+        {"model.parameterization": "esp"},
+        r"config\.model\.parameterization: unknown name 'esp'; .*'eps'",
+    ),
+    (
+        {"model.parameterization": "mean"},
+        r"parameterization 'mean' has no .* give timesteps=T, found None",
+    ),
+    ({"model.timesteps": 0}, r"timesteps must be at least 1, or None, found 0"),
+    ({"model.base": "histgram"}, r"config\.model\.base: unknown name 'histgram'; .*'histogram'"),
+    (
+        {"model.base": {"name": "levels", "levls": 3}},
+        r"config\.model\.base: 'levels' has no argument 'levls'",
+    ),
+    ({"model.head": "units"}, r"config\.model\.head: unknown name 'units'; did you mean 'unit'"),
+    (
+        {"model.likelihood": "sofmax"},
+        r"config\.model\.likelihood: unknown name 'sofmax'; .*'softmax'",
+    ),
+    ({"model.likelihood": "gaussian"}, r"config\.model\.likelihood: .*17 levels.*continuous"),
+    ({"model.weighting.name": "elba"}, r"config\.model\.weighting: unknown name 'elba'; .*'elbo'"),
+    ({"model.space": "esp"}, r"config\.model\.space: unknown name 'esp'; did you mean 'eps'"),
+    ({"sample.sampler": "ancestal"}, r"sample\.sampler: unknown name 'ancestal'; .*'ancestral'"),
+    (
+        {"optimizer.decay_steps": 2},
+        r"optimizer\.decay_steps: expected more than warmup_steps = 2, found 2",
+    ),
+    (
+        {"train.batch_size": 1501},
+        r"config\.train\.batch_size: 'train.*' has 1500 examples, .* of 1501",
+    ),
+    (
+        {"data.name": "digit"},
+        r"config\.data\.name: unknown data set 'digit', did you mean 'digits'",
+    ),
+    ({"data.test_split": "half"}, r"config\.data\.test_split: 'digits' has .* found 'half'"),
+]
+IN_STEPS = {"model.parameterization": "mean", "model.timesteps": 10, "sample.steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [*MISTAKES, (IN_STEPS, r"sample\.steps: .*expected a divisor of timesteps = 10, found 3")],
+    ids=str,
+)
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path, changes, message):
+    workdir = tmp_path / "run"
+    with pytest.raises(ValueError, match=message) as caught:
+        run.train(tiny(**changes), workdir, say=silent)
+    assert "\n" not in str(caught.value)
+    assert not workdir.exists()
+
+
+def test_data_that_are_missing(tmp_path):
+    config = tiny(**{"data.name": "cifar10", "data.data_dir": str(tmp_path / "none")})
+    with pytest.raises(
+        FileNotFoundError, match=r"config\.data\.data_dir: 'cifar10' is not prepared"
+    ):
+        run.train(config, tmp_path / "run", say=silent)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_folder_of_another_run_is_left_alone(unbroken):
+    trained, _ = unbroken
+    before = contents(trained.workdir)
+    message = (
+        f"{trained.workdir} holds a run of another config; .*undo: "
+        r"config\.model\.head: 'unit' there, 'raw' here; config\.seed: 0 there, 3 here$"
+    )
+    with pytest.raises(ValueError, match=message):
+        run.train(tiny(**{"model.head": "raw", "seed": 3}), trained.workdir, say=silent)
+    assert contents(trained.workdir) == before
+
+
+@pytest.mark.parametrize("inside", [".", "run", "config.json.new"])
+def test_a_folder_that_cannot_be_written(tmp_path, inside):
+    """A file is in its place, or above it; or a folder where a file is to be."""
+    blocked = tmp_path / "blocked"
+    if inside == "config.json.new":
+        (blocked / inside).mkdir(parents=True)
+        workdir = blocked
+    else:
+        blocked.write_text("mine")
+        workdir = blocked / inside
+    with pytest.raises(OSError, match=f"workdir {workdir} cannot be written: ") as caught:
+        run.train(tiny(), workdir, say=silent)
+    assert "\n" not in str(caught.value)
+    assert blocked.is_dir() or blocked.read_text() == "mine"
