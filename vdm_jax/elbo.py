@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.specs import build, choose
 from vdm_jax.diffusion import Interval, bridge, data_interval, marginal, posterior, transition
 from vdm_jax.gaussian import cross_entropy, kl, standard_normal
 from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, regression_target, to_x0
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
+from vdm_jax.specs import build, choose
 from vdm_jax.typing import Data, Key, Params, Real, Reals, Scalar
 
 Denoise = Callable[[Data, Scalar], Data]

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.specs import build
 from vdm_jax.diffusion import Interval, alpha, data_interval, log_sigma, posterior
 from vdm_jax.elbo import Denoise, check_timesteps
 from vdm_jax.parameterizations import PARAMETERIZATIONS, to_x0
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
+from vdm_jax.specs import build
 from vdm_jax.typing import Data, Key, Params, Scalar
 
 SamplerStep = Callable[[Key, Data, Data, Interval], Data]

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.bases import BASES, HEADS
-from vdm_jax.specs import build, name_of
 from vdm_jax.diffusion import Interval, data_interval, marginal
 from vdm_jax.elbo import Elbo, check_timesteps, matching, prior, probe
 from vdm_jax.likelihoods import LIKELIHOODS
@@ -20,6 +19,7 @@ from vdm_jax.nets import NETS
 from vdm_jax.parameterizations import PARAMETERIZATIONS, snr_weight
 from vdm_jax.samplers import SAMPLERS, sample_chain
 from vdm_jax.schedules import SCHEDULES, interval
+from vdm_jax.specs import build, name_of
 from vdm_jax.typing import as_batch
 from vdm_jax.weightings import WEIGHTINGS
 
