@@ -246,3 +246,14 @@ def standard_error(values) -> np.ndarray:
     """Of the mean over the first axis."""
     values = np.asarray(values, np.float64)
     return values.std(axis=0, ddof=1) / np.sqrt(values.shape[0])
+
+
+def assert_moments(samples, mean, covariance, *, slack=0.0):
+    """Mean and covariance of [n, *d] agree within 4.5 standard errors of a Gaussian's, plus `slack`."""
+    flat = samples.reshape(len(samples), -1)
+    variance = np.diag(covariance)
+    mean_error = 4.5 * np.sqrt(variance / len(flat)) + slack
+    np.testing.assert_array_less(np.abs(flat.mean(0) - mean), mean_error)
+    products = np.sqrt((np.outer(variance, variance) + covariance**2) / len(flat))
+    found = np.atleast_2d(np.cov(flat.T))
+    np.testing.assert_array_less(np.abs(found - covariance), 4.5 * products + slack)

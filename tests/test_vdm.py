@@ -11,7 +11,7 @@ import oracles
 import pytest
 from oracles import jit
 
-from vdm_jax.bases import BASES, HEADS, measure_residual
+from vdm_jax.bases import BASES, HEADS
 from vdm_jax.elbo import negative_elbo
 from vdm_jax.likelihoods import level_values
 from vdm_jax.models import Statistics, vdm
@@ -19,6 +19,7 @@ from vdm_jax.nets import Network
 from vdm_jax.parameterizations import PARAMETERIZATIONS, stacked
 from vdm_jax.samplers import SAMPLERS
 from vdm_jax.schedules import learned_monotone, linear
+from vdm_jax.specs import build
 from vdm_jax.typing import Batch, as_batch
 from vdm_jax.weightings import WEIGHTINGS
 
@@ -29,6 +30,8 @@ FIRST, LAST = -4.0, 5.0
 ENDS = {"gamma_min": FIRST, "gamma_max": LAST}
 MILD = {"name": "linear"} | ENDS
 NETWORK = {"name": "mlp", "width": 16, "depth": 1}
+ROWS = [row() for row in PARAMETERIZATIONS.values()]
+CHOICES = np.array(list(itertools.product(range(len(ROWS)), range(len(HEADS)))))
 CONTINUOUS = [name for name, row in PARAMETERIZATIONS.items() if row().continuous]
 
 FREQUENCIES = np.random.default_rng(3).dirichlet(np.full(LEVELS, 0.7), SHAPE)
@@ -41,7 +44,7 @@ def levels_data(n, seed=0):
     return np.sum(uniform > np.cumsum(FREQUENCIES, -1)[..., :-1], -1).astype(np.uint8)
 
 
-def build(**settings):
+def model_of(**settings):
     return vdm(STATISTICS, **{"network": NETWORK, "schedule": MILD} | settings)
 
 
@@ -83,7 +86,6 @@ def zero_network_matching(name, x0, T):
 
 def test_bound_of_a_zero_network_is_that_of_the_plain_function_and_exact():
     T, n = 6, 2000
-    rows = [row() for row in PARAMETERIZATIONS.values()]
     x = levels_data(4)
     x0 = level_values(LEVELS)[x]
     spec = {"name": "softmax", "levels": LEVELS}
@@ -91,7 +93,7 @@ def test_bound_of_a_zero_network_is_that_of_the_plain_function_and_exact():
     @jit
     @partial(jax.vmap, in_axes=(0, None))
     def estimates(i, keys):
-        settings = {"schedule": MILD, "parameterization": stacked(rows, i), "timesteps": T}
+        settings = {"schedule": MILD, "parameterization": stacked(ROWS, i), "timesteps": T}
         model = vdm(STATISTICS, network=constant_network(zeros_of), **settings)
 
         def plain(key):
@@ -108,7 +110,7 @@ def test_bound_of_a_zero_network_is_that_of_the_plain_function_and_exact():
             jax.vmap(plain)(keys),
         )
 
-    losses, elbos, plains = estimates(jnp.arange(len(rows)), keys(n))
+    losses, elbos, plains = estimates(jnp.arange(len(ROWS)), keys(n))
     for i, name in enumerate(PARAMETERIZATIONS):
         exact = zero_network_matching(name, x0, T)
         for found in (elbos.matching[i], plains.matching[i]):  # [n, 4]
@@ -182,7 +184,7 @@ def test_a_base_that_knows_the_data_has_their_entropy_as_its_bound(base):
         each = np.take_along_axis(np.log(FREQUENCIES)[None], x[..., None].astype(int), -1)
         negative_log_prob = -each.sum(axis=(1, 2, 3))
     wide = {"name": "linear", "gamma_min": -12.0, "gamma_max": 12.0}
-    model = build(base=base, schedule=wide, network=constant_network(zeros_of))
+    model = model_of(base=base, schedule=wide, network=constant_network(zeros_of))
     elbo = jit(partial(model.elbo, draws=32))
     off = np.asarray(elbo(NO_PARAMS, jax.random.key(0), jnp.asarray(x)).total, np.float64)
     off -= negative_log_prob
@@ -191,43 +193,100 @@ def test_a_base_that_knows_the_data_has_their_entropy_as_its_bound(base):
     assert abs(off.mean()) < 4 * error
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("base", BASES)
-def test_every_base_head_and_row_is_finite_and_common_bases_start_from_one_bound(base, head):
-    rows = [row() for row in PARAMETERIZATIONS.values()]
-    x = jnp.asarray(levels_data(8))
-    statistics = STATISTICS
-    if head == "unit" and base in ("levels", "histogram"):
-        built = BASES[base](**{"levels": LEVELS} | log_counts_of(base))
-        x0 = jnp.asarray(level_values(LEVELS)[levels_data(64)], jnp.float32)
-        residual = measure_residual(built, x0, jax.random.key(0), np.linspace(-7, 5, 5))
-        statistics = STATISTICS._replace(residual=residual)
+def row_and_head(choice):
+    """The row and the head of one of `CHOICES`, which may be traced: all of them in one compilation."""
+    heads = [head() for head in HEADS.values()]
+    return stacked(ROWS, choice[0]), lambda *at: jnp.stack([head(*at) for head in heads])[choice[1]]
 
-    def model(i):
-        row = stacked(rows, i)
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_base_row_and_head_is_finite_and_common_bases_start_from_one_bound(base):
+    x = jnp.asarray(levels_data(8))
+    residual = np.float32([FIRST, LAST]), np.float32([-3, -0.5])
+    statistics = STATISTICS._replace(residual=residual)
+
+    def model(choice):
+        row, head = row_and_head(choice)
         settings = {"network": NETWORK, "schedule": MILD, "timesteps": 5}
         return vdm(statistics, parameterization=row, base=base, head=head, **settings)
 
     @jit
     @partial(jax.vmap, in_axes=(0, None))
     @partial(jax.value_and_grad, argnums=1)
-    def loss(i, params):
-        return model(i).loss(params, jax.random.key(1), x)[0]
+    def loss(choice, params):
+        return model(choice).loss(params, jax.random.key(1), x)[0]
 
-    params = init_params(model(0))
-    values, gradients = loss(jnp.arange(len(rows)), params)
+    values, gradients = loss(CHOICES, init_params(model((0, 0))))
     assert np.all(np.isfinite(values))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
     out = gradients["network"]["out"]["kernel"]
     assert np.all(np.abs(out).max(axis=(1, 2)) > 0)
+    each_row = values.reshape(len(ROWS), len(HEADS))
+    np.testing.assert_allclose(each_row, each_row[:, :1].repeat(len(HEADS), 1), rtol=1e-5)
     if base == "zero":  # each row's own: x̂_0 = skip · x_t
-        assert len(np.unique(values)) == len(rows)
+        assert len(np.unique(each_row[:, 0])) == len(ROWS)
     else:
         np.testing.assert_allclose(values, values[0], rtol=1e-5)
 
 
-def log_counts_of(base):
-    return {"log_counts": STATISTICS.log_counts} if base == "histogram" else {}
+def correction_network(law, row, interval_of, base, head):
+    """The best network of `law` as the correction to a base: net = (x̂_0 − b) / (out · c)."""
+
+    def one(xt, gamma_t):
+        step = interval_of(gamma_t)
+        mix, target = row(step), row.target(step)
+        error = law.posterior_means(xt, gamma_t)[0] - base.estimate(xt, gamma_t, mix)
+        return error / (mix.out * head(base, gamma_t, mix, target))
+
+    return constant_network(one)
+
+
+def test_one_denoiser_has_one_bound_and_one_sample_in_every_base_row_and_head():
+    T, x = 6, jnp.asarray(levels_data(16))
+    law = oracles.gaussian(SHAPE)
+    found = {}
+    with jax.enable_x64(True):
+        interval_of = oracles.interval_of_step(linear(**ENDS), None, T)
+        for name in BASES:
+            base = build(BASES, name, **STATISTICS._asdict())
+
+            @jit
+            @jax.vmap
+            def bound_and_sample(choice, base=base):
+                row, head = row_and_head(choice)
+                network = correction_network(law, row, interval_of, base, head)
+                settings = {"parameterization": row, "base": base, "head": head, "timesteps": T}
+                model = model_of(network=network, likelihood="discretized_gaussian", **settings)
+                key = jax.random.key(0)
+                # half as many steps as the chain has: `mean` still means the chain's own step
+                sample = model.sample(NO_PARAMS, key, 64, steps=T // 2)
+                return model.elbo(NO_PARAMS, key, x), sample
+
+            found[name] = bound_and_sample(CHOICES)
+    elbo, sample = jax.tree.map(lambda leaf: leaf[:1], found["zero"])
+    assert len(np.unique(sample)) == LEVELS
+    for name, (other_elbo, other_sample) in found.items():
+        for part, other in zip(elbo, other_elbo, strict=True):
+            expected = np.broadcast_to(part, other.shape)
+            np.testing.assert_allclose(other, expected, rtol=1e-8, err_msg=name)
+        np.testing.assert_array_equal(other_sample, np.broadcast_to(sample, other_sample.shape))
+
+
+def test_samples_of_the_best_network_have_the_law_of_the_chain():
+    steps, n = 4, 20_000
+    law, row = oracles.gaussian(SHAPE), PARAMETERIZATIONS["v"]()
+    model = vdm(
+        Statistics(SHAPE, None),
+        network=constant_network(law.network(row, oracles.interval_of_step(None))),
+        schedule=MILD,
+        parameterization=row,
+        likelihood="gaussian",
+    )
+    found = jit(partial(model.sample, n=n, steps=steps))(NO_PARAMS, jax.random.key(0))
+    mean, variance = oracles.chain_law(law, np.linspace(FIRST, LAST, steps + 1))
+    offset, gain = oracles.affine(law, FIRST)
+    covariance = np.diag((gain**2 * variance).ravel())
+    oracles.assert_moments(np.asarray(found), (offset + gain * mean).ravel(), covariance)
 
 
 def init_params(model):
@@ -246,17 +305,16 @@ def init_params(model):
 
 
 def test_elbo_weighting_gives_the_same_loss_in_every_space_and_output():
-    rows = [row() for row in PARAMETERIZATIONS.values()]
     x = jnp.asarray(levels_data(8))
 
     @jit
     @partial(jax.vmap, in_axes=(None, 0))
     def loss(params, i):
-        model = build(space=stacked(rows, i), timesteps=5, parameterization="v", base="levels")
+        model = model_of(space=stacked(ROWS, i), timesteps=5, parameterization="v", base="levels")
         return model.loss(params, jax.random.key(0), x)
 
-    params = init_params(build(base="levels"))
-    values, metrics = loss(params, jnp.arange(len(rows)))
+    params = init_params(model_of(base="levels"))
+    values, metrics = loss(params, jnp.arange(len(ROWS)))
     np.testing.assert_allclose(values, metrics["bits_per_dim"], rtol=1e-5)
     np.testing.assert_allclose(values, values[0], rtol=1e-5)
 
@@ -285,14 +343,14 @@ def test_every_weighting_counts_the_squared_error_of_its_space():
     @jit
     def losses(params):
         def metrics(**settings):
-            model = build(parameterization="v", **settings)
+            model = model_of(parameterization="v", **settings)
             return model.loss(params, jax.random.key(5), x)[1]
 
         # a weighting that gives away the one λ that all of them drew
         spy = metrics(weighting=lambda log_snr, exact: exact * log_snr)
         return spy, [metrics(weighting=w, space=space) for w, space in cases]
 
-    params = init_params(build())
+    params = init_params(model_of())
     spy, found = jax.tree.map(float, losses(params))
     ends = spy["reconstruction"] + spy["prior"]
     snr = math.exp((spy["loss"] - ends) / spy["matching"])
@@ -310,7 +368,7 @@ def test_every_weighting_counts_the_squared_error_of_its_space():
 
 @pytest.mark.parametrize("timesteps", [7, None])
 def test_simple_loss_is_the_mean_squared_error_of_the_noise(timesteps):
-    model = build(weighting="simple", timesteps=timesteps, network=constant_network(zeros_of))
+    model = model_of(weighting="simple", timesteps=timesteps, network=constant_network(zeros_of))
     _, metrics = jit(model.loss)(NO_PARAMS, jax.random.key(0), jnp.asarray(levels_data(16)))
     # ε̂ = 0 and γ linear: the bound's term is ½ · rate · ‖ε‖² with one rate for all times
     rate = LAST - FIRST if timesteps is None else 7 * math.expm1((LAST - FIRST) / 7)
@@ -334,7 +392,7 @@ def watched(seen):
 @pytest.mark.parametrize("timesteps", [5, None])
 def test_loss_and_draws_do_not_depend_on_how_the_batch_is_split(timesteps):
     seen = []
-    model = build(network=watched(seen), timesteps=timesteps)
+    model = model_of(network=watched(seen), timesteps=timesteps)
     params = {"network": jnp.ones(()), "schedule": {}}
     whole = as_batch(jnp.asarray(levels_data(12)))
     np.testing.assert_array_equal(whole.index, np.arange(12))
@@ -361,7 +419,7 @@ def test_loss_and_draws_do_not_depend_on_how_the_batch_is_split(timesteps):
 
 
 def test_more_draws_of_the_bound_keep_its_mean_and_lower_its_variance():
-    model = build(network=constant_network(zeros_of))
+    model = model_of(network=constant_network(zeros_of))
     x = jnp.asarray(np.broadcast_to(levels_data(1), (4000, *SHAPE)))
     elbo = jit(model.elbo, static_argnames="draws")
     one, many = (elbo(NO_PARAMS, jax.random.key(0), x, draws=n).total for n in (1, 16))
@@ -371,7 +429,7 @@ def test_more_draws_of_the_bound_keep_its_mean_and_lower_its_variance():
 
 
 def test_an_example_keeps_its_bound_in_another_batch():
-    model = build(timesteps=5)
+    model = model_of(timesteps=5)
     params = init_params(model)
     whole = as_batch(jnp.asarray(levels_data(6)))
     elbo = jit(model.elbo)
@@ -384,7 +442,7 @@ def test_an_example_keeps_its_bound_in_another_batch():
 
 @pytest.mark.parametrize("timesteps", [5, None])
 def test_a_training_step_compiles_once(timesteps):
-    model, traces = build(timesteps=timesteps, base="histogram"), []
+    model, traces = model_of(timesteps=timesteps, base="histogram"), []
 
     @jit
     def step(params, key, batch):
@@ -406,7 +464,7 @@ def test_a_training_step_compiles_once(timesteps):
 
 def test_a_learned_schedule_is_in_the_parameters_and_is_trained():
     schedule = learned_monotone(hidden=3, **ENDS)
-    model = build(schedule=schedule)
+    model = model_of(schedule=schedule)
     params = init_params(model) | {"schedule": schedule.init(jax.random.key(0))}
 
     @jit
@@ -426,7 +484,7 @@ def test_a_learned_schedule_is_in_the_parameters_and_is_trained():
 def test_samples_of_a_base_that_knows_the_data_have_their_frequencies(name):
     n = 4000
     wide = {"name": "linear", "gamma_min": -9.0, "gamma_max": 9.0}
-    model = build(base="histogram", schedule=wide, network=constant_network(zeros_of))
+    model = model_of(base="histogram", schedule=wide, network=constant_network(zeros_of))
     sample = jit(partial(model.sample, n=n, sampler=name, steps=200))
     found = sample(NO_PARAMS, jax.random.key(0))
     assert (found.shape, found.dtype) == ((n, *SHAPE), jnp.uint8)
@@ -461,7 +519,7 @@ def test_samples_are_data_as_stored(levels, likelihood, dtype):
 
 
 def test_mean_is_sampled_in_steps_of_its_chain():
-    model = build(parameterization="mean", timesteps=6)
+    model = model_of(parameterization="mean", timesteps=6)
     params = init_params(model)
     for steps in (4, 12):
         with pytest.raises(ValueError, match=f"divisor of timesteps = 6, found {steps}"):
@@ -509,7 +567,7 @@ def test_mistakes_are_named(settings, message):
 
 
 def test_floats_for_data_on_levels_are_refused():
-    model = build()
+    model = model_of()
     params = init_params(model)
     for function in (model.loss, model.elbo):
         with pytest.raises(TypeError, match=r"'softmax': expected integers 0\.\.3, found float32"):

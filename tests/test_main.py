@@ -1,0 +1,351 @@
+"""The command line: what it does, and one line for every mistake before anything is compiled or written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+from vdm_jax import main, run
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SMOKE = f"--config={CONFIGS / 'smoke.py'}"
+SMALL = [
+    "--config.model.network.width=8",
+    "--config.train.batch_size=16",
+    "--config.train.steps_per_dispatch=4",
+    "--config.evaluate.draws=1",
+    "--config.sample.count=4",
+    "--config.sample.steps=2",
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to run in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command line in this process: (exit status, stdout, stderr)."""
+    monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
+
+    def run_it(*arguments):
+        argv = ["main", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        status = 0
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            try:
+                main.main(main.parse(argv))
+            except SystemExit as left:
+                status = left.code
+        return status, *capsys.readouterr()
+
+    return run_it
+
+
+def assert_one_line(result, status=2):
+    code, out, err = result
+    assert (code, out) == (status, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+    return err.removeprefix("error: ").rstrip()
+
+
+# ---------------------------------------------------------------- what it does
+
+
+def start_process(*arguments, cwd):
+    environment = os.environ | {"XDG_CACHE_HOME": str(cwd / "cache")}
+    return subprocess.run(
+        [sys.executable, "-m", "vdm_jax.main", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which the smoke config was trained to step 8 by a process of its own."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, start_process(SMOKE, *SMALL, "--config.train.steps=8", cwd=folder)
+
+
+def test_train(trained):
+    folder, done = trained
+    assert done.returncode == 0, done.stderr
+    workdir = folder / "runs" / "smoke"  # of the config's name, where the command was given
+    assert done.stdout.startswith("test: ") and " bits/dim = reconstruction " in done.stdout
+    for name in ("evaluation.json", "samples.png", "loss.png", "config.json", "checkpoints/8"):
+        assert f" {Path('runs/smoke') / name}\n" in done.stdout and (workdir / name).exists()
+    assert "8/8" in done.stderr and "bits/dim" in done.stderr  # the progress bar
+    assert all(line.lstrip("\r").startswith("train:") for line in done.stderr.splitlines() if line)
+    assert json.loads((workdir / "config.json").read_text())["model"]["network"]["width"] == 8
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+    """One that shows only when the whole model is put together."""
+    done = start_process(SMOKE, "--config.sample.sampler=ddmi", cwd=tmp_path)
+    line = assert_one_line((done.returncode, done.stdout, done.stderr))
+    assert line.startswith("sample.sampler: unknown name 'ddmi'; did you mean 'ddim'? choices: anc")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_again_further_evaluate_and_sample(trained, command, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
+    workdir = Path("runs/smoke")
+
+    status, out, _ = command(SMOKE, *SMALL, "--config.train.steps=8")
+    assert status == 0 and out.endswith(trained[1].stdout)
+    assert out.splitlines()[0] == "already trained: runs/smoke is at step 8, 8 asked for"
+
+    status, out, _ = command(SMOKE, *SMALL, "--config.train.steps=12")
+    assert status == 0 and out.splitlines()[0] == "continuing from step 8 in runs/smoke"
+    assert f" {workdir}/checkpoints/12\n" in out
+    saved = json.loads((workdir / "evaluation.json").read_text())
+    assert saved["step"] == 12
+
+    status, out, err = command(SMOKE, *SMALL, "--mode=evaluate", f"--workdir={workdir.absolute()}")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"test: {saved['test']['bits_per_dim']:.4f} ± ") and "of step 12" in out
+
+    with Image.open(workdir / "samples.png") as picture:
+        before = picture.tobytes()
+    status, out, _ = command(SMOKE, *SMALL, "--mode=sample", "--config.sample.sampler=ddim")
+    assert (status, out) == (0, "samples: runs/smoke/samples.png\n")
+    with Image.open(workdir / "samples.png") as picture:
+        assert picture.tobytes() != before
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_divergence_is_one_line_and_another_status(command, here, monkeypatch):
+    def diverge(*args):
+        raise FloatingPointError("loss is nan at step 3:\n  training stopped")
+
+    monkeypatch.setattr(run, "train", diverge)
+    assert assert_one_line(command(SMOKE), 1) == "loss is nan at step 3: training stopped"
+
+
+def test_programs_are_kept_in_the_users_cache(here, monkeypatch):
+    assert jax.config.values["jax_compilation_cache_dir"] is None
+    (here / "file").write_text("")
+    try:
+        monkeypatch.setattr(main.platformdirs, "user_cache_dir", lambda name: f"file/{name}")
+        main.enable_compilation_cache()  # cannot be written: no cache, and no error
+        assert jax.config.values["jax_compilation_cache_dir"] is None
+        monkeypatch.setattr(main.platformdirs, "user_cache_dir", lambda name: f"cache/{name}")
+        main.enable_compilation_cache()
+        assert jax.config.values["jax_compilation_cache_dir"] == "cache/vdm_jax/xla"
+        assert Path("cache/vdm_jax/xla").is_dir()
+        jax.config.update("jax_compilation_cache_dir", "mine")
+        main.enable_compilation_cache()
+        assert jax.config.values["jax_compilation_cache_dir"] == "mine"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
+# ---------------------------------------------------------------- mistakes
+
+NAMES = {  # what is written wrong, and what is near
+    "model.name": ("vmd", "vdm"),
+    "model.network.name": ("mpl", "mlp"),
+    "model.schedule.name": ("linaer", "linear"),
+    "model.parameterization": ("esp", "eps"),
+    "model.base": ("histgram", "histogram"),
+    "model.head": ("units", "unit"),
+    "model.likelihood": ("sofmax", "softmax"),
+    "model.weighting.name": ("elba", "elbo"),
+    "model.space": ("x00", "x0"),
+    "sample.sampler": ("ancestal", "ancestral"),
+}
+
+MISTAKES = [
+    ([], "--config is missing, expected a config file such as --config=configs/eps.py"),
+    (["--config=nope.py"], "--config: no file 'nope.py' in "),
+    (["--config", "nope.py"], "--config: no file 'nope.py' in "),
+    (["--config=nope.py", "--config.train.steps=3"], "--config: no file 'nope.py' in "),
+    ([SMOKE, "here"], "unexpected argument 'here'; settings are given as --config.<field>=<value>"),
+    ([SMOKE, "--steps=3"], "Unknown command line flag 'steps'"),
+    ([SMOKE, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
+    ([SMOKE, "--mode=trian"], "--mode: unknown name 'trian'; did you mean 'train'? choices: eval"),
+    ([SMOKE, "--mode=evaluate"], "no run to load in runs/smoke: config.json is missing"),
+    ([SMOKE, "--mode=sample", "--workdir=x"], "no run to load in x: config.json is missing"),
+]
+
+OVERRIDES = [
+    (
+        "train.stepz=3",
+        "--config.train.stepz: no such field; did you mean config.train.steps? fields of",
+    ),
+    ("trian.steps=3", "--config.trian.steps: no such field; did you mean config.train? fields of"),
+    (
+        "model.network.wdith=3",
+        "--config.model.network.wdith: no such field; did you mean config.model.",
+    ),
+    (
+        "model.base.name=zero",
+        "--config.model.base.name: no such field, for config.model.base is 'hist",
+    ),
+    (
+        "train.steps=abc",
+        "flag --config.train.steps=abc: invalid literal for int() with base 10: 'abc'",
+    ),
+    ("train.steps=1.5", "flag --config.train.steps=1.5: "),
+    ("train.steps=None", "flag --config.train.steps=None: "),
+    ("train.ema_warmup=maybe", "flag --config.train.ema_warmup=maybe: "),
+    ("optimizer.learning_rate=fast", "flag --config.optimizer.learning_rate=fast: "),
+    ("model.timesteps=many", "flag --config.model.timesteps=many: "),
+    (
+        "train.batch_size=0",
+        "config.train.batch_size: expected a whole number of at least 1, found 0",
+    ),
+    (
+        "train.batch_size=-4",
+        "config.train.batch_size: expected a whole number of at least 1, found -4",
+    ),
+    (
+        "train.batch_size=1501",
+        "config.train.batch_size: 'train[permutation 0, :1500]' has 1500 examp",
+    ),
+    ("train.steps=0", "config.train.steps: expected a whole number of at least 1, found 0"),
+    (
+        "optimizer.learning_rate=0",
+        "config.optimizer.learning_rate: expected a finite number above 0, f",
+    ),
+    (
+        "optimizer.learning_rate=-1",
+        "config.optimizer.learning_rate: expected a finite number above 0,",
+    ),
+    (
+        "optimizer.learning_rate=nan",
+        "config.optimizer.learning_rate: expected a finite number above 0",
+    ),
+    (
+        "seed=99999999999999999999",
+        "config.seed: expected a whole number in [0, 2**32), found 9999999",
+    ),
+    ("model.schedule.gamma_min=6", "config.model.schedule: "),
+    (
+        "model.schedule.gamma_max=nan",
+        "config.model.schedule.gamma_max: expected a finite number, found n",
+    ),
+    (
+        "model.parameterization=mean",
+        "parameterization 'mean' has no finite form in continuous time: giv",
+    ),
+    ("model.network.depth=-1", "config.model.network: "),
+    ("data.name=cifar11", "config.data.name: unknown data set 'cifar11', did you mean 'cifar10'? "),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        *MISTAKES,
+        *[([SMOKE, f"--config.{override}"], start) for override, start in OVERRIDES],
+        *[
+            ([SMOKE, f"--config.{path}={wrong}"], f"unknown name '{wrong}'; did you mean '{near}'")
+            for path, (wrong, near) in NAMES.items()
+        ],
+    ],
+    ids=lambda value: " ".join(value[-1:]) if isinstance(value, list) else "",
+)
+def test_mistakes(command, here, arguments, start):
+    line = assert_one_line(command(*arguments))
+    if start.startswith("unknown name"):
+        path = arguments[-1].removeprefix("--config.").split("=")[0]
+        assert path.removesuffix(".name") in line and start in line and "choices: " in line
+    else:
+        assert line.startswith(start)
+    assert list(here.iterdir()) == []
+
+
+def test_data_that_are_not_prepared(command, here):
+    line = assert_one_line(
+        command(f"--config={CONFIGS / 'cifar10.py'}", f"--config.data.data_dir={here}/x")
+    )
+    assert line.startswith(f"config.data.data_dir: 'cifar10' is not prepared, for '{here}/x'")
+    assert (
+        f"tfds.builder('cifar10', data_dir='{here}/x'" in line and "download_and_prepare()" in line
+    )
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("config.train.stepz = 3", "config.train: unknown field 'stepz'; did you mean 'steps'? "),
+        (
+            "config.train.steps = 'abc'",
+            "flag --config=own.py: Error whilst parsing config file: TypeError:",
+        ),
+        (
+            "config.model.schedule.gama = 3",
+            "config.model.schedule: 'linear' has no argument 'gama'; did you",
+        ),
+        (
+            "config.model.network.dephth = 3",
+            "config.model.network: 'mlp' has no argument 'dephth'; did you",
+        ),
+        ("config.model.bass = 'zero'", "config.model: unknown field 'bass'; did you mean 'base'?"),
+        ("config.optimizer.b1 = None", "config.optimizer.b1: expected float, found None"),
+        ("return 3", "config: expected fields ['data', "),
+        ("config =", "invalid syntax (own.py, line "),
+        (None, "--config: own.py has no function get_config"),
+    ],
+)
+def test_config_files_with_mistakes(command, here, text, start):
+    shipped = (CONFIGS / "smoke.py").read_text()
+    own = shipped.replace("    return config", f"    {text}\n    return config")
+    (here / "own.py").write_text("x = 1" if text is None else own)
+    assert assert_one_line(command("--config=own.py")).startswith(start)
+    assert [path.name for path in here.iterdir() if path.name != "__pycache__"] == ["own.py"]
+
+
+def test_folders_that_are_not_to_be_used(command, here):
+    (here / "file").write_text("mine")
+    line = assert_one_line(command(SMOKE, *SMALL, "--workdir=file"))
+    assert line == "workdir file cannot be written: File exists"
+    (here / "other").mkdir()
+    config = here / "other" / "config.json"
+    config.write_text(json.dumps(run.to_dict({**small_config(), "seed": 5})))
+    before = config.read_text()
+    for mode in ("train", "evaluate"):
+        line = assert_one_line(command(SMOKE, "--workdir=other", f"--mode={mode}"))
+        if mode == "train":
+            assert line.startswith(
+                "other holds a run of another config; give another --workdir, or "
+            )
+            assert line.endswith("config.seed: 5 there, 0 here")
+    assert [path.name for path in (here / "other").iterdir()] == ["config.json"]
+    assert config.read_text() == before and (here / "file").read_text() == "mine"
+
+
+def small_config():
+    import runpy
+
+    return runpy.run_path(str(CONFIGS / "smoke.py"))["get_config"]().to_dict()
+
+
+def test_evaluating_a_run_of_another_config(trained, command, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    line = assert_one_line(command(SMOKE, *SMALL, "--mode=evaluate", "--config.seed=4"))
+    assert line == "runs/smoke holds a run of another config: config.seed: 0 there, 4 here"
+
+
+def test_debugging_shows_the_traceback(command, here, monkeypatch):
+    monkeypatch.setenv("VDM_JAX_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"config\.train\.steps: "):
+        command(SMOKE, "--config.train.steps=0")
