@@ -223,8 +223,10 @@ def test_every_base_row_and_head_is_finite_and_common_bases_start_from_one_bound
     assert np.all(np.abs(out).max(axis=(1, 2)) > 0)
     each_row = values.reshape(len(ROWS), len(HEADS))
     np.testing.assert_allclose(each_row, each_row[:, :1].repeat(len(HEADS), 1), rtol=1e-5)
-    if base == "zero":  # each row's own: x̂_0 = skip · x_t
-        assert len(np.unique(each_row[:, 0])) == len(ROWS)
+    if base == "zero":  # each row's own: x̂_0 = skip · x_t, and eps and score share their skip
+        own = dict(zip(PARAMETERIZATIONS, each_row[:, 0].tolist(), strict=True))
+        np.testing.assert_allclose(own.pop("score"), own["eps"], rtol=1e-5)
+        assert np.all(np.diff(sorted(own.values())) > 1)
     else:
         np.testing.assert_allclose(values, values[0], rtol=1e-5)
 

@@ -1,8 +1,8 @@
 """vdm_jax: variational diffusion models as pure functions on JAX.
 
 The mathematics (Gaussians, schedules, parameterizations, bounds, samplers) is imported at once and needs
-nothing but jax. What trains (`train`, `load`, `make_step` and the tables `NETS`, `MODELS`, `DATASETS`) is
-imported when it is first used.
+only jax, numpy and jaxtyping. What trains (`train`, `load`, `make_step` and the tables `NETS`, `MODELS`,
+`DATASETS`) is imported when it is first used.
 """
 
 from importlib import import_module
@@ -21,6 +21,7 @@ from vdm_jax.parameterizations import PARAMETERIZATIONS, Mix, stacked, to_x0  # 
 from vdm_jax.samplers import SAMPLERS, generate  # noqa: E402
 from vdm_jax.schedules import SCHEDULES, Schedule, interval  # noqa: E402
 from vdm_jax.specs import build  # noqa: E402
+from vdm_jax.typing import Batch  # noqa: E402
 from vdm_jax.weightings import WEIGHTINGS  # noqa: E402
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ __all__ = [
     "SAMPLERS",
     "SCHEDULES",
     "WEIGHTINGS",
+    "Batch",
     "Elbo",
     "Gaussian",
     "Interval",

@@ -134,7 +134,8 @@ def _discrete(values: np.ndarray, log_counts: np.ndarray, second_moment, residua
         if residual is None:
             return jax.lax.rsqrt(1 / second_moment + jnp.exp(-gamma_t))
         gammas, log_deviation = (jnp.asarray(column, gamma_t.dtype) for column in residual)
-        return jnp.exp(jnp.interp(gamma_t, gammas, log_deviation))
+        below = jnp.minimum(gamma_t - gammas[0], 0)  # not measured there: falls with σ/α
+        return jnp.exp(jnp.interp(gamma_t, gammas, log_deviation) + 0.5 * below)
 
     return Base(estimate, error, deviation, informative=True)
 

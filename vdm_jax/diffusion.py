@@ -22,9 +22,9 @@ from vdm_jax.typing import Data, Real, Reals, Scalar
 class Interval(NamedTuple):
     """Two times s < t of the process, as γ_s, γ_t and their exact difference Δ = γ_t − γ_s."""
 
-    gamma_s: Scalar
-    gamma_t: Scalar
-    delta: Scalar
+    gamma_s: Reals
+    gamma_t: Reals
+    delta: Reals
 
 
 def log_alpha(gamma: Real) -> Reals:

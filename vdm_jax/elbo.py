@@ -23,7 +23,7 @@ from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, regression_target, to_x0
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
 from vdm_jax.specs import build, choose
-from vdm_jax.typing import Data, Key, Params, Real, Reals, Scalar
+from vdm_jax.typing import Array, Data, Key, Params, Real, Reals, Scalar, as_float
 
 Denoise = Callable[[Data, Scalar], Data]
 """(xt, gamma_t) -> F, for one example."""
@@ -57,10 +57,21 @@ class Probe(NamedTuple):
     rate: Scalar
 
 
+MAX_STEPS = 2**24
+"""Whole numbers up to here, and so the times i/T, are told apart by float32."""
+
+
+def check_steps(steps: Any, what: str) -> None:
+    """Raise ValueError unless `steps` is a whole number in [1, 2²⁴]."""
+    whole = isinstance(steps, int) and not isinstance(steps, bool)
+    if not (whole and 1 <= steps <= MAX_STEPS):
+        raise ValueError(f"{what}, found {steps!r}")
+
+
 def check_timesteps(timesteps: int | None, parameterization: Parameterization) -> None:
-    """Raise ValueError for T < 1, and for a row without a continuous-time limit in continuous time."""
-    if timesteps is not None and timesteps < 1:
-        raise ValueError(f"timesteps must be at least 1, or None, found {timesteps}")
+    """Raise ValueError for a T that is no chain, and for a row that has no continuous-time limit without T."""
+    if timesteps is not None:
+        check_steps(timesteps, "timesteps must be at least 1, or None")
     if timesteps is None and not parameterization.continuous:
         raise ValueError(
             "parameterization 'mean' has no finite form in continuous time: give timesteps=T, found None"
@@ -70,28 +81,43 @@ def check_timesteps(timesteps: int | None, parameterization: Parameterization) -
 def training_interval(
     schedule: Schedule, params: Params, t: Real, timesteps: int | None
 ) -> tuple[Interval, Scalar]:
-    """The interval that time t in [0, 1) falls in, and its rate (see `Probe`).
+    """The interval that a time falls in, and its rate (see `Probe`).
 
-    With T steps, t is rounded up to the grid i/T; in continuous time the interval is (t, t).
+    In continuous time the interval is (t, t). With T steps it is (i/T, (i+1)/T), for a time t in [0, 1) or,
+    which is exact for any T, for the integer i itself.
     """
     if timesteps is None:
         gamma_t, rate = schedule.rate(params, t)
         return Interval(gamma_t, gamma_t, jnp.zeros_like(gamma_t)), rate
-    i = jnp.clip(jnp.floor(t * timesteps), 0, timesteps - 1)
+    t = jnp.asarray(t)
+    i = t if jnp.issubdtype(t.dtype, jnp.integer) else jnp.floor(t * timesteps)
+    i = as_float(jnp.clip(i, 0, timesteps - 1))
     step = interval(schedule, params, i / timesteps, (i + 1) / timesteps)
     return step, timesteps * jnp.expm1(step.delta)
+
+
+def draw_times(key: Key, phase: Real, timesteps: int | None) -> Array:
+    """Times for `training_interval`, uniform and shifted by `phase` in [0, 1), eq. (15).
+
+    One key with the phases j/n of a batch gives times that are stratified over it. A chain's are integers:
+    t·T of a float32 t would skip steps of a long one.
+    """
+    if timesteps is None:
+        return jnp.mod(jax.random.uniform(key, ()) + phase, 1.0)
+    shift = jnp.floor(jnp.asarray(phase) * timesteps).astype(jnp.int32)
+    return (jax.random.randint(key, (), 0, timesteps) + shift) % timesteps
 
 
 def probe(
     key: Key,
     x0: Data,
-    t: Scalar,
+    t: Real,
     *,
     schedule: Schedule,
     schedule_params: Params,
     timesteps: int | None,
 ) -> Probe:
-    """Draw the latent of `x0` at the time t in [0, 1)."""
+    """Draw the latent of `x0` at a time, as `training_interval` takes it."""
     step, rate = training_interval(schedule, schedule_params, t, timesteps)
     eps = jax.random.normal(key, x0.shape, x0.dtype)
     q = marginal(x0, step.gamma_t)
@@ -106,8 +132,7 @@ def matching(at: Probe, error: Data) -> Scalar:
 
 def prior(x0: Data, gamma_1: Scalar) -> Scalar:
     """KL(q(x_{t=1} | x_0) ‖ N(0, I)), eq. (11)."""
-    signal = jax.nn.sigmoid(-gamma_1) * (jnp.square(x0) - 1)
-    return 0.5 * jnp.sum(signal + jax.nn.softplus(-gamma_1))
+    return kl(marginal(x0, gamma_1), standard_normal(x0.shape, x0.dtype))
 
 
 def negative_elbo(
@@ -156,7 +181,7 @@ def negative_elbo(
 def _denoising(denoise, x, key, schedule, params, row, likelihood, timesteps) -> Elbo:
     x0 = likelihood.encode(x)
     time_key, noise_key, end_key = jax.random.split(key, 3)
-    t = jax.random.uniform(time_key, (), x0.dtype)
+    t = draw_times(time_key, 0.0, timesteps)
     at = probe(noise_key, x0, t, schedule=schedule, schedule_params=params, timesteps=timesteps)
     mix = row(at.interval)
     output = denoise(at.xt, at.interval.gamma_t)

@@ -105,10 +105,11 @@ def _as_levels(x: Any, levels: int, name: str) -> Array:
 
 
 def _level_codec(levels: int, name: str):
-    level_values(levels)  # refuses levels < 2
+    values = level_values(levels)
 
     def encode(x):
-        return (2 * as_float(_as_levels(x, levels, name)) + 1) / levels - 1
+        # from the table that the bases read: another rounding of a level would be an error of theirs
+        return jnp.asarray(values, jnp.result_type(float))[_as_levels(x, levels, name)]
 
     def decode(x0):
         level = jnp.floor((x0 + 1) * (levels / 2))

@@ -21,21 +21,21 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.diffusion import Interval, alpha, log_alpha, log_sigma, sigma
-from vdm_jax.typing import Array, Data, Int, Scalar
+from vdm_jax.typing import Array, Data, Int, Reals, Scalar
 
 
 class Mix(NamedTuple):
     """x̂_0 = skip·x_t + out·F."""
 
-    skip: Scalar
-    out: Scalar
+    skip: Reals
+    out: Reals
 
 
 class Target(NamedTuple):
     """The target of F, x0·x_0 + eps·ε."""
 
-    x0: Scalar
-    eps: Scalar
+    x0: Reals
+    eps: Reals
 
 
 class Parameterization(NamedTuple):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.diffusion import Interval, alpha, data_interval, log_sigma, posterior
-from vdm_jax.elbo import Denoise, check_timesteps
+from vdm_jax.elbo import Denoise, check_steps
 from vdm_jax.parameterizations import PARAMETERIZATIONS, to_x0
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
 from vdm_jax.specs import build
@@ -100,7 +100,7 @@ def generate(
     """
     schedule = build(SCHEDULES, schedule, "schedule")
     row = build(PARAMETERIZATIONS, parameterization, "parameterization")
-    check_timesteps(steps, row)
+    check_steps(steps, "steps must be at least 1")
 
     def predict(xt, t, step):
         del t

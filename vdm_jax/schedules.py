@@ -20,13 +20,14 @@ from vdm_jax.diffusion import Interval
 from vdm_jax.typing import Params, Real, Reals, as_float
 
 GAMMA_MIN, GAMMA_MAX = -13.3, 5.0  # the end points of Kingma et al. 2021
+MAX_GAMMA = 80
 
 
 class Schedule(NamedTuple):
     """γ as pure functions of (params, time).
 
     Attributes:
-      init: key -> params; `None`-like for fixed schedules.
+      init: key -> params; {} for fixed schedules.
       gamma: (params, t) -> γ(t), elementwise.
       delta: (params, s, t) -> γ(t) − γ(s), elementwise, accurate relative to itself.
       learned: whether `params` have anything to learn.
@@ -281,9 +282,14 @@ def _need(params: Params, name: str) -> Params:
 
 
 def _check_ends(gamma_min: float, gamma_max: float) -> None:
-    if not (math.isfinite(gamma_min) and math.isfinite(gamma_max) and gamma_min < gamma_max):
+    if not gamma_min < gamma_max:
         raise ValueError(
             f"schedule: gamma_min must be below gamma_max, found {gamma_min} >= {gamma_max}"
+        )
+    if max(abs(gamma_min), abs(gamma_max)) > MAX_GAMMA:
+        raise ValueError(
+            f"schedule: end points must lie in [-{MAX_GAMMA}, {MAX_GAMMA}], where float32 holds the SNR, "
+            f"found {gamma_min} and {gamma_max}"
         )
 
 

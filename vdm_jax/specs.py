@@ -33,6 +33,8 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
       ValueError: an unknown name (with the choices), an unknown or missing argument (with the nearest),
         or what the factory itself refuses.
     """
+    if spec is None or type(spec) in (bool, int, float, list, tuple):
+        raise ValueError(f"{where}: expected a name or {{'name': ...}}, found {spec!r}")
     if not isinstance(spec, str | Mapping):
         return spec
     kwargs = {"name": spec} if isinstance(spec, str) else dict(spec)

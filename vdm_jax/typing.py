@@ -7,7 +7,7 @@ cost nothing at run time; the tests check them at every call.
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 Data = Float[Array, "*d"]
 """One example, or a latent of it, in the data's own shape."""
@@ -29,18 +29,15 @@ Params = PyTree
 __all__ = [
     "Array",
     "Batch",
-    "Bool",
     "Data",
     "Float",
     "Int",
     "Key",
-    "PRNGKeyArray",
     "Params",
     "PyTree",
     "Real",
     "Reals",
     "Scalar",
-    "Shaped",
     "as_batch",
     "as_float",
 ]

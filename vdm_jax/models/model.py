@@ -16,7 +16,8 @@ class Model(NamedTuple):
 
     Attributes:
       init: key -> params.
-      loss: (params, key, batch) -> (scalar, metrics); a batch is a `Batch` or an array [B, *d].
+      loss: (params, key, batch) -> (scalar, metrics); a batch is a `Batch` or an array [B, *d]. The metrics
+        are scalars, "loss" and "bits_per_dim" (of the bound, whatever the loss is) among them.
       elbo: (params, key, batch, draws=1) -> `Elbo` of arrays [B], nats per example.
       sample: (params, key, n) -> [n, *d], data as stored.
       bound: what its `elbo` estimates, in words for a report.
@@ -38,7 +39,8 @@ class Statistics(NamedTuple):
       shape: of one example.
       levels: K, or None for continuous data.
       second_moment: E[x_0²] of the encoded data.
-      log_counts: float32 [*d, K], smoothed log-histogram of each position, or None.
+      log_counts: float32 [*d, K], smoothed log-histogram of each position over (the first 50,000 examples
+        of) the split, or None.
       residual: (gammas, log deviations) of the base's error, `bases.measure_residual`, or None.
     """
 

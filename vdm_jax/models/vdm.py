@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from vdm_jax.bases import BASES, HEADS
 from vdm_jax.diffusion import Interval, data_interval, marginal
-from vdm_jax.elbo import Elbo, check_timesteps, matching, prior, probe
+from vdm_jax.elbo import Elbo, check_steps, check_timesteps, draw_times, matching, prior, probe
 from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.models.model import Model, Statistics
 from vdm_jax.nets import NETS
@@ -57,20 +57,6 @@ def vdm(
         continuous time, a learned schedule under another weighting than the bound.
     """
     shape, dim = statistics.shape, math.prod(statistics.shape)
-    components = (
-        f"vdm: {name_of(network)}, {name_of(schedule)}, {name_of(parameterization)}"
-        + "".join(
-            f", {key} {name_of(part)}"
-            for key, part in {
-                "base": base,
-                "head": head,
-                "weighting": weighting,
-                "space": space,
-                "likelihood": likelihood,
-            }.items()
-            if part is not None
-        )
-    )
     net = build(NETS, network, f"{where}.network")
     schedule = build(SCHEDULES, schedule, f"{where}.schedule")
     row = build(PARAMETERIZATIONS, parameterization, f"{where}.parameterization")
@@ -87,11 +73,26 @@ def vdm(
         )
     check_timesteps(timesteps, row)
     check_timesteps(timesteps, error_space)
-    if schedule.learned and weigh(jnp.zeros(()), jnp.asarray(2.0)) != 2.0:
+    if schedule.learned and weigh(jnp.asarray(0.7), jnp.asarray(2.3)) != jnp.asarray(2.3):
         raise ValueError(
             f"{where}.weighting: a learned schedule is trained on the bound, expected 'elbo', "
             f"found {weighting!r}"
         )
+
+    components = (
+        f"vdm: {name_of(network)}, {name_of(schedule)}, {name_of(parameterization)}"
+        + "".join(
+            f", {key} {name_of(part)}"
+            for key, part in {
+                "base": base,
+                "head": head,
+                "weighting": weighting,
+                "space": space,
+                "likelihood": likelihood,
+            }.items()
+            if part is not None
+        )
+    )
 
     def correction(params, xt, steps: Interval, keys=None):
         """The base's estimate and the network's correction to it, [B, *d] both."""
@@ -152,14 +153,15 @@ def vdm(
         x0 = likelihood.encode(batch.x)
         time_key, key = jax.random.split(key)
         noise, end, drop = _example_keys(key, batch.index, 3)
-        times = jnp.mod(jax.random.uniform(time_key, ()) + batch.phase, 1.0)  # eq. (15)
+        times = draw_times(time_key, batch.phase, timesteps)
         at = draw(params, noise, x0, times)
         error = errors(params, at, drop)
         bound = Elbo(*_ordered(ends(params, batch.x, x0, end), jax.vmap(matching)(at, error)))
 
         def relative(step, rate):  # the chosen weight in units of the bound's own
             exact = 0.5 * rate * snr_weight(step, error_space(step))
-            return weigh(-step.gamma_t, exact) / exact
+            # 1 for the bound, and of a fixed schedule otherwise: nothing to differentiate
+            return jax.lax.stop_gradient(weigh(-step.gamma_t, exact) / exact)
 
         weighted = bound._replace(
             matching=jax.vmap(relative)(at.interval, at.rate) * bound.matching
@@ -172,12 +174,12 @@ def vdm(
     def elbo(params, key, batch, draws=1):
         batch = as_batch(batch)
         x0 = likelihood.encode(batch.x)
-        offset_keys, draw_keys = _example_keys(key, batch.index, 2)
-        offset = jax.vmap(lambda key: jax.random.uniform(key, ()))(offset_keys)
+        time_keys, draw_keys = _example_keys(key, batch.index, 2)
 
         def one_draw(total, i):  # times of one example are stratified over its draws
             noise, end = _example_keys_of(jax.vmap(jax.random.fold_in, (0, None))(draw_keys, i), 2)
-            at = draw(params, noise, x0, jnp.mod(offset + i / draws, 1.0))
+            times = jax.vmap(lambda key: draw_times(key, i / draws, timesteps))(time_keys)
+            at = draw(params, noise, x0, times)
             parts = jax.vmap(matching)(at, errors(params, at))
             one = Elbo(*_ordered(ends(params, batch.x, x0, end), parts))
             return jax.tree.map(jnp.add, total, one), None
@@ -187,7 +189,7 @@ def vdm(
         return jax.tree.map(lambda sum_: sum_ / draws, total)
 
     def sample(params, key, n, sampler="ancestral", steps=1000):
-        check_timesteps(steps, row)
+        check_steps(steps, "sample.steps: steps must be at least 1")
         grid = timesteps or steps
         if not row.continuous and grid % steps != 0:
             raise ValueError(

@@ -65,7 +65,7 @@ def dropout(x, keys, *, rate: float, layer: int):
 def gamma_features(gamma_t, width: int):
     """Sines and cosines of γ, float32 [B, width]; wavelengths from 0.3 to 200 nats."""
     gamma_t = gamma_t.astype(jnp.promote_types(gamma_t.dtype, jnp.float32))
-    half = width // 2
+    half = max(width // 2, 1)
     frequency = jnp.geomspace(2 * jnp.pi / 200, 2 * jnp.pi / 0.3, half, dtype=gamma_t.dtype)
     angle = gamma_t[:, None] * frequency[None, :]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)

@@ -4,6 +4,7 @@ Both are residual blocks with group norms, conditioned on γ, with skip connecti
 and attention in the middle. They take any H×W×C with channels last.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -111,7 +112,7 @@ class UNetModule(nn.Module):
                 f"unet: expected data H×W×C with H and W multiples of patch = {self.patch}, "
                 f"found shape {xt.shape[1:]}"
             )
-        layer = iter(range(10**6))
+        layer = itertools.count()
 
         def block(x, channels):
             i = next(layer)

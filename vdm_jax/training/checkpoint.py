@@ -1,6 +1,6 @@
 """Checkpoints: orbax, written in the background, two newest kept."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,13 @@ LIBRARIES = "vdm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
 
 def library_versions() -> dict[str, str]:
     """Versions that a checkpoint or a report was made with."""
-    return {name: version(name) for name in LIBRARIES}
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a source tree on the path, not installed
+            found[name] = "unknown"
+    return found
 
 
 class CheckpointStore:

@@ -47,7 +47,7 @@ def fit(
     """Train to `steps` and save the last state.
 
     Args:
-      state: where to start.
+      state: where to start; its arrays are donated.
       step: of `make_step`.
       batches: stacks from the state's own step on.
       steps: number of the last step.

@@ -32,7 +32,8 @@ def make_step(
       optimizer: any optax transformation; clipping and accumulation are part of it.
       ema_decay: of the parameters' average, in [0, 1).
       ema_warmup: use min(ema_decay, (1 + step)/(10 + step)), so that early averages forget the start.
-      axis_name: of a `pmap` or `vmap` axis over which gradients and metrics are averaged.
+      axis_name: of a `pmap` or `vmap` axis over which gradients and metrics are averaged. The parts of a
+        divided batch must be `Batch`es with their indices in the whole one, or all draw the same noise.
 
     Returns:
       The step. Its metrics are the loss's own and "grad_norm".
