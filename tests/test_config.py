@@ -70,7 +70,7 @@ def test_shipped_configs_are_built_initialised_and_stepped(name):
     optimizer, _ = make_optimizer(**config["optimizer"])
 
     def build():
-        model = run.build_model(config, Statistics(shape, levels, log_counts=log_counts))
+        model = run.build_model(config["model"], Statistics(shape, levels, log_counts=log_counts))
         return model, jax.eval_shape(partial(run._fresh, config, model, optimizer))
 
     model, state = build()
@@ -141,7 +141,7 @@ def test_every_field_of_evaluate_and_sample_is_read(monkeypatch, tmp_path):
     config |= {name: Recording(config[name]) for name in ("evaluate", "sample")}
     shape, levels = DATA["digits"]
     statistics = Statistics(shape, levels, log_counts=np.zeros((*shape, levels), np.float32))
-    model = run.build_model(config, statistics)
+    model = run.build_model(config["model"], statistics)
     asked = {}
 
     def sample(params, key, n, **options):
@@ -250,6 +250,8 @@ BAD = [
     ("evaluate.draws", 0, "config.evaluate.draws: .* found 0"),
     ("sample.count", 0, "config.sample.count: .* found 0"),
     ("sample.steps", 0, "config.sample.steps: .* found 0"),
+    ("model.base", np.zeros(2), "config.model.base: expected a number, .* found ndarray"),
+    ("model.timesteps", np.int64(3), "config.model.timesteps: expected a number, .* found int64"),
     ("model.schedule.gamma_min", NAN, "config.model.schedule.gamma_min: .* finite .* found nan"),
 ]
 

@@ -10,7 +10,15 @@ import pytest
 from oracles import jit
 
 from vdm_jax.diffusion import marginal
-from vdm_jax.elbo import FORMS, Probe, matching, negative_elbo, probe, training_interval
+from vdm_jax.elbo import (
+    FORMS,
+    Probe,
+    draw_times,
+    matching,
+    negative_elbo,
+    probe,
+    training_interval,
+)
 from vdm_jax.parameterizations import PARAMETERIZATIONS, regression_target, stacked
 from vdm_jax.schedules import SCHEDULES, linear
 
@@ -474,3 +482,23 @@ def test_probe_is_where_the_marginal_says_and_its_interval_ends_on_the_grid():
     np.testing.assert_allclose(at.rate, T * np.expm1(step.delta), rtol=3e-6)
     signal, noise = (np.sqrt(oracles.expit(sign * step.gamma_t))[:, None] for sign in (-1, 1))
     np.testing.assert_allclose(at.xt, signal * np.asarray(x0) + noise * at.eps, rtol=1e-4)
+
+
+@pytest.mark.parametrize("T", [1, 7, 100])
+def test_times_of_a_chain_are_its_steps_each_as_often(T):
+    times = jit(jax.vmap(lambda key: draw_times(key, 0.0, T)))(keys(70_000))
+    assert jnp.issubdtype(times.dtype, jnp.integer)
+    counts = np.bincount(times, minlength=T)
+    assert len(counts) == T
+    assert np.all(np.abs(counts - 70_000 / T) < 4.5 * np.sqrt(70_000 / T))
+
+
+def test_times_are_stratified_over_the_phases_of_a_batch():
+    n = 8
+    phases = jnp.arange(n) / n
+    for seed in range(3):
+        steps = draw_times(jax.random.key(seed), phases, 4)
+        np.testing.assert_array_equal(np.bincount(steps), np.full(4, 2))
+        times = np.sort(draw_times(jax.random.key(seed), phases, None))
+        np.testing.assert_allclose(np.diff(times), 1 / n, atol=1e-6)
+        assert 0 <= times[0] < 1 / n

@@ -83,7 +83,7 @@ def estimate():
         key = jax.random.key(seed)
         return evaluate(evaluators[draws], params, key, batches, dim=4, **WORDS)
 
-    jax.config.update("jax_disable_most_optimizations", True)  # compiles three times as fast
+    jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
     yield run
     jax.config.update("jax_disable_most_optimizations", False)
 

@@ -40,6 +40,7 @@ def here(tmp_path, monkeypatch):
 def command(monkeypatch, capsys):
     """Run the command line in this process: (exit status, stdout, stderr)."""
     monkeypatch.setattr(main, "enable_compilation_cache", lambda: None)
+    monkeypatch.delenv("VDM_JAX_DEBUG", raising=False)
 
     def run_it(*arguments):
         argv = ["main", *map(str, arguments)]
@@ -106,9 +107,15 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_again_further_evaluate_and_sample(trained, command, monkeypatch):
-    monkeypatch.chdir(trained[0])
+@pytest.fixture
+def few_optimisations():
     jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_again_further_evaluate_and_sample(trained, command, monkeypatch, few_optimisations):
+    monkeypatch.chdir(trained[0])
     workdir = Path("runs/smoke")
 
     status, out, _ = command(SMOKE, *SMALL, "--config.train.steps=8")
@@ -131,7 +138,6 @@ def test_again_further_evaluate_and_sample(trained, command, monkeypatch):
     assert (status, out) == (0, "samples: runs/smoke/samples.png\n")
     with Image.open(workdir / "samples.png") as picture:
         assert picture.tobytes() != before
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_divergence_is_one_line_and_another_status(command, here, monkeypatch):
@@ -143,7 +149,8 @@ def test_divergence_is_one_line_and_another_status(command, here, monkeypatch):
 
 
 def test_programs_are_kept_in_the_users_cache(here, monkeypatch):
-    assert jax.config.values["jax_compilation_cache_dir"] is None
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
     (here / "file").write_text("")
     try:
         monkeypatch.setattr(main.platformdirs, "user_cache_dir", lambda name: f"file/{name}")
@@ -157,7 +164,7 @@ def test_programs_are_kept_in_the_users_cache(here, monkeypatch):
         main.enable_compilation_cache()
         assert jax.config.values["jax_compilation_cache_dir"] == "mine"
     finally:
-        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 # ---------------------------------------------------------------- mistakes

@@ -132,6 +132,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     if not isinstance(plain["model"], dict) or "name" not in plain["model"]:
         raise ValueError(f"config.model: expected fields with a 'name', found {plain['model']!r}")
     for path, value in _leaves(plain["model"]):
+        if not isinstance(value, bool | int | float | str | list | None):  # as JSON has them
+            raise ValueError(
+                f"config.model.{path}: expected a number, a string or a list, "
+                f"found {type(value).__name__}"
+            )
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"config.model.{path}: expected a finite number, found {value}")
     return plain

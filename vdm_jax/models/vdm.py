@@ -57,6 +57,9 @@ def vdm(
         continuous time, a learned schedule under another weighting than the bound.
     """
     shape, dim = statistics.shape, math.prod(statistics.shape)
+    first = network, schedule, parameterization  # as given, for the report
+    others = {"base": base, "head": head, "weighting": weighting, "space": space}
+    others["likelihood"] = likelihood
     net = build(NETS, network, f"{where}.network")
     schedule = build(SCHEDULES, schedule, f"{where}.schedule")
     row = build(PARAMETERIZATIONS, parameterization, f"{where}.parameterization")
@@ -79,20 +82,9 @@ def vdm(
             f"found {weighting!r}"
         )
 
-    components = (
-        f"vdm: {name_of(network)}, {name_of(schedule)}, {name_of(parameterization)}"
-        + "".join(
-            f", {key} {name_of(part)}"
-            for key, part in {
-                "base": base,
-                "head": head,
-                "weighting": weighting,
-                "space": space,
-                "likelihood": likelihood,
-            }.items()
-            if part is not None
-        )
-    )
+    words = [name_of(part) for part in first]
+    words += [f"{key} {name_of(part)}" for key, part in others.items() if part is not None]
+    components = f"vdm: {', '.join(words)}"
 
     def correction(params, xt, steps: Interval, keys=None):
         """The base's estimate and the network's correction to it, [B, *d] both."""
