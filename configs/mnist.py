@@ -3,7 +3,8 @@
     TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/mnist.py
 
 Measured: test 1.204 ± 0.009 bits/dim (10,000 examples, one draw each) after 2,200 steps, 50 minutes on
-2 CPU cores that were shared with other work. Most of what is left to learn is the grey levels of the strokes at high SNR.
+2 CPU cores that were shared with other work. Most of what is
+left to learn is the grey levels of the strokes at high SNR.
 """
 
 from ml_collections import ConfigDict
