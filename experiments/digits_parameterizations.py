@@ -1,6 +1,6 @@
 """Train every parameterization with both heads on the embedded digits and tabulate their test bounds.
 
-    python experiments/digits_parameterizations.py [--quick] [--out=DIR]
+    python experiments/digits_parameterizations.py [--quick] [--out=DIR] [--heads unit raw] [--rows eps v ...]
 
 Same network, base, data order and number of steps for all; `mean` with T = 1000, the others in continuous time.
 Writes results.json (numbers, configs, library versions) and table.md. --quick trains each for seconds, to see
@@ -77,10 +77,12 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=Path, help="folder for the runs, to resume; else a temporary one"
     )
+    parser.add_argument("--heads", nargs="+", default=["unit", "raw"])
+    parser.add_argument("--rows", nargs="+", default=list(vdm_jax.PARAMETERIZATIONS))
     options = parser.parse_args()
     enable_compilation_cache()
     folder = options.runs or Path(tempfile.mkdtemp())
-    cases = [(name, head) for head in ("unit", "raw") for name in vdm_jax.PARAMETERIZATIONS]
+    cases = [(name, head) for head in options.heads for name in options.rows]
     rows = [run(name, head, options.quick, folder) for name, head in cases]
     rows.sort(key=lambda row: (row["head"] != "unit", row["parameterization"]))
     about = {"versions": library_versions(), "python": platform.python_version()}

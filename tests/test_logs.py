@@ -59,7 +59,7 @@ def board(folder):
 def test_tensorboard_shows_the_same(tmp_path, monkeypatch):
     clock = iter(range(10**9, 2 * 10**9))
     monkeypatch.setattr("time.time", lambda: next(clock))  # files are named by the second
-    write(tmp_path, [10, 20, 30])
+    write(tmp_path, [10, 20, 25, 30])  # of a run that logged more often
     write(tmp_path, [30, 40], start=20)
     rows = read_metrics(tmp_path / "metrics.jsonl")
     shown = board(tmp_path)

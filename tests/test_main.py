@@ -70,6 +70,7 @@ def assert_one_line(result, status=2):
 
 def start_process(*arguments, cwd):
     environment = os.environ | {"XDG_CACHE_HOME": str(cwd / "cache")}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles faster
     return subprocess.run(
         [sys.executable, "-m", "vdm_jax.main", *arguments],
         cwd=cwd,
