@@ -42,15 +42,16 @@ def config_of(parameterization: str, head: str, quick: bool):
 def run(parameterization: str, head: str, quick: bool, folder: Path) -> dict:
     start = time.time()
     config = config_of(parameterization, head, quick)
-    trained = vdm_jax.train(config, folder / f"{parameterization}_{head}")
-    result = trained.evaluate("test")
+    workdir = folder / f"{parameterization}_{head}"
+    trained = vdm_jax.train(config, workdir)
+    test = json.loads((workdir / "evaluation.json").read_text())["test"]
     return {
         "parameterization": parameterization,
         "head": head,
         "base": config.model.base,
         "timesteps": config.model.timesteps,
         "seconds": round(time.time() - start),
-        "test": result._asdict(),
+        "test": test,
         "config": trained.config,
     }
 
