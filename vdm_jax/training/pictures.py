@@ -74,7 +74,8 @@ def loss_curve(
     reach += [test.bits_per_dim] if test is not None else []
     margin = 0.08 * (max(reach) - min(reach)) + 1e-3
     axes.set_ylim(min(reach) - margin, max(reach) + margin)
-    axes.set(xlabel="step", ylabel="−ELBO, bits/dim", title=title)
+    axes.set(xlabel="step", ylabel="−ELBO, bits/dim")
+    axes.set_title(title, fontsize=8)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=9)
     FigureCanvasAgg(figure).print_png(str(path))
