@@ -49,9 +49,16 @@ def test_specs_build(spec, expected):
     assert build(SHAPES, spec) == expected
 
 
-@pytest.mark.parametrize("built", [("circle", 1, "red"), 3, None, circle, SCHEDULES["linear"]()])
+@pytest.mark.parametrize("built", [circle, SCHEDULES["linear"]()])
 def test_what_is_built_passes_through(built):
     assert build(SHAPES, built, "model.shape", radius=5) is built
+
+
+@pytest.mark.parametrize("nothing", [None, True, 3, 0.5, ["circle"], ("circle", 1)])
+def test_what_cannot_have_been_built_is_refused(nothing):
+    with pytest.raises(ValueError, match=r"^model.shape: expected a name or .*, found ") as error:
+        build(SHAPES, nothing, "model.shape")
+    assert repr(nothing) in str(error.value)
 
 
 def test_a_spec_is_not_changed():
