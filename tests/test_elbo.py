@@ -502,3 +502,6 @@ def test_times_are_stratified_over_the_phases_of_a_batch():
         times = np.sort(draw_times(jax.random.key(seed), phases, None))
         np.testing.assert_allclose(np.diff(times), 1 / n, atol=1e-6)
         assert 0 <= times[0] < 1 / n
+    for n in (49, 1000):  # as many steps as examples: each once, however j/n is rounded
+        steps = draw_times(jax.random.key(0), jnp.arange(n, dtype=jnp.float32) / n, n)
+        np.testing.assert_array_equal(np.sort(steps), np.arange(n))

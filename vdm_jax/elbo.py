@@ -104,7 +104,8 @@ def draw_times(key: Key, phase: Real, timesteps: int | None) -> Array:
     """
     if timesteps is None:
         return jnp.mod(jax.random.uniform(key, ()) + phase, 1.0)
-    shift = jnp.round(jnp.asarray(phase) * timesteps).astype(jnp.int32)
+    # a little more than phase·T: a float32 j/n times T = n may fall just short of j
+    shift = jnp.floor(jnp.asarray(phase) * timesteps + 2.0**-10).astype(jnp.int32)
     return (jax.random.randint(key, (), 0, timesteps) + shift) % timesteps
 
 
