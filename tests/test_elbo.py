@@ -13,6 +13,7 @@ from vdm_jax.diffusion import marginal
 from vdm_jax.elbo import (
     FORMS,
     Probe,
+    check_steps,
     draw_times,
     matching,
     negative_elbo,
@@ -505,3 +506,13 @@ def test_times_are_stratified_over_the_phases_of_a_batch():
     for n in (49, 1000):  # as many steps as examples: each once, however j/n is rounded
         steps = draw_times(jax.random.key(0), jnp.arange(n, dtype=jnp.float32) / n, n)
         np.testing.assert_array_equal(np.sort(steps), np.arange(n))
+
+
+@pytest.mark.parametrize("steps", [1, 2**24, np.int64(10)])
+def test_whole_numbers_of_steps_are_accepted(steps):
+    check_steps(steps, "steps")
+
+
+def test_more_steps_than_float32_tells_apart_are_refused():
+    with pytest.raises(ValueError, match=r"steps, and at most 2\*\*24 .* found 16777217"):
+        check_steps(2**24 + 1, "steps")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vdm_jax.diffusion import Interval, bridge, data_interval, marginal, posterior, transition
 from vdm_jax.gaussian import cross_entropy, kl, standard_normal
@@ -63,9 +64,11 @@ MAX_STEPS = 2**24
 
 def check_steps(steps: Any, what: str) -> None:
     """Raise ValueError unless `steps` is a whole number in [1, 2²⁴]."""
-    whole = isinstance(steps, int) and not isinstance(steps, bool)
-    if not (whole and 1 <= steps <= MAX_STEPS):
+    whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
+    if not (whole and steps >= 1):
         raise ValueError(f"{what}, found {steps!r}")
+    if steps > MAX_STEPS:
+        raise ValueError(f"{what}, and at most 2**24 for float32 times, found {steps!r}")
 
 
 def check_timesteps(timesteps: int | None, parameterization: Parameterization) -> None:

@@ -118,6 +118,11 @@ def vdm(
         nats = -log_prob(x, latent, x0_hat, gamma_0)
         return nats, jax.vmap(prior, (0, None))(x0, gamma_1)
 
+    def terms(params, x, x0, at, end_keys, keys=None) -> Elbo:
+        """The parts of −ELBO, [B] each."""
+        reconstruction, prior_nats = ends(params, x, x0, end_keys)
+        return Elbo(reconstruction, jax.vmap(matching)(at, errors(params, at, keys)), prior_nats)
+
     def draw(params, keys, x0, times):
         def one(key, x0, t):
             return probe(
@@ -147,8 +152,7 @@ def vdm(
         noise, end, drop = _example_keys(key, batch.index, 3)
         times = draw_times(time_key, batch.phase, timesteps)
         at = draw(params, noise, x0, times)
-        error = errors(params, at, drop)
-        bound = Elbo(*_ordered(ends(params, batch.x, x0, end), jax.vmap(matching)(at, error)))
+        bound = terms(params, batch.x, x0, at, end, drop)
 
         def relative(step, rate):  # the chosen weight in units of the bound's own
             exact = 0.5 * rate * snr_weight(step, error_space(step))
@@ -172,8 +176,7 @@ def vdm(
             noise, end = _example_keys_of(jax.vmap(jax.random.fold_in, (0, None))(draw_keys, i), 2)
             times = jax.vmap(lambda key: draw_times(key, i / draws, timesteps))(time_keys)
             at = draw(params, noise, x0, times)
-            parts = jax.vmap(matching)(at, errors(params, at))
-            one = Elbo(*_ordered(ends(params, batch.x, x0, end), parts))
+            one = terms(params, batch.x, x0, at, end)
             return jax.tree.map(jnp.add, total, one), None
 
         zeros = jnp.zeros(x0.shape[0], x0.dtype)
@@ -217,11 +220,6 @@ def vdm(
 
 def _kind(levels: int | None) -> str:
     return "continuous values" if levels is None else f"{levels} levels"
-
-
-def _ordered(end, matching_nats):
-    reconstruction, prior_nats = end
-    return reconstruction, matching_nats, prior_nats
 
 
 def _scaled(factors, arrays):
