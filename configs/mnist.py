@@ -2,9 +2,9 @@
 
     TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/mnist.py
 
-Measured: test 1.204 ± 0.009 bits/dim (10,000 examples, one draw each) after 2,200 steps, 50 minutes on
-2 CPU cores that were shared with other work. Most of what is
-left to learn is the grey levels of the strokes at high SNR.
+The schedule spends its times where a network this small has something to learn, γ between −7.5 and 3, and
+the plain squared error of eps weighs them alike; nearer to the data, what the base leaves is mostly the
+noise of the grey levels. The bound that is reported is the exact one.
 """
 
 from ml_collections import ConfigDict
@@ -15,12 +15,16 @@ from vdm_jax.config import default
 def get_config():
     config = default()
     config.data.name = "mnist"
-    config.model.network = ConfigDict(
-        {"name": "unet", "channels": (64, 64), "blocks": 2, "patch": 2}
+    config.model.network = ConfigDict({"name": "unet", "channels": (24, 64, 64), "blocks": 1})
+    config.model.train_schedule = ConfigDict(
+        {"name": "sigmoid", "gamma_min": -13.3, "gamma_max": 5.0, "start": -7.5, "end": 3.0}
     )
-    config.optimizer.decay_steps = 2200
-    config.train.steps = 2200
-    config.train.checkpoint_every = 500
-    config.evaluate.draws = 1
+    config.model.weighting.name = "simple"
+    config.optimizer.learning_rate = 5e-3
+    config.optimizer.decay_steps = 4000
+    config.train.batch_size = 32
+    config.train.steps = 4000
+    config.train.checkpoint_every = 1000
+    config.evaluate.draws = 4
     config.evaluate.batch_size = 250
     return config

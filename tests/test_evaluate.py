@@ -9,7 +9,7 @@ import pytest
 
 from vdm_jax.data import Split, eval_batches
 from vdm_jax.elbo import Elbo
-from vdm_jax.models import Statistics, vdm
+from vdm_jax.models import Statistics, vae, vdm
 from vdm_jax.nets import Network
 from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
 
@@ -35,7 +35,7 @@ def test_each_example_once_and_nothing_of_the_padding(batch_size):
         """Parts that are known for each example, and poison where the batch is padded."""
         i = np.where(batch.index < size, batch.index, np.nan).astype(np.float64)
         seen.extend(batch.index[batch.index < size])
-        return Elbo(params * i, i**2, np.ones_like(i))
+        return Elbo(params * i, i**2, np.ones_like(i))._asdict()
 
     batches = eval_batches(split(size), batch_size=batch_size)
     result = evaluate(evaluator, 3.0, jax.random.key(0), batches, dim=dim, **WORDS)
@@ -60,7 +60,7 @@ def test_each_example_once_and_nothing_of_the_padding(batch_size):
 
 def test_one_example_has_no_standard_error():
     def evaluator(params, key, batch):
-        return Elbo(*(np.ones(len(batch.index)),) * 3)
+        return Elbo(*(np.ones(len(batch.index)),) * 3)._asdict()
 
     batches = eval_batches(split(1), batch_size=3)
     result = evaluate(evaluator, None, jax.random.key(0), batches, dim=1, **WORDS)
@@ -112,3 +112,36 @@ def test_the_report_says_what_the_number_is():
     assert "reconstruction 0.2500 + matching 2.0000 + prior 0.2500" in text
     assert "diffusion ELBO, T = 3, 2 draws; digits 1.9, split test, 297 examples" in text
     assert text.endswith("EMA weights of step 7")
+
+
+# --- the importance-weighted bound -------------------------------------------------------------------
+
+
+STATISTICS = Statistics((2, 2, 1), 5, log_counts=np.zeros((2, 2, 1, 5), np.float32))
+TINY = {"name": "mlp", "width": 8, "depth": 1}
+
+
+def test_the_importance_weighted_bound_has_no_parts_and_is_tighter():
+    model = vae(STATISTICS, latent=2, encoder=TINY, decoder=TINY)
+    leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    leaves = [leaf + 0.5 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    params = jax.tree.unflatten(tree, leaves)
+    results = {}
+    for samples in (1, 20):
+        batches = eval_batches(split(40), batch_size=16)
+        evaluator = make_evaluator(model, 4, samples)
+        results[samples] = evaluate(evaluator, params, jax.random.key(0), batches, dim=4, **WORDS)
+    elbo, tight = results[1], results[20]
+    assert elbo.reconstruction > 0 and elbo.prior > 0
+    assert (tight.reconstruction, tight.matching, tight.prior) == (None, None, None)
+    assert tight.bits_per_dim < elbo.bits_per_dim
+    assert str(tight).splitlines()[0].endswith(" bits/dim") and "= reconstr" in str(elbo)
+
+
+def test_models_without_that_bound_say_so():
+    with pytest.raises(ValueError, match=r"importance_samples: vdm has no .* expected 1, found 3"):
+        make_evaluator(vdm(STATISTICS, network=TINY), 1, 3)
+    model = vae(STATISTICS, prior_weight=0)
+    with pytest.raises(ValueError, match=r"^vae: .*an autoencoder .* has neither a likelihood"):
+        make_evaluator(model, 1)

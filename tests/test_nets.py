@@ -1,4 +1,6 @@
-"""Networks: zero at the start, conditioned on γ, examples that do not see each other."""
+"""Networks: denoisers, zero at the start and conditioned on γ; maps to other shapes; examples that do not
+see each other.
+"""
 
 from functools import cache, partial
 
@@ -18,7 +20,19 @@ SMALL = {
 }
 IMAGES = [(28, 28, 1), (8, 8, 1), (32, 32, 3), (7, 5, 2)]
 SHAPES = {"mlp": [(5,), (), (3, 4), (8, 8, 1)], "unet": IMAGES, "vdm_unet": IMAGES}
-CASES = [(name, shape) for name in NETS for shape in SHAPES[name]]
+CASES = [(name, shape) for name in SHAPES for shape in SHAPES[name]]
+MAPS = {  # name: settings, and pairs of shapes
+    "mlp": ({"width": 16, "depth": 2}, [((5,), (2, 3)), ((8, 8, 1), (2, 4)), ((3,), (7, 5, 2))]),
+    "conv_encoder": (
+        {"channels": (8, 12), "blocks": 1},
+        [((28, 28, 1), (2, 3)), ((7, 5, 2), (4,)), ((32, 32, 3), (2, 8)), ((8, 8, 1), (1,))],
+    ),
+    "conv_decoder": (
+        {"channels": (8, 12), "blocks": 1},
+        [((3,), (28, 28, 1, 2)), ((4,), (7, 5, 2, 2)), ((1,), (32, 32, 3)), ((9,), (8, 8, 1, 2))],
+    ),
+}
+PAIRS = [(name, *pair) for name, (_, pairs) in MAPS.items() for pair in pairs]
 ONE_SHAPE = {name: shapes[-1] for name, shapes in SHAPES.items()}
 
 
@@ -59,10 +73,10 @@ def assert_same(found, expected):
 
 
 def test_every_row_has_shapes_to_be_tested_on():
-    assert set(NETS) == set(SMALL) == set(SHAPES)
+    assert set(SMALL) == set(SHAPES) and set(NETS) == set(SMALL) | set(MAPS)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", SMALL)
 def test_output_is_zero_at_the_start_in_the_shape_and_type_of_the_data(name):
     net, _ = small(name)
     xt, gamma_t, extra = inputs(ONE_SHAPE[name])
@@ -94,7 +108,7 @@ def test_output_has_any_admissible_shape_and_hears_of_gamma_and_data(name, shape
         assert np.all(largest(moved - output) > 1e-3)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", SMALL)
 def test_gradient_is_finite_and_reaches_every_parameter_and_the_second_input(name):
     net, _ = small(name)
     shape = ONE_SHAPE[name]
@@ -113,7 +127,7 @@ def test_gradient_is_finite_and_reaches_every_parameter_and_the_second_input(nam
         assert is_key_bias or np.any(np.abs(leaf) > 0), path
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", SMALL)
 def test_examples_do_not_see_each_other(name):
     net, apply = small(name)
     shape = ONE_SHAPE[name]
@@ -125,7 +139,7 @@ def test_examples_do_not_see_each_other(name):
     assert_same(together[jnp.array([0, 48])], alone)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", SMALL)
 def test_bfloat16_computes_in_it_and_keeps_parameters_and_output_float32(name):
     shape = ONE_SHAPE[name]
     (_, apply), (half, apply_half) = small(name), small(name, "bfloat16")
@@ -143,6 +157,58 @@ def test_defaults_of_vdm_unet_have_30_6_million_parameters():
     shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs((32, 32, 3), 1)[:2])
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert round(count / 1e6, 1) == 30.6
+
+
+# --- maps --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "inner", "outer"), PAIRS, ids=str)
+def test_a_map_has_the_shape_it_is_asked_for_and_hears_of_its_input(name, inner, outer):
+    net = NETS[name](outputs=outer, dropout=0.5, **MAPS[name][0])
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((5, *inner)), jnp.float32)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x)
+    rng = np.random.default_rng(1)
+
+    def fill(leaf):
+        scale = 1 / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
+        return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    params, apply = jax.tree.map(fill, shapes), jit(net.apply)
+    output = apply(params, x)
+    assert (output.shape, output.dtype) == ((5, *outer), jnp.float32)
+    assert np.all(np.isfinite(output))
+    assert np.all(largest(apply(params, x + 0.3) - output) > 1e-4)
+    # of one example alone
+    assert_same(apply(params, x[3:4]), output[3:4])
+    keys = jax.random.split(jax.random.key(0), 5)
+    dropped = apply(params, x, None, None, keys)
+    assert np.all(largest(dropped - output) > 1e-4)
+    back = jnp.arange(5)[::-1]
+    assert_same(apply(params, x[back], None, None, keys[back]), dropped[back])
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_map_starts_away_from_zero_unless_told(name):
+    """An encoder and a decoder that are both zero would have no gradient."""
+    settings, pairs = MAPS[name]
+    inner, outer = pairs[1]
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *inner)), jnp.float32)
+    wanted = {"zero": False} if name == "mlp" else {}
+    net = NETS[name](outputs=outer, **settings, **wanted)
+    output = jit(lambda key: net.apply(net.init(key, x), x))(jax.random.key(0))
+    assert np.all(largest(output) > 1e-3)
+    if name == "mlp":
+        net = NETS[name](outputs=outer, **settings)
+        assert np.all(jit(lambda key: net.apply(net.init(key, x), x))(jax.random.key(0)) == 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "inner", "outer"), [("conv_encoder", (8, 8), (3,)), ("conv_decoder", (3,), (8, 2))]
+)
+def test_a_convolutional_map_says_which_images_it_takes(name, inner, outer):
+    net = NETS[name](outputs=outer)
+    with pytest.raises(ValueError, match=rf"{name}: expected images H×W×C, found shape"):
+        net.init(jax.random.key(0), jnp.zeros((1, *inner)))
 
 
 # --- dropout -----------------------------------------------------------------------------------------
@@ -165,7 +231,7 @@ def test_a_dropout_mask_depends_on_its_own_key_and_layer_alone():
         np.testing.assert_array_equal(off, x)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", SMALL)
 def test_networks_drop_by_example_and_only_with_keys(name):
     net, apply = small(name)
     shape = ONE_SHAPE[name]
@@ -216,13 +282,24 @@ def test_unet_on_patches_keeps_the_shape_of_the_data():
     ids=str,
 )
 def test_wrong_settings_of_any_network_are_named(name, settings, message):
+    outputs = {} if name in SMALL else {"outputs": (2, 3)}
     with pytest.raises(ValueError, match=message):
-        NETS[name](**settings)
+        NETS[name](**settings, **outputs)
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
+        (
+            "conv_encoder",
+            {"outputs": (3,), "channels": ()},
+            "conv_encoder: channels must be positive",
+        ),
+        (
+            "conv_decoder",
+            {"outputs": (8, 8, 1), "blocks": 0},
+            "conv_decoder: blocks must be positive",
+        ),
         ("mlp", {"width": 0}, "mlp: width must be positive, found 0"),
         ("mlp", {"depth": -1}, "mlp: depth must be positive, found -1"),
         ("unet", {"channels": (8, 0)}, "unet: channels must be positive, found \\(8, 0\\)"),

@@ -11,13 +11,16 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from vdm_jax import run
+from vdm_jax import report, run
+from vdm_jax import trained as runs
 from vdm_jax.config import to_dict
 from vdm_jax.models import statistics
+from vdm_jax.trained import load
 from vdm_jax.training.logs import read_metrics
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.py"
 STEPS, STACK, SAVE = 16, 4, 8  # saved at 8 and 16
+HOMES = {"draw_samples": report, "evaluate": runs, "loss_curve": report}
 
 
 def tiny(**changes):
@@ -166,7 +169,7 @@ def test_sample(unbroken):
 
 def test_load(unbroken):
     trained, _ = unbroken
-    loaded = run.load(trained.workdir)
+    loaded = load(trained.workdir)
     assert_same(loaded.state, trained.state)
     assert loaded.config == trained.config and loaded.workdir == trained.workdir
     assert loaded.bits_per_dim() == trained.bits_per_dim()
@@ -174,17 +177,17 @@ def test_load(unbroken):
 
 def test_load_what_is_not_there(tmp_path, unbroken):
     with pytest.raises(FileNotFoundError, match=f"no run to load in {tmp_path}: config.json"):
-        run.load(tmp_path)
+        load(tmp_path)
     for name in ("config.json", "statistics.npz"):
         (tmp_path / name).write_bytes((unbroken[0].workdir / name).read_bytes())
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}: checkpoints is missing"):
-        run.load(tmp_path)
+        load(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}/checkpoints"):
-        run.load(tmp_path)
+        load(tmp_path)
     (tmp_path / "config.json").write_text('{"seed"')
     with pytest.raises(ValueError, match=r"config\.json is damaged: "):
-        run.load(tmp_path)
+        load(tmp_path)
 
 
 # ---------------------------------------------------------------- again, and further
@@ -197,8 +200,8 @@ def test_a_finished_run_does_nothing_again(unbroken, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("done again")
 
-    for name in ("fit", "draw_samples", "loss_curve", "evaluate", "save_statistics"):
-        monkeypatch.setattr(run, name, refuse)
+    for name, home in {**HOMES, "fit": run, "save_statistics": run}.items():
+        monkeypatch.setattr(home, name, refuse)
     lines = []
     again = run.train(tiny(**{"train.steps": 5}), trained.workdir, say=lines.append)
     assert_same(again.state, trained.state)
@@ -218,14 +221,14 @@ def test_what_is_asked_anew_is_done_anew(unbroken, monkeypatch):
             done.append(name)
             return function(*args, **kwargs)
 
-        monkeypatch.setattr(run, name, noted)
+        monkeypatch.setattr(HOMES[name], name, noted)
 
-    for name in ("draw_samples", "evaluate", "loss_curve"):
-        note(name, getattr(run, name))
+    for name, home in HOMES.items():
+        note(name, getattr(home, name))
 
     def reported(**changes):
         done.clear()
-        run.report(replace(trained, config=to_dict(tiny(**changes))), silent)
+        report.report(replace(trained, config=to_dict(tiny(**changes))), silent)
         return done
 
     assert reported(**{"sample.count": 2}) == ["draw_samples"]
@@ -302,7 +305,7 @@ def test_divergence_names_the_step_and_keeps_the_last_good_state(tmp_path):
     )
     with pytest.raises(FloatingPointError, match=message):
         run.train(config, tmp_path, say=silent)
-    loaded = run.load(tmp_path)
+    loaded = load(tmp_path)
     assert int(loaded.state.step) == 2
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(loaded.state.params))
 
@@ -420,3 +423,91 @@ def test_a_folder_that_cannot_be_written(tmp_path, inside):
         run.train(tiny(), workdir, say=silent)
     assert "\n" not in str(caught.value)
     assert blocked.is_dir() or blocked.read_text() == "mine"
+
+
+# ---------------------------------------------------------------- latent-variable models
+
+
+def shrunk(name, **changes):
+    """A shipped config of latent variables, a few steps of small networks."""
+    config = runpy.run_path(str(SMOKE.parent / f"{name}.py"))["get_config"]()
+    parts = config.model.chain if name == "mhvae" else config.model
+    parts.encoder.width = parts.decoder.width = 8
+    if name == "mhvae":
+        parts.latents, parts.level.width = (4, 3), 8
+    config.optimizer.warmup_steps = 2
+    config.train.batch_size, config.train.steps, config.train.steps_per_dispatch = 16, 8, 4
+    config.train.log_every, config.train.checkpoint_every = 2, 4
+    config.evaluate.draws, config.sample.count = 1, 4
+    for path, value in changes.items():
+        *sections, field = path.split(".")
+        tree = config
+        for section in sections:
+            tree = tree[section]
+        with tree.ignore_type():
+            tree[field] = value
+    return config
+
+
+def test_a_hierarchy_is_trained_resumed_and_shown(tmp_path):
+    lines = []
+    run.train(shrunk("mhvae", **{"train.steps": 4}), tmp_path / "parts", say=silent)
+    resumed = run.train(shrunk("mhvae"), tmp_path / "parts", say=silent)
+    whole = run.train(shrunk("mhvae"), tmp_path / "whole", say=lines.append)
+    assert_same(resumed.state, whole.state)
+    assert lines[0].startswith("test: ") and "ELBO, 2 latents" in lines[0]
+    made = {line.split()[0] for line in lines[1:]}
+    assert {"samples", "reconstructions", "interpolations", "evaluation"} <= made
+    for name in ("samples", "reconstructions", "interpolations", "loss"):
+        with Image.open(tmp_path / "whole" / f"{name}.png") as picture:
+            assert min(picture.size) > 100
+    rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert {"kl_1", "kl_2", "reconstruction", "bits_per_dim"} <= rows[-1].keys()
+    tight = whole.evaluate("test", importance_samples=3)
+    assert "importance-weighted bound of 3 samples" in tight.estimator and tight.prior is None
+    again = []
+    run.train(shrunk("mhvae"), tmp_path / "whole", say=again.append)
+    assert again[1:] == lines
+
+
+def test_an_autoencoder_is_trained_and_says_what_it_is_not(tmp_path):
+    lines = []
+    trained = run.train(shrunk("ae"), tmp_path, say=lines.append)
+    assert lines[0].startswith("no test bound: an autoencoder (prior_weight = 0) has neither")
+    assert (tmp_path / "reconstructions.png").exists() and (tmp_path / "loss.png").exists()
+    assert not (tmp_path / "samples.png").exists()
+    for refused in (trained.bits_per_dim, lambda: trained.sample(jax.random.key(0), 2)):
+        with pytest.raises(ValueError, match="neither a likelihood"):
+            refused()
+    again = []
+    run.train(shrunk("ae"), tmp_path, say=again.append)
+    assert again[1:] == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("mhvae", {"model.chain.latents": ()}, r"config\.model\.chain\.latents: expected .* T ≥ 1"),
+        ("mhvae", {"model.chain.latents": (3, 0)}, r"latents: every dimension .* found \[3, 0\]"),
+        ("vae", {"model.latent": 0}, r"config\.model\.latent: .* at least 1, found 0"),
+        ("vae", {"model.prior_weight": -1.0}, r"config\.model\.prior_weight: .*, found -1.0"),
+        ("vae", {"model.likelihood": "bernoulli"}, r"config\.model\.likelihood: the data have 17"),
+        ("vae", {"model.draws": 0}, r"config\.model\.draws: must be at least 1, found 0"),
+        (
+            "vae",
+            {"evaluate.importance_samples": 0},
+            r"config\.evaluate\.importance_samples: expected .* at least 1, found 0",
+        ),
+        (
+            "vae",
+            {"sample.steps": 10},
+            r"config\.sample: 'vae' has no setting 'steps'; choices: count",
+        ),
+        ("smoke", {"evaluate.importance_samples": 4}, r"importance_samples: vdm has no importance"),
+    ],
+)
+def test_mistakes_with_latent_variables(tmp_path, name, changes, message):
+    config = tiny(**changes) if name == "smoke" else shrunk(name, **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        run.train(config, tmp_path / "run", say=silent)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from vdm_jax.data import DATASETS
     from vdm_jax.models import MODELS, Model, Statistics
     from vdm_jax.nets import NETS, Network
-    from vdm_jax.run import Trained, load, train
+    from vdm_jax.run import train
+    from vdm_jax.trained import Trained, load
     from vdm_jax.training.state import TrainState, init_state
     from vdm_jax.training.step import make_step
 
@@ -39,8 +40,8 @@ _LATER = {
     "Statistics": "vdm_jax.models",
     "NETS": "vdm_jax.nets",
     "Network": "vdm_jax.nets",
-    "Trained": "vdm_jax.run",
-    "load": "vdm_jax.run",
+    "Trained": "vdm_jax.trained",
+    "load": "vdm_jax.trained",
     "train": "vdm_jax.run",
     "TrainState": "vdm_jax.training.state",
     "init_state": "vdm_jax.training.state",

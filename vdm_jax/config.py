@@ -2,7 +2,8 @@
 
 This is the only file that knows `ConfigDict`. A config has six sections; `model` is a tree of specs (a name,
 or {"name": ..., **kwargs}) that the model's own factory reads, every other section is the keyword arguments
-of one function. Unknown, missing, ill-typed and out-of-range fields are one `ValueError` line each.
+of one function (`sample`: the count, and those of the model's own `sample`). Unknown, missing, ill-typed and
+out-of-range fields are one `ValueError` line each.
 """
 
 import difflib
@@ -34,6 +35,7 @@ def default() -> Any:  # a ConfigDict; as such its fields would have no types
                     "dtype": "float32",
                 },
                 "schedule": {"name": "linear", "gamma_min": -13.3, "gamma_max": 5.0},
+                "train_schedule": config_dict.placeholder(object),
                 "parameterization": "eps",
                 "base": "histogram",
                 "head": "unit",
@@ -62,7 +64,7 @@ def default() -> Any:  # a ConfigDict; as such its fields would have no types
                 "log_every": 10,
                 "checkpoint_every": 500,
             },
-            "evaluate": {"batch_size": 100, "draws": 16},
+            "evaluate": {"batch_size": 100, "draws": 16, "importance_samples": 1},
             "sample": {"count": 64, "sampler": "ancestral", "steps": 100},
         }
     )
@@ -95,6 +97,7 @@ RULES: dict[str, Rule] = {
     "train.checkpoint_every": POSITIVE,
     "evaluate.batch_size": POSITIVE,
     "evaluate.draws": POSITIVE,
+    "evaluate.importance_samples": POSITIVE,
     "sample.count": POSITIVE,
     "sample.steps": POSITIVE,
 }
@@ -125,10 +128,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     for section, fields in expected.items():
         if section == "model" or not isinstance(fields, dict):
             continue
+        if section == "sample" and isinstance(plain[section], dict):
+            fields = {"count": fields["count"]} | plain[section]  # the others are the model's own
         _check_keys(plain[section], fields, f"config.{section}")
     for path, like in _leaves(expected):
-        if not path.startswith("model."):
-            _check_value(path, _get(plain, path), like)
+        section, _, field = path.rpartition(".")
+        values = plain.get(section, plain)
+        if not path.startswith("model.") and field in values:
+            _check_value(path, values[field], like)
     if not isinstance(plain["model"], dict) or "name" not in plain["model"]:
         raise ValueError(f"config.model: expected fields with a 'name', found {plain['model']!r}")
     for path, value in _leaves(plain["model"]):
@@ -214,12 +221,6 @@ def _leaves(tree: Mapping[str, Any], prefix: str = ""):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _get(tree: Mapping[str, Any], path: str) -> Any:
-    for key in path.split("."):
-        tree = tree[key]
-    return tree
 
 
 def _plain(tree: Any) -> Any:

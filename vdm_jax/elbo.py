@@ -20,7 +20,7 @@ import numpy as np
 
 from vdm_jax.diffusion import Interval, bridge, data_interval, marginal, posterior, transition
 from vdm_jax.gaussian import cross_entropy, kl, standard_normal
-from vdm_jax.likelihoods import LIKELIHOODS
+from vdm_jax.likelihoods import LIKELIHOODS, least_noisy
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, regression_target, to_x0
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
 from vdm_jax.specs import build, choose
@@ -194,7 +194,7 @@ def _denoising(denoise, x, key, schedule, params, row, likelihood, timesteps) ->
     gamma_0, gamma_1 = schedule.gamma(params, 0.0), schedule.gamma(params, 1.0)
     latent = marginal(x0, gamma_0).sample(end_key)
     x0_hat = predict_data(denoise, latent, gamma_0, row) if likelihood.denoised else None
-    nats = -likelihood.log_prob(x, latent, x0_hat, gamma_0)
+    nats = -likelihood.log_prob(x, *least_noisy(likelihood, latent, x0_hat, gamma_0))
     return Elbo(nats, matching(at, error), prior(x0, gamma_1))
 
 
@@ -253,7 +253,7 @@ def _consistency(term, denoise, x, key, schedule, params, row, likelihood, times
     latent_key, last_key = jax.random.split(end_key)
     latent = marginal(x0, gamma_0).sample(latent_key)
     x0_hat = predict_data(denoise, latent, gamma_0, row) if likelihood.denoised else None
-    nats = -likelihood.log_prob(x, latent, x0_hat, gamma_0)
+    nats = -likelihood.log_prob(x, *least_noisy(likelihood, latent, x0_hat, gamma_0))
     last = interval(schedule, params, jnp.asarray(1 - 1 / timesteps, x0.dtype), 1.0)
     before_last = marginal(x0, last.gamma_s).sample(last_key)
     end = kl(transition(before_last, last), standard_normal(x0.shape, x0.dtype))

@@ -1,8 +1,13 @@
-"""From the least noisy latent back to the data: p(x | x_{t=0}), eq. (12).
+"""p(x | mean, variance): what a Gaussian observation of the data says of them, eq. (2), (12).
 
-    softmax               K levels, softmax of −(x_{t=0}/α_0 − level)² SNR_0 / 2        (Kingma et al. 2021)
-    discretized_gaussian  K levels, N(x̂_0, σ_0²) integrated over each level's bin      (Ho et al. 2020)
-    gaussian              continuous data, N(x_{t=0}/α_0, σ_0²/α_0²)
+    softmax               K levels, softmax of −(mean − level)²/(2·variance)           (Kingma et al. 2021)
+    histogram             the same, with each position's log-histogram added to the logits
+    discretized_gaussian  K levels, N(mean, variance) integrated over each level's bin  (Ho et al. 2020)
+    bernoulli             two levels, log-odds mean/variance
+    gaussian              continuous data, N(mean, variance)
+
+A VAE's decoder outputs mean and variance. A diffusion model has learned nothing of them: `least_noisy` reads
+them off its last latent, or takes its prediction x̂_0. `mean` is on the scale of x_0.
 
 A likelihood also says how data are stored: K-level data are integers 0…K−1, which `encode` puts at the
 centres of K bins of [−1, 1].
@@ -16,27 +21,42 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
 
-from vdm_jax.diffusion import alpha, log1mexp, sigma
+from vdm_jax.diffusion import alpha, log1mexp, log_sigma
 from vdm_jax.gaussian import Gaussian
-from vdm_jax.typing import Array, Data, Scalar, as_float
+from vdm_jax.typing import Array, Data, Key, Reals, Scalar, as_float
 
 
 class Likelihood(NamedTuple):
-    """p(x | x_{t=0}).
+    """p(x | mean, variance) of one example; `log_var` has the mean's shape or is a scalar.
 
     Attributes:
       encode: stored data -> x0, floats of the data shape; TypeError for data of another kind.
       decode: x0 -> stored data (nearest level).
-      log_prob: (x, latent, x0_hat, gamma_0) -> nats, summed; `x` as stored, `latent` = x_{t=0}.
-      denoised: whether it reads the network's x̂_0 at t = 0 (otherwise `x0_hat` may be None).
+      log_prob: (x, mean, log_var) -> nats, summed; `x` as stored.
+      sample: (key, mean, log_var) -> x, as stored.
+      expected: (mean, log_var) -> E[x0].
+      denoised: whether a diffusion model's mean is its prediction x̂_0 (or else its least noisy latent).
       levels: K, or None for continuous data.
     """
 
     encode: Callable[[Any], Data]
     decode: Callable[[Data], Array]
-    log_prob: Callable[[Any, Data, Data | None, Scalar], Scalar]
+    log_prob: Callable[[Any, Data, Reals], Scalar]
+    sample: Callable[[Key, Data, Reals], Array]
+    expected: Callable[[Data, Reals], Data]
     denoised: bool
     levels: int | None
+
+
+def least_noisy(likelihood: Likelihood, latent: Data, x0_hat: Any, gamma_0: Scalar) -> Gaussian:
+    """The observation that a diffusion model decodes from, eq. (12).
+
+    Returns:
+      N(x̂_0, σ_0²) if the likelihood reads the prediction, else N(x_{t=0}/α_0, σ_0²/α_0²).
+    """
+    if likelihood.denoised:
+        return Gaussian(x0_hat, 2 * log_sigma(gamma_0))
+    return Gaussian(latent / alpha(gamma_0), jnp.asarray(gamma_0))
 
 
 def level_values(levels: int) -> np.ndarray:
@@ -47,30 +67,39 @@ def level_values(levels: int) -> np.ndarray:
 
 
 def softmax(*, levels: int = 256) -> Likelihood:
-    """Normalised Gaussian scores over the K levels; no parameters."""
+    """Normalised Gaussian scores over the K levels."""
+    return _softmax("softmax", levels)
 
-    def log_prob(x, latent, x0_hat, gamma_0):
-        del x0_hat
-        mean = latent / alpha(gamma_0)
-        own = _as_levels(x, levels, "softmax").astype(mean.dtype)[..., None]
-        level = jnp.arange(levels, dtype=mean.dtype).reshape((1,) * mean.ndim + (-1,))
-        # score minus own score as a product: a difference of two squares, each far larger, would not
-        # sum to one over the levels in float32
-        middle = (level + own + 1) / levels - 1
-        scores = jnp.exp(-gamma_0) * (mean[..., None] - middle) * (level - own) * (2 / levels)
-        return -jnp.sum(jax.nn.logsumexp(scores, -1))
 
-    encode, decode = _level_codec(levels, "softmax")
-    return Likelihood(encode, decode, log_prob, denoised=False, levels=levels)
+def histogram(*, levels: int, log_counts: Any) -> Likelihood:
+    """Bayes' rule for independent positions: their own histograms times the Gaussian scores.
+
+    An observation without information (a large variance) leaves the histogram.
+
+    Args:
+      levels: K ≥ 2.
+      log_counts: [*d, K] or [K], log-probabilities or log-counts, fitted on the training split.
+    """
+    log_counts = np.asarray(log_counts, np.float32)
+    if log_counts.ndim < 1 or log_counts.shape[-1] != levels:
+        raise ValueError(
+            f"histogram: the last axis of log_counts must be the {levels} levels, "
+            f"found shape {log_counts.shape}"
+        )
+    return _softmax("histogram", levels, log_counts)
+
+
+def bernoulli() -> Likelihood:
+    """Two levels, 0 and 1, with log-odds mean/variance: the softmax over them."""
+    return _softmax("bernoulli", 2)
 
 
 def discretized_gaussian(*, levels: int = 256) -> Likelihood:
-    """N(x̂_0, σ_0²) integrated over each level's bin; the outer bins reach to infinity."""
+    """N(mean, variance) integrated over each level's bin; the outer bins reach to infinity."""
 
-    def log_prob(x, latent, x0_hat, gamma_0):
-        del latent
-        scale = 1 / sigma(gamma_0)
-        offset = encode(x) - x0_hat
+    def log_prob(x, mean, log_var):
+        scale = jnp.exp(-0.5 * log_var)
+        offset = encode(x) - mean
         upper, lower = (offset + 1 / levels) * scale, (offset - 1 / levels) * scale
         # in the left tail, where log Φ is accurate
         right = offset > 0
@@ -81,18 +110,77 @@ def discretized_gaussian(*, levels: int = 256) -> Likelihood:
         outer = jnp.where(x == 0, log_ndtr(upper), log_ndtr(-lower))
         return jnp.sum(jnp.where((x == 0) | (x == levels - 1), outer, inner))
 
+    def sample(key, mean, log_var):
+        return decode(Gaussian(mean, log_var).sample(key))
+
+    def expected(mean, log_var):  # up to the rounding to levels and the outer bins
+        del log_var
+        return jnp.clip(mean, -1, 1)
+
     encode, decode = _level_codec(levels, "discretized_gaussian")
-    return Likelihood(encode, decode, log_prob, denoised=True, levels=levels)
+    return Likelihood(encode, decode, log_prob, sample, expected, denoised=True, levels=levels)
 
 
 def gaussian() -> Likelihood:
-    """N(x_{t=0}/α_0, σ_0²/α_0²) for continuous data."""
+    """N(mean, variance) for continuous data."""
 
-    def log_prob(x, latent, x0_hat, gamma_0):
-        del x0_hat
-        return Gaussian(latent / alpha(gamma_0), jnp.asarray(gamma_0)).log_prob(as_float(x))
+    def log_prob(x, mean, log_var):
+        log_var = jnp.broadcast_to(log_var, jnp.shape(mean))  # one term for each position
+        return Gaussian(mean, log_var).log_prob(as_float(x))
 
-    return Likelihood(as_float, lambda x0: x0, log_prob, denoised=False, levels=None)
+    def sample(key, mean, log_var):
+        return Gaussian(mean, log_var).sample(key)
+
+    def expected(mean, log_var):
+        del log_var
+        return mean
+
+    return Likelihood(
+        as_float, lambda x0: x0, log_prob, sample, expected, denoised=False, levels=None
+    )
+
+
+def _softmax(name: str, levels: int, log_counts: np.ndarray | None = None) -> Likelihood:
+    values = level_values(levels)
+    encode, decode = _level_codec(levels, name)
+
+    def prior_of(mean):
+        """Logits [*d, K] that the observation is added to."""
+        prior = jnp.asarray(log_counts, mean.dtype)
+        return jnp.broadcast_to(
+            prior.reshape((1,) * (mean.ndim + 1 - prior.ndim) + prior.shape), (*mean.shape, levels)
+        )
+
+    def scores(own, mean, log_var):
+        """Logits [*d, K] of the levels relative to that of the level `own` [*d]."""
+        level = jnp.arange(levels, dtype=mean.dtype).reshape((1,) * mean.ndim + (-1,))
+        own_ = own.astype(mean.dtype)[..., None]
+        precision = jnp.exp(-jnp.broadcast_to(log_var, mean.shape))[..., None]
+        # a product: the difference of two squares, each far larger, would not sum to one over the levels
+        # in float32
+        middle = (level + own_ + 1) / levels - 1
+        relative = precision * (mean[..., None] - middle) * (level - own_) * (2 / levels)
+        # the selection keeps compilers from fusing the product into the subtraction of the largest, where
+        # scores of 1e26 would differ from themselves by 1e19
+        relative = jnp.where(level == own_, 0, relative)
+        if log_counts is None:
+            return relative
+        prior = prior_of(mean)
+        return relative + prior - jnp.take_along_axis(prior, own.astype(jnp.int32)[..., None], -1)
+
+    def log_prob(x, mean, log_var):
+        own = _as_levels(x, levels, name)
+        return -jnp.sum(jax.nn.logsumexp(scores(own, mean, log_var), -1))
+
+    def sample(key, mean, log_var):
+        level = jax.random.categorical(key, scores(decode(mean), mean, log_var), axis=-1)
+        return level.astype(_stored_type(levels))
+
+    def expected(mean, log_var):
+        mass = jax.nn.softmax(scores(decode(mean), mean, log_var), -1)
+        return mass @ jnp.asarray(values, mean.dtype)
+
+    return Likelihood(encode, decode, log_prob, sample, expected, denoised=False, levels=levels)
 
 
 def _as_levels(x: Any, levels: int, name: str) -> Array:
@@ -104,6 +192,10 @@ def _as_levels(x: Any, levels: int, name: str) -> Array:
     return x
 
 
+def _stored_type(levels: int):
+    return jnp.uint8 if levels <= 256 else jnp.int32
+
+
 def _level_codec(levels: int, name: str):
     values = level_values(levels)
 
@@ -113,13 +205,15 @@ def _level_codec(levels: int, name: str):
 
     def decode(x0):
         level = jnp.floor((x0 + 1) * (levels / 2))
-        return jnp.clip(level, 0, levels - 1).astype(jnp.uint8 if levels <= 256 else jnp.int32)
+        return jnp.clip(level, 0, levels - 1).astype(_stored_type(levels))
 
     return encode, decode
 
 
 LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
     "softmax": softmax,
+    "histogram": histogram,
     "discretized_gaussian": discretized_gaussian,
+    "bernoulli": bernoulli,
     "gaussian": gaussian,
 }

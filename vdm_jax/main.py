@@ -1,6 +1,6 @@
 """Train, evaluate or sample from the command line.
 
-    python -m vdm_jax.main --config=configs/eps.py [--workdir=DIR] [--mode=train|evaluate|sample]
+    python -m vdm_jax.main --config=configs/eps.py [--workdir=DIR] [--mode=train|evaluate|sample|reconstruct]
                            [--config.train.steps=...]
 
 A mistake in the config, the flags, the data or the folder is one line on stderr and exit status 2; a loss that
@@ -19,13 +19,14 @@ import platformdirs
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vdm_jax import run
+from vdm_jax import report, run
 from vdm_jax.config import difference, to_dict, unknown_field
 from vdm_jax.specs import choose
+from vdm_jax.trained import Trained, load
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/eps.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> by default.")
-MODE = flags.DEFINE_string("mode", "train", "train, evaluate or sample.")
+MODE = flags.DEFINE_string("mode", "train", "train, evaluate, sample or reconstruct.")
 
 
 def train(workdir: Path) -> None:
@@ -41,11 +42,22 @@ def evaluate(workdir: Path) -> None:
 def sample(workdir: Path) -> None:
     """Draw from the newest checkpoint with the settings of the command line."""
     path = workdir / "samples.png"
-    run.draw_samples(_loaded(workdir), path)
+    report.draw_samples(_loaded(workdir), path)
     print(f"samples: {path}")
 
 
-MODES = {"train": train, "evaluate": evaluate, "sample": sample}
+def reconstruct(workdir: Path) -> None:
+    """Show test images beside what the newest checkpoint makes of their codes."""
+    trained = _loaded(workdir)
+    if not trained.model.pictures:
+        raise ValueError(
+            f"--mode=reconstruct: {trained.model.components.split(':')[0]} has no codes to reconstruct from"
+        )
+    for path in report.draw_pictures(trained, workdir):
+        print(f"{path.stem}: {path}")
+
+
+MODES = {"train": train, "evaluate": evaluate, "sample": sample, "reconstruct": reconstruct}
 
 
 def main(argv: list[str]) -> None:
@@ -88,10 +100,10 @@ def fail(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
-def _loaded(workdir: Path) -> run.Trained:
+def _loaded(workdir: Path) -> Trained:
     """The run in a folder, with the evaluation and sampling settings of the command line."""
     asked = to_dict(CONFIG.value)
-    trained = run.load(workdir)
+    trained = load(workdir)
     lines = difference(trained.config, asked)
     if lines:
         raise ValueError(f"{workdir} holds a run of another config: {'; '.join(lines)}")

@@ -25,7 +25,8 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
     Args:
       table: name -> factory.
       spec: a name, {"name": ..., **kwargs}, or an object built already, which is returned as it is.
-      where: the config path, for messages.
+      where: the config path, for messages; a factory that takes `where` gets it, and builds what it is made
+        of under longer paths.
       **shared: arguments that are passed to factories that take them and dropped for those that do not;
         the spec's own value wins unless it is None.
 
@@ -42,7 +43,8 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
         raise ValueError(f"{where}: expected a 'name', found only {sorted(kwargs)}")
     name = kwargs.pop("name")
     factory = choose(table, name, where)
-    known = inspect.signature(factory).parameters
+    known = dict(inspect.signature(factory).parameters)
+    located = known.pop("where", None) is not None
     for key in kwargs:
         if key not in known:
             raise ValueError(f"{where}: {name!r} has no argument {key!r}{nearest(key, known)}")
@@ -52,12 +54,15 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
     missing = [k for k, p in known.items() if p.default is p.empty and k not in kwargs]
     if missing:
         raise ValueError(f"{where}: {name!r} needs {', '.join(missing)}")
+    if located:
+        kwargs["where"] = where
     try:
         return factory(**kwargs)
     except (ValueError, TypeError) as error:
         # the plain kinds: not every subclass of them can be made from a message alone
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{where}: {error}") from error
+        line = str(error)
+        raise kind(line if line.startswith(where) else f"{where}: {line}") from error
 
 
 def name_of(spec: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Key as TypedKey
 
 Data = Float[Array, "*d"]
 """One example, or a latent of it, in the data's own shape."""
@@ -24,6 +25,9 @@ Reals = Float[Array, "..."]
 Key = PRNGKeyArray
 """A typed key, `jax.random.key(...)`."""
 
+Keys = TypedKey[Array, "B"]
+"""One for each example of a batch."""
+
 Params = PyTree
 
 __all__ = [
@@ -33,6 +37,7 @@ __all__ = [
     "Float",
     "Int",
     "Key",
+    "Keys",
     "Params",
     "PyTree",
     "Real",

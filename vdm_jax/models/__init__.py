@@ -4,13 +4,26 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vdm_jax.models.chain import CHAINS, Chain
+from vdm_jax.models.mhvae import mhvae
 from vdm_jax.models.model import Model, Statistics
+from vdm_jax.models.vae import vae
 from vdm_jax.models.vdm import vdm
 from vdm_jax.specs import choose, nearest
 
-MODELS: dict[str, Callable[..., Model]] = {"vdm": vdm}
+MODELS: dict[str, Callable[..., Model]] = {"vdm": vdm, "vae": vae, "mhvae": mhvae}
 
-__all__ = ["MODELS", "Model", "Statistics", "build_model", "vdm"]
+__all__ = [
+    "CHAINS",
+    "MODELS",
+    "Chain",
+    "Model",
+    "Statistics",
+    "build_model",
+    "mhvae",
+    "vae",
+    "vdm",
+]
 
 
 def build_model(

@@ -1,11 +1,14 @@
 """What a model is to everything above it: pure functions of (params, key, batch)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vdm_jax.elbo import Elbo
+from vdm_jax.likelihoods import LIKELIHOODS, Likelihood
+from vdm_jax.specs import build
 from vdm_jax.typing import Array, Batch, Key, Params
 
 Metrics = dict[str, Array]
@@ -17,11 +20,15 @@ class Model(NamedTuple):
     Attributes:
       init: key -> params.
       loss: (params, key, batch) -> (scalar, metrics); a batch is a `Batch` or an array [B, *d]. The metrics
-        are scalars, "loss" and "bits_per_dim" (of the bound, whatever the loss is) among them.
+        are scalars, "loss" among them and, if there is a bound, "bits_per_dim" (whatever the loss is).
       elbo: (params, key, batch, draws=1) -> `Elbo` of arrays [B], nats per example.
-      sample: (params, key, n) -> [n, *d], data as stored.
+      sample: (params, key, n, **settings) -> [n, *d], data as stored.
       bound: what its `elbo` estimates, in words for a report.
       components: the names that a number is to be read with, such as "vdm: unet, linear, eps, base levels…".
+      importance: (params, key, batch, samples) -> −log of the mean of that many importance weights, nats
+        [B]; None if the model has no such bound.
+      pictures: what else there is to look at, by name: (params, data [n, *d]) -> [rows, columns, *d].
+      refusal: why `elbo` and `sample` raise ValueError, for a model that is not a generative one.
     """
 
     init: Callable[[Key], Params]
@@ -30,6 +37,9 @@ class Model(NamedTuple):
     sample: Callable[..., Array]
     bound: str
     components: str
+    importance: Callable[..., Array] | None = None
+    pictures: Mapping[str, Callable[[Params, Any], Array]] = MappingProxyType({})
+    refusal: str | None = None
 
 
 class Statistics(NamedTuple):
@@ -49,3 +59,22 @@ class Statistics(NamedTuple):
     second_moment: float = 1 / 3
     log_counts: np.ndarray | None = None
     residual: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def likelihood_for(statistics: Statistics, spec: Any, where: str) -> Likelihood:
+    """Build the likelihood of a model.
+
+    Raises:
+      ValueError: what `build` refuses, or a likelihood of another kind than the data.
+    """
+    likelihood = build(LIKELIHOODS, spec, f"{where}.likelihood", **statistics._asdict())
+    if likelihood.levels != statistics.levels:
+        raise ValueError(
+            f"{where}.likelihood: the data have {_kind(statistics.levels)}, "
+            f"the likelihood is of {_kind(likelihood.levels)}"
+        )
+    return likelihood
+
+
+def _kind(levels: int | None) -> str:
+    return "continuous values" if levels is None else f"{levels} levels"

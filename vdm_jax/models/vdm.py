@@ -9,16 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vdm_jax.bases import BASES, HEADS
-from vdm_jax.diffusion import Interval, data_interval, marginal
+from vdm_jax.diffusion import data_interval, marginal
 from vdm_jax.elbo import Elbo, check_steps, check_timesteps, draw_times, matching, prior, probe
-from vdm_jax.likelihoods import LIKELIHOODS
-from vdm_jax.models.model import Model, Statistics
-from vdm_jax.nets import NETS
+from vdm_jax.likelihoods import least_noisy
+from vdm_jax.models.denoiser import denoiser, same_for_all
+from vdm_jax.models.keys import example_keys, fold_each, split_each
+from vdm_jax.models.model import Model, Statistics, likelihood_for
 from vdm_jax.parameterizations import PARAMETERIZATIONS, snr_weight
 from vdm_jax.samplers import SAMPLERS, sample_chain
-from vdm_jax.schedules import SCHEDULES, interval
+from vdm_jax.schedules import SCHEDULES, Schedule, interval
 from vdm_jax.specs import build, name_of
 from vdm_jax.typing import as_batch
 from vdm_jax.weightings import WEIGHTINGS
@@ -29,6 +30,7 @@ def vdm(
     *,
     network: Any = "mlp",
     schedule: Any = "linear",
+    train_schedule: Any = None,
     parameterization: Any = "eps",
     base: Any = "zero",
     head: Any = "raw",
@@ -44,6 +46,9 @@ def vdm(
       statistics: shape, levels and moments of the training split.
       network: of `NETS`.
       schedule: of `SCHEDULES`; a learned one is trained on the bound with the network.
+      train_schedule: of `SCHEDULES`, or None for `schedule`: where the training loss draws its times. The
+        bound in continuous time does not depend on the path between the same two ends: another path spends the
+        draws elsewhere, and under a weighting other than the bound weighs the noise levels by it.
       parameterization: what the network outputs, of `PARAMETERIZATIONS`.
       base, head: the fixed denoiser and the scale of the network's correction, of `BASES` and `HEADS`.
       likelihood: of `LIKELIHOODS`.
@@ -54,26 +59,26 @@ def vdm(
 
     Raises:
       ValueError: unknown names or arguments, a likelihood of another kind than the data, `mean` in
-        continuous time, a learned schedule under another weighting than the bound.
+        continuous time, a learned schedule under another weighting than the bound, a train_schedule that
+        is learned, of other ends, or not for continuous time.
     """
     shape, dim = statistics.shape, math.prod(statistics.shape)
     first = network, schedule, parameterization  # as given, for the report
     others = {"base": base, "head": head, "weighting": weighting, "space": space}
-    others["likelihood"] = likelihood
-    net = build(NETS, network, f"{where}.network")
+    others |= {"likelihood": likelihood, "train schedule": train_schedule}
+    net = denoiser(
+        statistics,
+        network=network,
+        parameterization=parameterization,
+        base=base,
+        head=head,
+        where=where,
+    )
+    row = net.row
     schedule = build(SCHEDULES, schedule, f"{where}.schedule")
-    row = build(PARAMETERIZATIONS, parameterization, f"{where}.parameterization")
     error_space = row if space is None else build(PARAMETERIZATIONS, space, f"{where}.space")
-    shared = statistics._asdict()
-    likelihood = build(LIKELIHOODS, likelihood, f"{where}.likelihood", **shared)
-    base = build(BASES, base, f"{where}.base", **shared)
-    head = build(HEADS, head, f"{where}.head")
+    likelihood = likelihood_for(statistics, likelihood, where)
     weigh = build(WEIGHTINGS, weighting, f"{where}.weighting")
-    if likelihood.levels != statistics.levels:
-        raise ValueError(
-            f"{where}.likelihood: the data have {_kind(statistics.levels)}, "
-            f"the likelihood is of {_kind(likelihood.levels)}"
-        )
     check_timesteps(timesteps, row)
     check_timesteps(timesteps, error_space)
     if schedule.learned and weigh(jnp.asarray(0.7), jnp.asarray(2.3)) != jnp.asarray(2.3):
@@ -82,29 +87,15 @@ def vdm(
             f"found {weighting!r}"
         )
 
+    path = (
+        schedule
+        if train_schedule is None
+        else _other_path(schedule, train_schedule, timesteps, where)
+    )
+
     words = [name_of(part) for part in first]
     words += [f"{key} {name_of(part)}" for key, part in others.items() if part is not None]
     components = f"vdm: {', '.join(words)}"
-
-    def correction(params, xt, steps: Interval, keys=None):
-        """The base's estimate and the network's correction to it, [B, *d] both."""
-        mix, target = jax.vmap(row)(steps), jax.vmap(row.target)(steps)
-        estimate = jax.vmap(base.estimate)(xt, steps.gamma_t, mix)
-        extra = estimate if base.informative else None
-        output = net.apply(params["network"], xt, steps.gamma_t, extra, keys)
-        scale = jax.vmap(lambda *at: head(base, *at))(steps.gamma_t, mix, target)
-        return estimate, _scaled(mix.out * scale, output)
-
-    def predict(params, xt, steps: Interval):
-        estimate, change = correction(params, xt, steps)
-        return estimate + change
-
-    def errors(params, at, keys=None):
-        """x_0 − x̂_0 of each probe, without the cancellation of computing x̂_0 first."""
-        _, change = correction(params, at.xt, at.interval, keys)
-        mix, target = jax.vmap(row)(at.interval), jax.vmap(row.target)(at.interval)
-        own = jax.vmap(base.error)(at.x0, at.eps, at.xt, at.interval.gamma_t, mix, target)
-        return own - change
 
     def ends(params, x, x0, keys):
         """Reconstruction and prior, [B] both."""
@@ -113,35 +104,37 @@ def vdm(
         latent = jax.vmap(lambda key, x0: marginal(x0, gamma_0).sample(key))(keys, x0)
         x0_hat = None
         if likelihood.denoised:
-            x0_hat = predict(params, latent, _same_for_all(data_interval(gamma_0), x0))
-        log_prob = jax.vmap(likelihood.log_prob, (0, 0, None if x0_hat is None else 0, None))
-        nats = -log_prob(x, latent, x0_hat, gamma_0)
+            x0_hat = net.predict(
+                params["network"], latent, same_for_all(data_interval(gamma_0), x0)
+            )
+
+        def log_prob(x, latent, x0_hat):
+            return likelihood.log_prob(x, *least_noisy(likelihood, latent, x0_hat, gamma_0))
+
+        nats = -jax.vmap(log_prob)(x, latent, x0_hat)
         return nats, jax.vmap(prior, (0, None))(x0, gamma_1)
 
     def terms(params, x, x0, at, end_keys, keys=None) -> Elbo:
         """The parts of −ELBO, [B] each."""
         reconstruction, prior_nats = ends(params, x, x0, end_keys)
-        return Elbo(reconstruction, jax.vmap(matching)(at, errors(params, at, keys)), prior_nats)
+        return Elbo(
+            reconstruction,
+            jax.vmap(matching)(at, net.error(params["network"], at, keys)),
+            prior_nats,
+        )
 
-    def draw(params, keys, x0, times):
+    def draw(params, keys, x0, times, path=schedule):
+        at = {"schedule": path, "schedule_params": params["schedule"], "timesteps": timesteps}
+
         def one(key, x0, t):
-            return probe(
-                key,
-                x0,
-                t,
-                schedule=schedule,
-                schedule_params=params["schedule"],
-                timesteps=timesteps,
-            )
+            return probe(key, x0, t, **at)
 
         return jax.vmap(one)(keys, x0, times)
 
     def init(key):
         network_key, schedule_key = jax.random.split(key)
-        xt = jnp.zeros((1, *shape))
-        extra = xt if base.informative else None
         return {
-            "network": net.init(network_key, xt, jnp.zeros((1,)), extra),
+            "network": net.init(network_key),
             "schedule": schedule.init(schedule_key),
         }
 
@@ -149,9 +142,9 @@ def vdm(
         batch = as_batch(batch)
         x0 = likelihood.encode(batch.x)
         time_key, key = jax.random.split(key)
-        noise, end, drop = _example_keys(key, batch.index, 3)
+        noise, end, drop = example_keys(key, batch.index, 3)
         times = draw_times(time_key, batch.phase, timesteps)
-        at = draw(params, noise, x0, times)
+        at = draw(params, noise, x0, times, path)
         bound = terms(params, batch.x, x0, at, end, drop)
 
         def relative(step, rate):  # the chosen weight in units of the bound's own
@@ -170,10 +163,10 @@ def vdm(
     def elbo(params, key, batch, draws=1):
         batch = as_batch(batch)
         x0 = likelihood.encode(batch.x)
-        time_keys, draw_keys = _example_keys(key, batch.index, 2)
+        time_keys, draw_keys = example_keys(key, batch.index, 2)
 
         def one_draw(total, i):  # times of one example are stratified over its draws
-            noise, end = _example_keys_of(jax.vmap(jax.random.fold_in, (0, None))(draw_keys, i), 2)
+            noise, end = split_each(fold_each(draw_keys, i), 2)
             times = jax.vmap(lambda key: draw_times(key, i / draws, timesteps))(time_keys)
             at = draw(params, noise, x0, times)
             one = terms(params, batch.x, x0, at, end)
@@ -196,11 +189,13 @@ def vdm(
         def at_time(xt, t, step):
             if steps != grid:  # the network's own interval is that of the training chain
                 step = interval(schedule, params["schedule"], jnp.maximum(t - 1 / grid, 0), t)
-            return predict(params, xt, _same_for_all(step, xt))
+            return net.predict(params["network"], xt, same_for_all(step, xt))
 
         def final(latent):
             gamma_0 = schedule.gamma(params["schedule"], 0.0)
-            return predict(params, latent, _same_for_all(data_interval(gamma_0), latent))
+            return net.predict(
+                params["network"], latent, same_for_all(data_interval(gamma_0), latent)
+            )
 
         x0 = sample_chain(
             at_time,
@@ -218,24 +213,14 @@ def vdm(
     return Model(init, loss, elbo, sample, f"diffusion ELBO, {time}", components)
 
 
-def _kind(levels: int | None) -> str:
-    return "continuous values" if levels is None else f"{levels} levels"
-
-
-def _scaled(factors, arrays):
-    """factors [B] times arrays [B, *d]."""
-    return jax.vmap(jnp.multiply)(factors, arrays)
-
-
-def _same_for_all(step: Interval, xt) -> Interval:
-    return jax.tree.map(lambda value: jnp.broadcast_to(value, xt.shape[:1]), step)
-
-
-def _example_keys(key, index, n: int):
-    """`n` keys [B] for each example, from its index in the global batch."""
-    return _example_keys_of(jax.vmap(jax.random.fold_in, (None, 0))(key, index), n)
-
-
-def _example_keys_of(keys, n: int):
-    keys = jax.vmap(lambda key: jax.random.split(key, n))(keys)
-    return tuple(keys[:, i] for i in range(n))
+def _other_path(schedule: Schedule, spec: Any, timesteps: int | None, where: str) -> Schedule:
+    """The schedule of the training times, if it has the ends of the model's own."""
+    path, where = build(SCHEDULES, spec, f"{where}.train_schedule"), f"{where}.train_schedule"
+    if timesteps is not None:
+        raise ValueError(f"{where}: is for continuous time, found timesteps = {timesteps}")
+    if schedule.learned or path.learned:
+        raise ValueError(f"{where}: neither it nor the schedule may be learned")
+    ends = [[float(s.gamma(None, t)) for t in (0.0, 1.0)] for s in (schedule, path)]
+    if not np.allclose(*ends, rtol=1e-5, atol=1e-5):
+        raise ValueError(f"{where}: expected the ends {ends[0]} of the schedule, found {ends[1]}")
+    return path

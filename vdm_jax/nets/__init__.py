@@ -2,10 +2,17 @@
 
 from collections.abc import Callable
 
+from vdm_jax.nets.conv import conv_decoder, conv_encoder
 from vdm_jax.nets.mlp import mlp
 from vdm_jax.nets.network import Network
 from vdm_jax.nets.unet import unet, vdm_unet
 
-NETS: dict[str, Callable[..., Network]] = {"mlp": mlp, "unet": unet, "vdm_unet": vdm_unet}
+NETS: dict[str, Callable[..., Network]] = {
+    "mlp": mlp,
+    "unet": unet,
+    "vdm_unet": vdm_unet,
+    "conv_encoder": conv_encoder,
+    "conv_decoder": conv_decoder,
+}
 
-__all__ = ["NETS", "Network", "mlp", "unet", "vdm_unet"]
+__all__ = ["NETS", "Network", "conv_decoder", "conv_encoder", "mlp", "unet", "vdm_unet"]

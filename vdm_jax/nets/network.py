@@ -13,12 +13,14 @@ DTYPES = ("bfloat16", "float32")
 
 
 class Network(NamedTuple):
-    """A denoising network of any library.
+    """A network of any library: a denoiser [B, *d] -> [B, *d], or a map to another shape.
 
     Attributes:
-      init: (key, xt, gamma_t, extra=None) -> params; `xt` [B, *d], `gamma_t` [B], `extra` [B, *d].
-      apply: (params, xt, gamma_t, extra=None, keys=None) -> [B, *d]. `extra` is a second input, the base's
-        estimate, if there is one. `keys` [B] are the examples' own keys for dropout; None switches it off.
+      init: (key, xt, gamma_t=None, extra=None) -> params; `xt` [B, *d], `gamma_t` [B], `extra` [B, *d].
+      apply: (params, xt, gamma_t=None, extra=None, keys=None) -> [B, ...]. `gamma_t` is the noise level of
+        a denoiser; the encoders and decoders of latent variables have none. `extra` is a second input, the
+        base's estimate, if there is one. `keys` [B] are the examples' own keys for dropout; None switches
+        it off.
     """
 
     init: Callable[..., Params]
@@ -28,10 +30,10 @@ class Network(NamedTuple):
 def from_linen(module: nn.Module) -> Network:
     """Wrap a Linen module whose call is (xt, gamma_t, extra, keys)."""
 
-    def init(key, xt, gamma_t, extra=None):
+    def init(key, xt, gamma_t=None, extra=None):
         return module.init(key, xt, gamma_t, extra, None)["params"]
 
-    def apply(params, xt, gamma_t, extra=None, keys=None):
+    def apply(params, xt, gamma_t=None, extra=None, keys=None):
         return module.apply({"params": params}, xt, gamma_t, extra, keys)
 
     return Network(init, apply)

@@ -11,26 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.nets.blocks import ZEROS, ResnetBlock, norm
 from vdm_jax.nets.network import (
     Network,
     check_settings,
-    dropout,
     fourier_features,
     from_linen,
     gamma_features,
 )
-
-ZEROS = nn.initializers.zeros_init()
-
-
-def norm(x, name: str):
-    """Group norm in float32 with at most 32 groups, of at least 4 channels where there are as many.
-
-    A group of one channel would take the condition, which is a shift of each channel, out again.
-    """
-    channels = x.shape[-1]
-    groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(num_groups=groups, dtype=jnp.float32, name=name)(x).astype(x.dtype)
 
 
 def to_patches(x, size: int):
@@ -45,29 +33,6 @@ def from_patches(x, size: int):
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, size, size, channels // size**2).swapaxes(2, 3)
     return x.reshape(batch, height * size, width * size, channels // size**2)
-
-
-class ResnetBlock(nn.Module):
-    """norm, silu, conv, + condition, norm, silu, dropout, zero conv, + shortcut."""
-
-    channels: int
-    dropout: float
-    dtype: str
-    layer: int
-
-    @nn.compact
-    def __call__(self, x, condition, keys):
-        conv = {"features": self.channels, "kernel_size": (3, 3), "dtype": self.dtype}
-        h = nn.Conv(**conv, name="conv_1")(nn.silu(norm(x, "norm_1")))
-        shift = nn.Dense(
-            self.channels, use_bias=False, kernel_init=ZEROS, dtype=self.dtype, name="condition"
-        )(condition)
-        h = nn.silu(norm(h + shift[:, None, None, :], "norm_2"))
-        h = dropout(h, keys, rate=self.dropout, layer=self.layer)
-        h = nn.Conv(**conv, kernel_init=ZEROS, name="conv_2")(h)
-        if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
-        return x + h
 
 
 class Attention(nn.Module):

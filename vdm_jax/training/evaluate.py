@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.elbo import Elbo
 from vdm_jax.models import Model
-from vdm_jax.typing import Array, Batch, Key, Params
+from vdm_jax.typing import Batch, Key, Params
 
 
 class Evaluation(NamedTuple):
@@ -17,7 +19,7 @@ class Evaluation(NamedTuple):
     Attributes:
       bits_per_dim: mean of −ELBO over the split, an upper bound on the negative log-likelihood.
       standard_error: of that mean, over the examples (their Monte Carlo noise included).
-      reconstruction, matching, prior: its parts, which add up to it.
+      reconstruction, matching, prior: its parts, which add up to it; None for a bound without parts.
       examples: how many were read, each once.
       estimator: how each example's −ELBO was estimated.
       data: data set, version and split.
@@ -26,26 +28,59 @@ class Evaluation(NamedTuple):
 
     bits_per_dim: float
     standard_error: float
-    reconstruction: float
-    matching: float
-    prior: float
+    reconstruction: float | None
+    matching: float | None
+    prior: float | None
     examples: int
     estimator: str
     data: str
     step: int
 
     def __str__(self) -> str:
+        parts = {name: getattr(self, name) for name in PARTS}
+        known = [f"{name} {value:.4f}" for name, value in parts.items() if value is not None]
         return (
             f"{self.bits_per_dim:.4f} ± {self.standard_error:.4f} bits/dim"
-            f" = reconstruction {self.reconstruction:.4f} + matching {self.matching:.4f}"
-            f" + prior {self.prior:.4f}\n"
+            f"{' = ' if known else ''}{' + '.join(known)}\n"
             f"  {self.estimator}; {self.data}, {self.examples} examples; EMA weights of step {self.step}"
         )
 
 
-def make_evaluator(model: Model, draws: int) -> Any:
-    """Jit the model's bound: (params, key, batch) -> `Elbo` of arrays [B]."""
-    return jax.jit(lambda params, key, batch: model.elbo(params, key, batch, draws=draws))
+PARTS = Elbo._fields
+
+
+def make_evaluator(model: Model, draws: int, importance_samples: int = 1) -> Any:
+    """Jit the model's bound: (params, key, batch) -> its parts in nats, a dictionary of arrays [B].
+
+    Args:
+      model: whose bound.
+      draws: estimates averaged for each example.
+      importance_samples: K. 1 is the ELBO, with the parts of `Elbo`; more are the importance-weighted bound
+        (Burda et al. 2015), which has no parts.
+
+    Raises:
+      ValueError: a model without that bound.
+    """
+    if model.refusal is not None:
+        raise ValueError(f"{model.components}: {model.refusal}")
+    if importance_samples == 1:
+        return jax.jit(
+            lambda params, key, batch: model.elbo(params, key, batch, draws=draws)._asdict()
+        )
+    importance = model.importance
+    if importance is None:
+        raise ValueError(
+            f"evaluate.importance_samples: {model.components.split(':')[0]} has no importance-weighted "
+            f"bound, expected 1, found {importance_samples}"
+        )
+
+    def evaluator(params, key, batch):
+        def one(i):
+            return importance(params, jax.random.fold_in(key, i), batch, importance_samples)
+
+        return {"bound": jnp.mean(jax.lax.map(one, jnp.arange(draws)), 0)}
+
+    return jax.jit(evaluator)
 
 
 def evaluate(
@@ -69,20 +104,18 @@ def evaluate(
       dim: dimensions of an example.
       estimator, data, step: words for the report.
     """
-    rows = []
+    columns: dict[str, list[np.ndarray]] = {}
     for batch, mask in batches:
-        parts: tuple[Array, ...] = evaluator(params, key, batch)
-        rows.append(np.stack([np.asarray(part, np.float64) for part in parts], -1)[mask])
-    bits = np.concatenate(rows) / (dim * math.log(2))  # [examples, 3]
-    total = bits.sum(-1)
+        for name, part in evaluator(params, key, batch).items():
+            columns.setdefault(name, []).append(np.asarray(part, np.float64)[mask])
+    bits = {name: np.concatenate(rows) / (dim * math.log(2)) for name, rows in columns.items()}
+    total = sum(bits.values(), np.zeros(()))  # [examples]
     error = total.std(ddof=1) / math.sqrt(len(total)) if len(total) > 1 else math.nan
-    reconstruction, matching, prior = bits.mean(0).tolist()
+    parts = {name: float(bits[name].mean()) if name in bits else None for name in PARTS}
     return Evaluation(
         bits_per_dim=float(total.mean()),
         standard_error=float(error),
-        reconstruction=reconstruction,
-        matching=matching,
-        prior=prior,
+        **parts,
         examples=len(total),
         estimator=estimator,
         data=data,

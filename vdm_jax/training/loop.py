@@ -114,7 +114,8 @@ class Meter:
                 steps = self.window.pop("steps")
                 self.log.write(self.step, {name: s / steps for name, s in self.window.items()})
                 self.window = {}
-        return f"bits/dim {np.mean(columns['bits_per_dim']):.3f}"
+        shown = "bits_per_dim" if "bits_per_dim" in columns else "loss"
+        return f"{shown.replace('_per_', '/')} {np.mean(columns[shown]):.3f}"
 
 
 @jax.jit

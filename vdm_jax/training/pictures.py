@@ -1,4 +1,4 @@
-"""What a run shows: samples beside real data, and the loss curve."""
+"""What a run shows: samples beside real data, strips of a model's own pictures, and the loss curve."""
 
 from pathlib import Path
 from typing import Any
@@ -8,17 +8,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 GAP = 1  # pixels between images
+STRIP_COLUMNS = 18
 
 
-def tile(images: np.ndarray, levels: int) -> np.ndarray:
-    """Lay [n, H, W, C] images of 0…levels−1 out in a near-square grid: floats in [0, 1], [h, w, 3].
+def tile(images: np.ndarray, levels: int, columns: int | None = None) -> np.ndarray:
+    """Lay [n, H, W, C] images of 0…levels−1 out in a grid, near-square by default: floats [h, w, 3] in [0, 1].
 
     Data of another rank [n, d, ...] are shown in grey, as d rows.
     """
     if images.ndim != 4:
         images = images.reshape(*images.shape[:2], -1, 1)
     n, height, width, channels = images.shape
-    columns = int(np.ceil(np.sqrt(n)))
+    columns = columns or int(np.ceil(np.sqrt(n)))
     rows = int(np.ceil(n / columns))
     grid = np.ones((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3))
     for i, image in enumerate(np.asarray(images, np.float64) / (levels - 1)):
@@ -47,14 +48,32 @@ def sample_grid(
     FigureCanvasAgg(figure).print_png(str(path))
 
 
+def strips(path: Path, rows: np.ndarray, *, levels: int, title: str) -> None:
+    """Save rows of images [rows, columns, H, W, C], integers below `levels`; short rows stand side by side."""
+    columns = rows.shape[1] * max(1, STRIP_COLUMNS // rows.shape[1])
+    picture = tile(rows.reshape(-1, *rows.shape[2:]), levels, columns)
+    figure = Figure(
+        figsize=(10, 10 * picture.shape[0] / picture.shape[1] + 0.4), layout="constrained"
+    )
+    axes = figure.subplots()
+    axes.imshow(picture, interpolation="nearest", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
 def loss_curve(
     path: Path, rows: list[dict[str, Any]], *, test: Any = None, title: str = ""
 ) -> None:
-    """Save the training bound in bits/dim against steps; `test` is an `Evaluation` to mark."""
+    """Save the training bound (or the loss, where there is none) in bits/dim against steps.
+
+    `test` is an `Evaluation` to mark.
+    """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     step = np.asarray([row["step"] for row in rows])
-    bound = np.asarray([row["bits_per_dim"] for row in rows])
+    shown = "loss" if any("bits_per_dim" not in row for row in rows) else "bits_per_dim"
+    bound = np.asarray([row[shown] for row in rows])
     if rows:  # a run may be shorter than a log interval
         axes.plot(
             step, bound, color="C0", alpha=0.35, linewidth=1, label="training, per log interval"
@@ -74,7 +93,8 @@ def loss_curve(
     reach += [test.bits_per_dim] if test is not None else []
     margin = 0.08 * (max(reach) - min(reach)) + 1e-3
     axes.set_ylim(min(reach) - margin, max(reach) + margin)
-    axes.set(xlabel="step", ylabel="−ELBO, bits/dim")
+    what = "−ELBO" if shown == "bits_per_dim" else "loss (not a bound)"
+    axes.set(xlabel="step", ylabel=f"{what}, bits/dim")
     axes.set_title(title, fontsize=8)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=9)

@@ -1,0 +1,34 @@
+"""A variational autoencoder on the embedded digits (1,500 train / 297 test images of 8×8, 17 levels).
+
+python -m vdm_jax.main --config=configs/vae.py
+"""
+
+from ml_collections import ConfigDict
+
+from vdm_jax.config import default
+
+
+def get_config():
+    config = default()
+    network = {"name": "mlp", "width": 512, "depth": 2, "dropout": 0.2}
+    config.model = ConfigDict(
+        {
+            "name": "vae",
+            "latent": 24,
+            "encoder": dict(network),
+            "decoder": dict(network),
+            "likelihood": "histogram",
+            "draws": 1,
+            "prior_weight": 1.0,
+        }
+    )
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.decay_steps = 6000
+    config.train.batch_size = 128
+    config.train.steps = 6000
+    config.train.steps_per_dispatch = 20
+    config.train.log_every = 50
+    config.train.checkpoint_every = 2000
+    config.evaluate.batch_size = 297
+    config.sample = ConfigDict({"count": 64, "draw": True})
+    return config

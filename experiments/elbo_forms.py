@@ -1,0 +1,251 @@
+"""The forms of the diffusion ELBO as estimators: who has the higher variance, and when.
+
+    python experiments/elbo_forms.py [--quick] [--out DIR]
+
+The denoising form (10), the consistency form (16) by the three-sample log ratio and by the bridge, and the
+printed but wrong variant of it, on Gaussian data with the exact denoiser and on the embedded digits with one
+trained network. Each is drawn at one random step of the chain, times T, and at all steps of one trajectory.
+Reported over T: mean with standard error, and the variance over the noise for a given example (averaged over
+examples), of −ELBO in nats per example. Writes results.json, table.md and variances.png. --quick takes seconds;
+its numbers mean nothing.
+"""
+
+import argparse
+import json
+import platform
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import vdm_jax as vdm
+from vdm_jax.data import level_counts, load_dataset, train_batches
+from vdm_jax.diffusion import Interval, bridge, data_interval
+from vdm_jax.elbo import prior
+from vdm_jax.gaussian import cross_entropy, standard_normal
+from vdm_jax.likelihoods import least_noisy
+from vdm_jax.main import enable_compilation_cache
+from vdm_jax.models import build_model
+from vdm_jax.models.denoiser import denoiser
+from vdm_jax.models.statistics import fit_statistics
+from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.training.optimizer import make_optimizer
+
+HERE = Path(__file__).resolve().parent
+FORMS = list(vdm.FORMS)
+SCHEDULE = {"name": "linear", "gamma_min": -13.3, "gamma_max": 5.0}
+NETWORK = {"name": "mlp", "width": 256, "depth": 2}
+
+
+def gaussian_case(examples: int):
+    """Data x_0 ~ N(0.3, diag v) of 16 dimensions, their likelihood, and E[x_0 | x_t]."""
+    variance = jnp.linspace(0.05, 1.0, 16)
+    x = 0.3 + jnp.sqrt(variance) * jax.random.normal(jax.random.key(0), (examples, 16))
+
+    def predict(xt, gamma_t):
+        alpha, noise = jnp.sqrt(jax.nn.sigmoid(-gamma_t)), jax.nn.sigmoid(gamma_t)
+        gain = alpha * variance / (alpha**2 * variance + noise)
+        return 0.3 + gain * (xt - 0.3 * alpha)
+
+    return x, vdm.build(vdm.LIKELIHOODS, "gaussian"), predict
+
+
+def digits_case(examples: int, steps: int):
+    """Test digits, their likelihood, and the x̂_0 of a network trained for this."""
+    dataset = load_dataset("digits")
+    counts = level_counts(dataset.train.images, dataset.levels)
+    statistics = fit_statistics(counts, dataset.train.images[np.arange(1024)], base="histogram")
+    parts = {"network": NETWORK, "parameterization": "eps", "base": "histogram", "head": "unit"}
+    model = build_model({"name": "vdm", "schedule": SCHEDULE, **parts}, statistics)
+    optimizer, _ = make_optimizer(
+        learning_rate=1e-3,
+        warmup_steps=min(100, steps - 1),
+        decay_steps=steps,
+        decay_to=0.02,
+        weight_decay=0.01,
+        b1=0.9,
+        b2=0.99,
+        clip_norm=1.0,
+        accumulate=1,
+    )
+    params = jax.jit(model.init)(jax.random.key(0))
+    state = vdm.init_state(params, optimizer, jax.random.key(1))
+    step = vdm.make_step(model.loss, optimizer, ema_decay=0.999, ema_warmup=True)
+    run = jax.jit(partial(jax.lax.scan, step))
+    stack = min(50, steps)
+    for batches in train_batches(
+        dataset.train, batch_size=128, seed=0, start_step=0, stop_step=steps, stack=stack
+    ):
+        state, _ = run(state, batches)
+    net = denoiser(statistics, where="model", **parts)
+
+    def predict(xt, gamma_t):
+        at = Interval(*(jnp.reshape(value, (1,)) for value in (gamma_t, gamma_t, 0.0 * gamma_t)))
+        return net.predict(state.ema_params["network"], xt[None], at)[0]
+
+    x = jnp.asarray(dataset.test.images[np.arange(examples)])
+    return x, vdm.build(vdm.LIKELIHOODS, "softmax", levels=dataset.levels), predict
+
+
+def one_step(x, key, *, likelihood, predict, timesteps: int):
+    """−ELBO of every form from one random step, [forms]."""
+    return jnp.stack(
+        [
+            vdm.negative_elbo(
+                predict,
+                x,
+                key,
+                schedule=SCHEDULE,
+                parameterization="x0",
+                likelihood=likelihood,
+                timesteps=timesteps,
+                form=form,
+            ).total
+            for form in FORMS
+        ]
+    )
+
+
+def all_steps(x, key, *, likelihood, predict, timesteps: int):
+    """−ELBO of every form from all steps of one trajectory, [forms]."""
+    schedule = vdm.build(vdm.SCHEDULES, SCHEDULE)
+    times = jnp.arange(timesteps + 1) / timesteps
+    after = jax.vmap(lambda s, t: vdm.interval(schedule, None, s, t))(times[:-1], times[1:])
+    first = data_interval(schedule.gamma(None, 0.0))
+    before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), first, after)
+    x0 = likelihood.encode(x)
+    keys = jax.random.split(key, timesteps + 2)
+    start = vdm.marginal(x0, first.gamma_t).sample(keys[0])
+
+    def up(xs, at):
+        xt = vdm.transition(xs, at[0]).sample(at[1])
+        return xt, xt
+
+    _, later = jax.lax.scan(up, start, (after, keys[1 : timesteps + 1]))
+    now = jnp.concatenate([start[None], later[:-1]])
+    past = jnp.concatenate([x0[None], now[:-1]])
+
+    def terms(past, now, later, before, after):
+        """What one step adds to each form."""
+        p = vdm.posterior(later, predict(later, after.gamma_t), after)
+        q = vdm.transition(past, before)
+        between = bridge(past, later, before, after)
+        return jnp.stack(
+            [
+                vdm.kl(vdm.posterior(later, x0, after), p),
+                q.log_prob(now) - p.log_prob(now),
+                cross_entropy(between, p) - cross_entropy(between, q),
+                vdm.kl(q, p),
+            ]
+        )
+
+    matching = jnp.sum(jax.vmap(terms)(past, now, later, before, after), 0)
+    last = jax.tree.map(lambda leaf: leaf[-1], after)
+    end = vdm.kl(vdm.transition(now[-1], last), standard_normal(x0.shape))
+    ends = jnp.stack([prior(x0, last.gamma_t), end, end, end])
+    observation = least_noisy(likelihood, start, None, first.gamma_t)
+    return matching + ends - likelihood.log_prob(x, *observation)
+
+
+ESTIMATORS = {"one step": one_step, "all steps": all_steps}
+
+
+def measure(estimator, x, repeats: int, **case) -> list[dict]:
+    """Mean, its standard error over the noise, and the variance over the noise, of each form."""
+    run = jax.vmap(partial(estimator, **case))
+
+    @jax.jit
+    def values(keys):  # [repeats, examples, forms]
+        return jax.lax.map(lambda key: run(x, jax.random.split(key, len(x))), keys)
+
+    found = np.asarray(values(jax.random.split(jax.random.key(2), repeats)), np.float64)
+    variance = found.var(0, ddof=1)  # [examples, forms]
+    error = np.sqrt(variance.sum(0) / repeats) / len(x)
+    return [
+        {"form": form, "mean": m, "standard_error": e, "variance": v}
+        for form, m, e, v in zip(FORMS, found.mean((0, 1)), error, variance.mean(0), strict=True)
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["| data | T | drawn | form | −ELBO, nats | variance |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {r['data']} | {r['timesteps']} | {r['drawn']} | {r['form']} "
+        f"| {r['mean']:.2f} ± {r['standard_error']:.2f} | {r['variance']:.3g} |"
+        for r in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def figure(path: Path, rows: list[dict]) -> None:
+    drawing = Figure(figsize=(10, 4.4), layout="constrained")
+    data = list(dict.fromkeys(row["data"] for row in rows))
+    for axes, name in zip(drawing.subplots(1, len(data), squeeze=False)[0], data, strict=True):
+        for (drawn, style), (i, form) in (
+            (a, b) for a in zip(ESTIMATORS, ("-o", "--s"), strict=True) for b in enumerate(FORMS)
+        ):
+            picked = [
+                row
+                for row in rows
+                if (row["data"], row["drawn"], row["form"]) == (name, drawn, form)
+            ]
+            axes.loglog(
+                [row["timesteps"] for row in picked],
+                [row["variance"] for row in picked],
+                style,
+                color=f"C{i}",
+                markersize=4,
+                label=f"{form}, {drawn}",
+            )
+        axes.set(xlabel="T, steps of the chain", ylabel="variance of −ELBO over the noise, nats²")
+        axes.set_title(name, fontsize=10)
+        axes.grid(alpha=0.25)
+    drawing.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    FigureCanvasAgg(drawing).print_png(str(path))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="seconds; the numbers mean nothing")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "elbo_forms")
+    options = parser.parse_args()
+    enable_compilation_cache()
+    chain, repeats, examples, steps = [2, 6, 16, 50, 160, 500], 1000, 16, 1500
+    if options.quick:
+        chain, repeats, examples, steps = [2, 6], 4, 2, 2
+    cases = {
+        "Gaussian, exact denoiser": gaussian_case(examples),
+        "digits, trained MLP": digits_case(examples, steps),
+    }
+    rows = []
+    for name, (x, likelihood, predict) in cases.items():
+        for timesteps in chain:
+            for drawn, estimator in ESTIMATORS.items():
+                found = measure(
+                    estimator,
+                    x,
+                    repeats,
+                    likelihood=likelihood,
+                    predict=predict,
+                    timesteps=timesteps,
+                )
+                where = {"data": name, "timesteps": timesteps, "drawn": drawn}
+                rows += [where | row for row in found]
+    print(table(rows))
+    if options.quick:
+        return
+    about = {"versions": library_versions(), "python": platform.python_version()}
+    about |= {"machine": f"{platform.machine()} CPU", "repeats": repeats, "examples": examples}
+    about |= {"schedule": SCHEDULE, "network": NETWORK, "training_steps": steps}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results.json").write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
+    (options.out / "table.md").write_text(table(rows))
+    figure(options.out / "variances.png", rows)
+
+
+if __name__ == "__main__":
+    main()

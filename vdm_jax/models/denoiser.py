@@ -1,0 +1,73 @@
+"""A denoiser from its parts: x̂_0 = b + out·c·net, eq. (22), (23), for whole batches."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.bases import BASES, HEADS
+from vdm_jax.diffusion import Interval
+from vdm_jax.elbo import Probe
+from vdm_jax.models.model import Statistics
+from vdm_jax.nets import NETS
+from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization
+from vdm_jax.specs import build
+from vdm_jax.typing import Array, Key, Params
+
+
+class Denoiser(NamedTuple):
+    """x̂_0 of latents [B, *d]; the mathematics is per example and mapped, the network sees the whole batch.
+
+    Attributes:
+      init: key -> params of the network.
+      predict: (params, xt, intervals) -> x̂_0; `Interval` of arrays [B].
+      error: (params, probes, keys=None) -> x_0 − x̂_0, without the cancellation of computing x̂_0 first;
+        `keys` [B] are those of dropout.
+      row: the parameterization.
+    """
+
+    init: Callable[[Key], Params]
+    predict: Callable[[Params, Array, Interval], Array]
+    error: Callable[..., Array]
+    row: Parameterization
+
+
+def denoiser(
+    statistics: Statistics, *, network: Any, parameterization: Any, base: Any, head: Any, where: str
+) -> Denoiser:
+    """Build a denoiser of specs; arguments as in `vdm`."""
+    net = build(NETS, network, f"{where}.network")
+    row = build(PARAMETERIZATIONS, parameterization, f"{where}.parameterization")
+    base = build(BASES, base, f"{where}.base", **statistics._asdict())
+    head = build(HEADS, head, f"{where}.head")
+
+    def init(key):
+        xt = jnp.zeros((1, *statistics.shape))
+        return net.init(key, xt, jnp.zeros((1,)), xt if base.informative else None)
+
+    def correction(params, xt, steps: Interval, keys=None):
+        """The base's estimate and the network's correction to it, [B, *d] both."""
+        mix, target = jax.vmap(row)(steps), jax.vmap(row.target)(steps)
+        estimate = jax.vmap(base.estimate)(xt, steps.gamma_t, mix)
+        extra = estimate if base.informative else None
+        output = net.apply(params, xt, steps.gamma_t, extra, keys)
+        scale = jax.vmap(lambda *at: head(base, *at))(steps.gamma_t, mix, target)
+        return estimate, jax.vmap(jnp.multiply)(mix.out * scale, output)
+
+    def predict(params, xt, steps):
+        estimate, change = correction(params, xt, steps)
+        return estimate + change
+
+    def error(params, at: Probe, keys=None):
+        _, change = correction(params, at.xt, at.interval, keys)
+        mix, target = jax.vmap(row)(at.interval), jax.vmap(row.target)(at.interval)
+        own = jax.vmap(base.error)(at.x0, at.eps, at.xt, at.interval.gamma_t, mix, target)
+        return own - change
+
+    return Denoiser(init, predict, error, row)
+
+
+def same_for_all(step: Interval, xt: Array) -> Interval:
+    """One interval for every example of a batch."""
+    return jax.tree.map(lambda value: jnp.broadcast_to(value, xt.shape[:1]), step)

@@ -1,0 +1,119 @@
+"""Convolutional encoder and decoder: images to vectors and back, at half the resolution per level."""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.nets.blocks import ResnetBlock, norm
+from vdm_jax.nets.network import Network, check_settings, from_linen
+
+
+class EncoderModule(nn.Module):
+    channels: tuple[int, ...]
+    blocks: int
+    dropout: float
+    dtype: str
+    outputs: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x, gamma_t, extra, keys):
+        del gamma_t, extra
+        _check_image("conv_encoder", x.shape[1:])
+        layer = 0
+        h = nn.Conv(self.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
+        for level, channels in enumerate(self.channels):
+            if level > 0:
+                h = nn.Conv(channels, (3, 3), (2, 2), dtype=self.dtype, name=f"down_{level}")(h)
+            for _ in range(self.blocks):
+                block = ResnetBlock(
+                    channels, self.dropout, self.dtype, layer, name=f"block_{layer}"
+                )
+                h, layer = block(h, None, keys), layer + 1
+        h = nn.silu(norm(h, "norm_out").astype(jnp.float32)).reshape(x.shape[0], -1)
+        out = nn.Dense(math.prod(self.outputs), dtype=jnp.float32, name="out")(h)
+        return out.reshape(-1, *self.outputs).astype(x.dtype)
+
+
+class DecoderModule(nn.Module):
+    channels: tuple[int, ...]
+    blocks: int
+    dropout: float
+    dtype: str
+    outputs: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x, gamma_t, extra, keys):
+        del gamma_t, extra
+        _check_image("conv_decoder", self.outputs)
+        height, width, *rest = self.outputs
+        sizes = [(height, width)]
+        for _ in self.channels[1:]:
+            sizes.append((math.ceil(sizes[-1][0] / 2), math.ceil(sizes[-1][1] / 2)))
+        layer, batch = 0, x.shape[0]
+        h = nn.Dense(math.prod(sizes[-1]) * self.channels[-1], dtype=self.dtype, name="in")(
+            x.reshape(batch, -1)
+        )
+        h = h.reshape(batch, *sizes[-1], self.channels[-1])
+        for level, channels in reversed(list(enumerate(self.channels))):
+            if h.shape[1:3] != sizes[level]:
+                size = (batch, *sizes[level], h.shape[-1])
+                h = jax.image.resize(h, size, "nearest")
+                h = nn.Conv(channels, (3, 3), dtype=self.dtype, name=f"up_{level}")(h)
+            for _ in range(self.blocks):
+                block = ResnetBlock(
+                    channels, self.dropout, self.dtype, layer, name=f"block_{layer}"
+                )
+                h, layer = block(h, None, keys), layer + 1
+        h = nn.silu(norm(h, "norm_out").astype(jnp.float32))
+        out = nn.Conv(math.prod(rest), (3, 3), dtype=jnp.float32, name="conv_out")(h)
+        return out.reshape(batch, *self.outputs).astype(x.dtype)
+
+
+def conv_encoder(
+    *,
+    outputs: Sequence[int],
+    channels: Sequence[int] = (32, 64),
+    blocks: int = 1,
+    dropout: float = 0.0,
+    dtype: str = "float32",
+) -> Network:
+    """Residual blocks and strided convolutions from an image H×W×C to a vector.
+
+    Args:
+      outputs: shape of one example's output.
+      channels: of each level; every level after the first halves the resolution.
+      blocks: residual blocks of a level.
+      dropout, dtype: as in `unet`.
+
+    Raises:
+      ValueError: here for a setting that cannot be, at the first call for data that are not H×W×C.
+    """
+    return _conv("conv_encoder", EncoderModule, outputs, channels, blocks, dropout, dtype)
+
+
+def conv_decoder(
+    *,
+    outputs: Sequence[int],
+    channels: Sequence[int] = (32, 64),
+    blocks: int = 1,
+    dropout: float = 0.0,
+    dtype: str = "float32",
+) -> Network:
+    """The way back: from a vector to an image `outputs` = H×W×…, the last of `channels` first."""
+    return _conv("conv_decoder", DecoderModule, outputs, channels, blocks, dropout, dtype)
+
+
+def _conv(name, module, outputs, channels, blocks, dropout, dtype) -> Network:
+    outputs, channels = tuple(outputs), tuple(channels)
+    check_settings(name, dropout=dropout, dtype=dtype, channels=channels, blocks=blocks)
+    return from_linen(
+        module(channels=channels, blocks=blocks, dropout=dropout, dtype=dtype, outputs=outputs)
+    )
+
+
+def _check_image(name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) < 3:
+        raise ValueError(f"{name}: expected images H×W×C, found shape {shape}")

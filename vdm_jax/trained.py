@@ -1,0 +1,174 @@
+"""A trained run, brought back from its folder, which holds all of it.
+
+config.json        the resolved config
+statistics.npz     what the model knows of the training split
+checkpoints/       states, by step
+metrics.jsonl      training metrics, also in tensorboard/
+evaluation.json    the last evaluation, written when the pictures are
+samples.png  loss.png, and the model's own pictures
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vdm_jax.config import to_dict
+from vdm_jax.data import Dataset, eval_batches, load_dataset
+from vdm_jax.models import Model, Statistics, build_model
+from vdm_jax.models.statistics import load_statistics
+from vdm_jax.specs import choose
+from vdm_jax.training.checkpoint import CheckpointStore
+from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
+from vdm_jax.training.optimizer import make_optimizer
+from vdm_jax.training.state import TrainState, init_state
+from vdm_jax.typing import Array, Key
+
+STREAMS = {"params": 0, "train": 1, "evaluate": 2, "sample": 3}
+"""Independent randomness of a run's parts, each folded into its seed."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and its run.
+
+    Attributes:
+      config: resolved, plain dictionaries.
+      model: the pure functions.
+      statistics: of the training split.
+      state: the last one; `state.ema_params` are what is evaluated and sampled from.
+      workdir: the run's folder.
+    """
+
+    config: dict[str, Any]
+    model: Model
+    statistics: Statistics
+    state: TrainState
+    workdir: Path
+    _compiled: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data, loaded when first needed."""
+        return load_dataset(**self.config["data"])
+
+    def sample(self, key: Key, n: int, **options: Any) -> Array:
+        """Draw n examples [n, *d], as stored (integers for K-level data).
+
+        Args:
+          key: randomness.
+          n: how many.
+          **options: sampler, steps; the config's by default.
+        """
+        chosen = {k: v for k, v in self.config["sample"].items() if k != "count"} | options
+        draw = jax.jit(partial(self.model.sample, n=n, **chosen))
+        draw = self._compiled.setdefault(repr((n, chosen)), draw)
+        return draw(self.state.ema_params, key)
+
+    def bits_per_dim(self, split: str = "test") -> float:
+        """The bound of "train" or "test" in bits per dimension; `evaluate` has the error and the parts."""
+        return self.evaluate(split).bits_per_dim
+
+    def evaluate(
+        self,
+        split: str = "test",
+        *,
+        draws: int | None = None,
+        batch_size: int | None = None,
+        importance_samples: int | None = None,
+    ) -> Evaluation:
+        """Evaluate the EMA weights on a whole split, each example once.
+
+        Args:
+          split: "train" or "test".
+          draws: estimates per example.
+          batch_size: the result does not depend on it.
+          importance_samples: K. 1 is the ELBO; more are the importance-weighted bound, if the model has one.
+          What is None is the config's.
+
+        Raises:
+          ValueError: another split, a number below 1, a model without that bound.
+        """
+        data, settings = self.dataset, self.config["evaluate"]
+        images = choose({"train": data.train, "test": data.test}, split, "split")
+        asked = {"draws": draws, "batch_size": batch_size, "importance_samples": importance_samples}
+        chosen = {k: settings[k] if value is None else value for k, value in asked.items()}
+        for name, value in chosen.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        n, k = chosen["draws"], chosen["importance_samples"]
+        if (n, k) not in self._compiled:
+            self._compiled[n, k] = make_evaluator(self.model, n, k)
+        bound = self.model.bound
+        if k > 1:
+            bound = f"importance-weighted bound of {k} samples, of the {bound}"
+        return evaluate(
+            self._compiled[n, k],
+            self.state.ema_params,
+            stream(self.config["seed"], "evaluate"),
+            eval_batches(images, batch_size=min(chosen["batch_size"], len(images.images))),
+            dim=int(np.prod(data.shape)),
+            estimator=f"{bound}, {n} draws per example; {self.model.components}",
+            data=f"{data.name} {data.version}, split {images.name}",
+            step=int(self.state.step),
+        )
+
+    def pictures(self, x: Any) -> dict[str, Array]:
+        """What else the model shows of data [n, *d], by name: images as stored [rows, columns, *d]."""
+        return {
+            name: jax.jit(draw)(self.state.ema_params, x)
+            for name, draw in self.model.pictures.items()
+        }
+
+
+def load(workdir: str | Path) -> Trained:
+    """Load the newest checkpoint of a run.
+
+    Raises:
+      FileNotFoundError: there is no run, or none with a checkpoint.
+    """
+    workdir = Path(workdir)
+    for name in ("config.json", "statistics.npz", "checkpoints"):
+        if not (workdir / name).exists():
+            raise FileNotFoundError(f"no run to load in {workdir}: {name} is missing")
+    plain = to_dict(read_json(workdir / "config.json"))
+    statistics = load_statistics(workdir / "statistics.npz")
+    model = build_model(plain["model"], statistics)
+    optimizer, _ = make_optimizer(**plain["optimizer"])
+    with CheckpointStore(workdir / "checkpoints") as store:
+        state = store.restore(jax.eval_shape(partial(fresh, plain, model, optimizer)))
+    return Trained(plain, model, statistics, state, workdir)
+
+
+def stream(seed: int, name: str) -> Key:
+    """The key of one part of a run."""
+    return jax.random.fold_in(jax.random.key(seed), STREAMS[name])
+
+
+def fresh(config: dict[str, Any], model: Model, optimizer: Any) -> TrainState:
+    """The state that training starts from."""
+    params = model.init(stream(config["seed"], "params"))
+    return init_state(params, optimizer, stream(config["seed"], "train"))
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of a run.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all, for a run may be killed at any time."""
+    whole = path.with_suffix(".json.new")
+    whole.write_text(json.dumps(value, indent=2) + "\n")
+    whole.replace(path)
