@@ -141,7 +141,7 @@ def test_every_floor_is_built_on():
     """The reader of imports sees the arrows that are there."""
     graph = arrows(SOURCES)
     assert "diffusion" in graph["schedules"] and "gaussian" in graph["diffusion"]
-    assert "xla" in graph[""] and "nets" in graph["models.vdm"] and "nets.mlp" in graph["nets"]
+    assert "xla" in graph[""] and "nets" in graph["models.denoiser"] and "nets.mlp" in graph["nets"]
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,7 @@ def init_params(model):
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):
-        values = np.zeros(leaf.shape) if "out" in str(path) else rng.standard_normal(leaf.shape)
+        values = np.zeros(leaf.shape) if "'out'" in str(path) else rng.standard_normal(leaf.shape)
         return jnp.asarray(0.1 * values, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, shapes)
