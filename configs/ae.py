@@ -12,11 +12,11 @@ from vdm_jax.config import default
 
 def get_config():
     config = default()
-    network = {"name": "mlp", "width": 512, "depth": 2, "dropout": 0.2}
+    network = {"name": "mlp", "width": 256, "depth": 2, "dropout": 0.5}
     config.model = ConfigDict(
         {
             "name": "vae",
-            "latent": 24,
+            "latent": 16,
             "encoder": dict(network),
             "decoder": dict(network),
             "likelihood": "histogram",
@@ -25,6 +25,7 @@ def get_config():
         }
     )
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 1.0
     config.optimizer.decay_steps = 2000
     config.train.batch_size = 128
     config.train.steps = 2000

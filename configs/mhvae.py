@@ -10,16 +10,16 @@ from vdm_jax.config import default
 
 def get_config():
     config = default()
-    network = {"name": "mlp", "width": 512, "depth": 2, "dropout": 0.2}
+    network = {"name": "mlp", "width": 256, "depth": 2, "dropout": 0.5}
     config.model = ConfigDict(
         {
             "name": "mhvae",
             "chain": {
                 "name": "gaussian",
-                "latents": (24, 24, 24, 24),
+                "latents": (16, 16, 16, 16),
                 "encoder": dict(network),
                 "decoder": dict(network),
-                "level": {"name": "mlp", "width": 256, "depth": 1, "dropout": 0.0},
+                "level": {"name": "mlp", "width": 128, "depth": 1},
             },
             "likelihood": "histogram",
             "draws": 1,
@@ -27,12 +27,13 @@ def get_config():
         }
     )
     config.optimizer.learning_rate = 1e-3
-    config.optimizer.decay_steps = 6000
+    config.optimizer.weight_decay = 1.0
+    config.optimizer.decay_steps = 2000
     config.train.batch_size = 128
-    config.train.steps = 6000
+    config.train.steps = 2000
     config.train.steps_per_dispatch = 20
     config.train.log_every = 50
-    config.train.checkpoint_every = 2000
+    config.train.checkpoint_every = 1000
     config.evaluate.batch_size = 297
     config.sample = ConfigDict({"count": 64, "draw": True})
     return config

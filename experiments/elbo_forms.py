@@ -216,6 +216,7 @@ def main() -> None:
     enable_compilation_cache()
     chain, repeats, examples, steps = [2, 6, 16, 50, 160, 500], 1000, 16, 1500
     if options.quick:
+        jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
         chain, repeats, examples, steps = [2, 6], 4, 2, 2
     cases = {
         "Gaussian, exact denoiser": gaussian_case(examples),

@@ -303,6 +303,48 @@ def init_params(model):
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
+# --- another path for the training times -------------------------------------------------------------
+
+
+def test_training_times_on_another_path_leave_the_bound_as_it_is():
+    """In continuous time: the same expectation from other draws; and the evaluation does not notice."""
+    x, n = jnp.asarray(levels_data(8)), 6000
+    path = {"name": "sigmoid", **ENDS, "start": -2.0, "end": 3.0}
+    plain, other = model_of(base="levels"), model_of(base="levels", train_schedule=path)
+    params = init_params(plain)
+    losses = [jit(jax.vmap(lambda key, m=m: m.loss(params, key, x)[0])) for m in (plain, other)]
+    a, b = (np.asarray(loss(keys(n)), np.float64) for loss in losses)
+    assert a.std() > 0 and abs(b.std() / a.std() - 1) > 0.05  # other draws
+    error = math.hypot(oracles.standard_error(a), oracles.standard_error(b))
+    assert abs(a.mean() - b.mean()) < 4.5 * error
+    for found, expected in zip(
+        other.elbo(params, jax.random.key(0), x),
+        plain.elbo(params, jax.random.key(0), x),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
+    assert "train schedule sigmoid" in other.components
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"timesteps": 5}, "is for continuous time, found timesteps = 5"),
+        (
+            {"schedule": "linear"},
+            r"expected the ends \[-13\.3.*, 5\.0\] of the schedule, found \[-4\.0",
+        ),
+        ({"train_schedule": {"name": "learned_linear"} | ENDS}, "neither .* may be learned"),
+        ({"train_schedule": "sigmid"}, "unknown name 'sigmid'; did you mean 'sigmoid'"),
+    ],
+    ids=str,
+)
+def test_paths_that_cannot_be_are_named(settings, message):
+    path = {"name": "sigmoid", **ENDS}
+    with pytest.raises(ValueError, match=rf"model\.train_schedule: {message}"):
+        model_of(**{"train_schedule": path} | settings)
+
+
 # --- spaces and weightings ---------------------------------------------------------------------------
 
 

@@ -1,0 +1,32 @@
+"""A convolutional variational autoencoder on MNIST (28×28, 256 levels), prepared by TFDS.
+
+    TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/mnist_vae.py
+"""
+
+from ml_collections import ConfigDict
+
+from vdm_jax.config import default
+
+
+def get_config():
+    config = default()
+    config.data.name = "mnist"
+    config.model = ConfigDict(
+        {
+            "name": "vae",
+            "latent": 40,
+            "encoder": {"name": "conv_encoder", "channels": (16, 32, 64), "blocks": 1},
+            "decoder": {"name": "conv_decoder", "channels": (16, 32, 64), "blocks": 1},
+            "likelihood": "histogram",
+            "draws": 1,
+            "prior_weight": 1.0,
+        }
+    )
+    config.optimizer.decay_steps = 2000
+    config.train.batch_size = 32
+    config.train.steps = 2000
+    config.train.checkpoint_every = 1000
+    config.evaluate.draws = 1
+    config.evaluate.batch_size = 100
+    config.sample = ConfigDict({"count": 64, "draw": True})
+    return config
