@@ -1,6 +1,6 @@
 """A hierarchical VAE of four latents on MNIST (28×28, 256 levels), prepared by TFDS.
 
-    TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/mnist_mhvae.py
+TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/mnist_mhvae.py
 """
 
 from ml_collections import ConfigDict

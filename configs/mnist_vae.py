@@ -1,6 +1,6 @@
 """A convolutional variational autoencoder on MNIST (28×28, 256 levels), prepared by TFDS.
 
-    TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/mnist_vae.py
+TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/mnist_vae.py
 """
 
 from ml_collections import ConfigDict

@@ -13,6 +13,7 @@ its numbers mean nothing.
 import argparse
 import json
 import platform
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -216,6 +217,7 @@ def main() -> None:
     enable_compilation_cache()
     chain, repeats, examples, steps = [2, 6, 16, 50, 160, 500], 1000, 16, 1500
     if options.quick:
+        options.out = Path(tempfile.mkdtemp())
         jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
         chain, repeats, examples, steps = [2, 6], 4, 2, 2
     cases = {
@@ -237,8 +239,6 @@ def main() -> None:
                 where = {"data": name, "timesteps": timesteps, "drawn": drawn}
                 rows += [where | row for row in found]
     print(table(rows))
-    if options.quick:
-        return
     about = {"versions": library_versions(), "python": platform.python_version()}
     about |= {"machine": f"{platform.machine()} CPU", "repeats": repeats, "examples": examples}
     about |= {"schedule": SCHEDULE, "network": NETWORK, "training_steps": steps}

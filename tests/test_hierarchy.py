@@ -247,7 +247,7 @@ def test_terms_and_plain_ratio_agree_on_average(chain):
     assert np.all(abs(off.mean(0)) < 4.5 * oracles.standard_error(off))
     assert off.std() > 0.01  # they are two estimators
     loss, metrics = jit(model.loss)(params, jax.random.key(1), x)
-    levels = [float(value) for name, value in metrics.items() if name.startswith("kl_")]
+    levels = [float(value) for name, value in metrics.items() if name.startswith("level_")]
     assert len(levels) == {"gaussian": 3, "diffusion": 4}[chain]
     np.testing.assert_allclose(loss, metrics["reconstruction"] + sum(levels), rtol=1e-5)
 
@@ -338,7 +338,7 @@ def test_prior_weight_weighs_the_loss_and_not_the_bound():
         model = learned([3, 2], prior_weight=weight)
         params = moved(model.init(jax.random.key(0)))
         loss, metrics = model.loss(params, key, X)
-        levels = metrics["kl_1"] + metrics["kl_2"]
+        levels = metrics["level_1"] + metrics["level_2"]
         np.testing.assert_allclose(loss, metrics["reconstruction"] + weight * levels, rtol=1e-5)
         losses.append(float(loss))
         bounds.append(float(metrics["bits_per_dim"]))
@@ -354,6 +354,25 @@ def test_the_loss_is_the_mean_of_the_bound():
     loss = float(model.loss(params, key, whole)[0])
     parts = [float(model.loss(params, key, half)[0]) for half in halves]
     np.testing.assert_allclose(np.mean(parts), loss, rtol=1e-5)
+
+
+def test_collapse_shows_in_the_metrics():
+    """A latent that is not used has a gain of 0 at every draw; one that is has not."""
+    model = learned([3, 2, 4])
+    start = model.init(jax.random.key(0))
+    silent = start | {"encoder": jax.tree.map(jnp.zeros_like, start["encoder"])}
+    names = ("kl_1", "gain_2", "gain_3")
+    _, metrics = model.loss(silent, jax.random.key(1), X)
+    np.testing.assert_allclose([metrics[name] for name in names], 0, atol=1e-5)
+    _, metrics = model.loss(start, jax.random.key(1), X)
+    assert metrics["kl_1"] > 0.01
+    np.testing.assert_allclose([metrics[name] for name in names[1:]], 0, atol=1e-5)
+    _, metrics = model.loss(moved(start), jax.random.key(1), X)
+    assert all(abs(metrics[name]) > 1e-3 for name in names)
+    # the bound is that of the first latent, plus what the others add, up to the noise of the draw
+    parts = metrics["kl_1"] - metrics["gain_2"] - metrics["gain_3"]
+    levels = sum(metrics[f"level_{t}"] for t in (1, 2, 3))
+    assert abs(parts - levels) < 1.5
 
 
 # --- what there is to see ----------------------------------------------------------------------------
@@ -399,6 +418,8 @@ def test_pictures_are_of_the_codes(weight):
     np.testing.assert_array_equal(paths[:, -1], pairs[1::2, 1])
     odd = model.pictures["interpolations"](params, X[:5])
     np.testing.assert_array_equal(odd, paths[:2])
+    one = model.pictures["interpolations"](params, X[:1])
+    np.testing.assert_array_equal(one, np.repeat(pairs[:1, 1:], 9, axis=1))
 
 
 def test_an_autoencoder_reconstructs_and_refuses_the_rest():
@@ -435,6 +456,8 @@ def test_an_autoencoder_reconstructs_and_refuses_the_rest():
             "likelihood: the data have 5 levels.* of 2 levels",
         ),
         (lambda: learned([3], likelihood="gaussian"), "have 5 levels, .* of continuous values"),
+        (lambda: vae(Statistics(SHAPE, None)), "expected K-level data, found continuous values"),
+        (lambda: vae(Statistics(SHAPE, None), likelihood="softmax"), "found continuous values"),
         (lambda: vae(STATISTICS, latent=0), r"model\.latent: expected .* at least 1, found 0"),
         (lambda: vae(STATISTICS, latent=2.0), r"model\.latent: .* found 2\.0"),
         (

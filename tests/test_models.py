@@ -7,7 +7,7 @@ import oracles
 import pytest
 from oracles import jit
 
-from vdm_jax.models import MODELS, Statistics, build_model
+from vdm_jax.models import MODELS, Statistics, base_of, build_model
 from vdm_jax.typing import Batch
 
 SHAPE, LEVELS, TINY = (2, 3), 5, {"name": "mlp", "width": 8, "depth": 1}
@@ -120,3 +120,15 @@ def test_unknown_fields_are_named(name):
         build_model(
             {"name": name, "likelyhood": "softmax"} | SETTINGS[name], DATA["levels"][0], "model"
         )
+
+
+def test_both_ways_to_a_diffusion_measure_the_same_base():
+    parts = {"base": "levels", "timesteps": 3}
+    chain = {"name": "diffusion"} | parts
+    assert (
+        base_of({"name": "vdm"} | parts) == base_of({"name": "mhvae", "chain": chain}) == "levels"
+    )
+    assert (
+        base_of({"name": "vae"}) is None
+        and base_of({"name": "mhvae", "chain": "diffusion"}) is None
+    )

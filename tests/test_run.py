@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -462,7 +463,7 @@ def test_a_hierarchy_is_trained_resumed_and_shown(tmp_path):
         with Image.open(tmp_path / "whole" / f"{name}.png") as picture:
             assert min(picture.size) > 100
     rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
-    assert {"kl_1", "kl_2", "reconstruction", "bits_per_dim"} <= rows[-1].keys()
+    assert {"kl_1", "gain_2", "level_1", "level_2", "bits_per_dim"} <= rows[-1].keys()
     tight = whole.evaluate("test", importance_samples=3)
     assert "importance-weighted bound of 3 samples" in tight.estimator and tight.prior is None
     again = []
@@ -482,6 +483,22 @@ def test_an_autoencoder_is_trained_and_says_what_it_is_not(tmp_path):
     again = []
     run.train(shrunk("ae"), tmp_path, say=again.append)
     assert again[1:] == lines
+    # a run shorter than a log interval has a curve without points
+    run.train(shrunk("ae", **{"train.log_every": 100}), tmp_path / "short", say=silent)
+    assert (tmp_path / "short" / "loss.png").exists()
+
+
+def test_a_run_of_an_earlier_version_is_loaded_and_continued(unbroken, tmp_path):
+    """Before there was a choice of importance samples or of a training schedule."""
+    folder = tmp_path / "old"
+    shutil.copytree(unbroken[0].workdir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["evaluate"]["importance_samples"], config["model"]["train_schedule"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_same(load(folder).state, unbroken[0].state)
+    lines = []
+    run.train(tiny(), folder, say=lines.append)
+    assert lines[0].startswith("already trained")
 
 
 @pytest.mark.parametrize(

@@ -619,3 +619,19 @@ def test_floats_for_data_on_levels_are_refused():
     for function in (model.loss, model.elbo):
         with pytest.raises(TypeError, match=r"'softmax': expected integers 0\.\.3, found float32"):
             function(params, jax.random.key(0), jnp.zeros((2, *SHAPE)))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"name": "mlp", "outputs": (1, 1)}, r"network: gives \(1, 1\) for data \(2, 3\)"),
+        ({"name": "conv_encoder", "outputs": SHAPE}, "conv_encoder: is no denoiser"),
+    ],
+)
+def test_networks_that_are_no_denoisers_are_refused(network, message):
+    model = model_of(network=network)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(
+            lambda key: model.loss(model.init(key), key, jnp.zeros((2, *SHAPE), jnp.uint8)),
+            jax.random.key(0),
+        )

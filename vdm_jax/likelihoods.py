@@ -59,19 +59,21 @@ def least_noisy(likelihood: Likelihood, latent: Data, x0_hat: Any, gamma_0: Scal
     return Gaussian(latent / alpha(gamma_0), jnp.asarray(gamma_0))
 
 
-def level_values(levels: int) -> np.ndarray:
+def level_values(levels: Any) -> np.ndarray:
     """The K centres (2k+1)/K − 1 of equal bins of [−1, 1], float64 [K]."""
+    if levels is None:
+        raise ValueError("levels: expected K-level data, found continuous values")
     if levels < 2:
         raise ValueError(f"levels must be at least 2, found {levels}")
     return (2 * np.arange(levels) + 1) / levels - 1
 
 
-def softmax(*, levels: int = 256) -> Likelihood:
+def softmax(*, levels: Any = 256) -> Likelihood:
     """Normalised Gaussian scores over the K levels."""
     return _softmax("softmax", levels)
 
 
-def histogram(*, levels: int, log_counts: Any) -> Likelihood:
+def histogram(*, levels: Any, log_counts: Any) -> Likelihood:
     """Bayes' rule for independent positions: their own histograms times the Gaussian scores.
 
     An observation without information (a large variance) leaves the histogram.
@@ -80,6 +82,7 @@ def histogram(*, levels: int, log_counts: Any) -> Likelihood:
       levels: K ≥ 2.
       log_counts: [*d, K] or [K], log-probabilities or log-counts, fitted on the training split.
     """
+    level_values(levels)
     log_counts = np.asarray(log_counts, np.float32)
     if log_counts.ndim < 1 or log_counts.shape[-1] != levels:
         raise ValueError(
@@ -94,8 +97,10 @@ def bernoulli() -> Likelihood:
     return _softmax("bernoulli", 2)
 
 
-def discretized_gaussian(*, levels: int = 256) -> Likelihood:
+def discretized_gaussian(*, levels: Any = 256) -> Likelihood:
     """N(mean, variance) integrated over each level's bin; the outer bins reach to infinity."""
+
+    encode, decode = _level_codec(levels, "discretized_gaussian")
 
     def log_prob(x, mean, log_var):
         scale = jnp.exp(-0.5 * log_var)
@@ -117,7 +122,6 @@ def discretized_gaussian(*, levels: int = 256) -> Likelihood:
         del log_var
         return jnp.clip(mean, -1, 1)
 
-    encode, decode = _level_codec(levels, "discretized_gaussian")
     return Likelihood(encode, decode, log_prob, sample, expected, denoised=True, levels=levels)
 
 
@@ -140,7 +144,7 @@ def gaussian() -> Likelihood:
     )
 
 
-def _softmax(name: str, levels: int, log_counts: np.ndarray | None = None) -> Likelihood:
+def _softmax(name: str, levels: Any, log_counts: np.ndarray | None = None) -> Likelihood:
     values = level_values(levels)
     encode, decode = _level_codec(levels, name)
 
@@ -196,7 +200,7 @@ def _stored_type(levels: int):
     return jnp.uint8 if levels <= 256 else jnp.int32
 
 
-def _level_codec(levels: int, name: str):
+def _level_codec(levels: Any, name: str):
     values = level_values(levels)
 
     def encode(x):

@@ -11,7 +11,7 @@ import numpy as np
 
 from vdm_jax.config import difference, to_dict
 from vdm_jax.data import Dataset, level_counts, load_dataset, train_batches
-from vdm_jax.models import Model, build_model
+from vdm_jax.models import Model, base_of, build_model
 from vdm_jax.models.statistics import fit_statistics, load_statistics, save_statistics
 from vdm_jax.report import report
 from vdm_jax.specs import nearest
@@ -57,7 +57,7 @@ def train(config: Any, workdir: str | Path, *, say: Callable[[str], None] = prin
     path = workdir / "statistics.npz"
     if not path.exists():
         sample = dataset.train.images[np.arange(min(1024, len(dataset.train.images)))]
-        save_statistics(path, fit_statistics(counts, sample, base=plain["model"].get("base")))
+        save_statistics(path, fit_statistics(counts, sample, base=base_of(plain["model"])))
     statistics = load_statistics(path)
     model = build_model(plain["model"], statistics)
 

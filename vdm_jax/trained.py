@@ -135,7 +135,10 @@ def load(workdir: str | Path) -> Trained:
     for name in ("config.json", "statistics.npz", "checkpoints"):
         if not (workdir / name).exists():
             raise FileNotFoundError(f"no run to load in {workdir}: {name} is missing")
-    plain = to_dict(read_json(workdir / "config.json"))
+    saved = read_json(workdir / "config.json")
+    if isinstance(saved, dict):  # of a version that could not yet choose this
+        saved["evaluate"] = {"importance_samples": 1} | saved.get("evaluate", {})
+    plain = to_dict(saved)
     statistics = load_statistics(workdir / "statistics.npz")
     model = build_model(plain["model"], statistics)
     optimizer, _ = make_optimizer(**plain["optimizer"])

@@ -19,11 +19,18 @@ __all__ = [
     "Chain",
     "Model",
     "Statistics",
+    "base_of",
     "build_model",
     "mhvae",
     "vae",
     "vdm",
 ]
+
+
+def base_of(spec: Mapping[str, Any]) -> Any:
+    """The spec of the base whose error is to be measured before training, or None."""
+    chain = spec.get("chain")
+    return spec.get("base") or (chain.get("base") if isinstance(chain, Mapping) else None)
 
 
 def build_model(

@@ -202,20 +202,20 @@ def diffusion(
         network_key, schedule_key = jax.random.split(key)
         return {"network": net.init(network_key), "schedule": schedule.init(schedule_key)}
 
-    def predict(params, z, t):
-        return net.predict(params["network"], z, same_for_all(step(params, t), z))
+    def predict(params, z, t, keys):
+        own = None if keys is None else fold_each(keys, t)
+        return net.predict(params["network"], z, same_for_all(step(params, t), z), own)
 
     def up(params, below, t, keys=None):
         del keys
         return _batched(transition(below, step(params, t)))
 
     def down(params, above, t, keys=None):
-        del keys
         at = step(params, t)
         if t == 1:
-            x0_hat = predict(params, above, 1) if likelihood.denoised else None
+            x0_hat = predict(params, above, 1, keys) if likelihood.denoised else None
             return _batched(least_noisy(likelihood, above, x0_hat, at.gamma_t))
-        return _batched(posterior(above, predict(params, above, t), at))
+        return _batched(posterior(above, predict(params, above, t, keys), at))
 
     def given_data(params, x0, above, t):
         if above is None:

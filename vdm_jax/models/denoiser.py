@@ -21,14 +21,13 @@ class Denoiser(NamedTuple):
 
     Attributes:
       init: key -> params of the network.
-      predict: (params, xt, intervals) -> x̂_0; `Interval` of arrays [B].
-      error: (params, probes, keys=None) -> x_0 − x̂_0, without the cancellation of computing x̂_0 first;
-        `keys` [B] are those of dropout.
+      predict: (params, xt, intervals, keys=None) -> x̂_0; `Interval` of arrays [B], `keys` [B] of dropout.
+      error: (params, probes, keys=None) -> x_0 − x̂_0, without the cancellation of computing x̂_0 first.
       row: the parameterization.
     """
 
     init: Callable[[Key], Params]
-    predict: Callable[[Params, Array, Interval], Array]
+    predict: Callable[..., Array]
     error: Callable[..., Array]
     row: Parameterization
 
@@ -52,11 +51,13 @@ def denoiser(
         estimate = jax.vmap(base.estimate)(xt, steps.gamma_t, mix)
         extra = estimate if base.informative else None
         output = net.apply(params, xt, steps.gamma_t, extra, keys)
+        if output.shape != xt.shape:
+            raise ValueError(f"{where}.network: gives {output.shape[1:]} for data {xt.shape[1:]}")
         scale = jax.vmap(lambda *at: head(base, *at))(steps.gamma_t, mix, target)
         return estimate, jax.vmap(jnp.multiply)(mix.out * scale, output)
 
-    def predict(params, xt, steps):
-        estimate, change = correction(params, xt, steps)
+    def predict(params, xt, steps, keys=None):
+        estimate, change = correction(params, xt, steps, keys)
         return estimate + change
 
     def error(params, at: Probe, keys=None):

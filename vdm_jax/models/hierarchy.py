@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.elbo import Elbo
+from vdm_jax.elbo import Elbo, check_steps
 from vdm_jax.gaussian import Gaussian, cross_entropy, kl, standard_normal
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.models.chain import Chain
@@ -95,6 +95,22 @@ def log_ratio(draw: Draw) -> Array:
     return jnp.sum(jnp.stack(ratios), 0)
 
 
+def gains(draw: Draw) -> list[Array]:
+    """How much each latent is used, nats [B] for each: 0, on average, for one that has collapsed.
+
+    For the first KL(q(z_1|x) ‖ N(0, I)); for another what it adds to the bound of the chain that ends below it,
+    log p(z_{t−1}|z_t) N(z_t) − log q(z_t|z_{t−1}) N(z_{t−1}).
+    """
+    log_prob = jax.vmap(Gaussian.log_prob)
+    priors = [log_prob(_normal_like(level.z), level.z) for level in draw.levels]
+    used = [jax.vmap(kl)(draw.levels[0].q, _normal_like(draw.levels[0].z))]
+    for t in range(1, len(draw.levels)):
+        below, level = draw.levels[t - 1], draw.levels[t]
+        generated = log_prob(below.p, below.z) + priors[t]
+        used.append(generated - log_prob(level.q, level.z) - priors[t - 1])
+    return used
+
+
 def hierarchy(
     statistics: Statistics,
     chain: Chain,
@@ -157,9 +173,13 @@ def hierarchy(
         total = reconstruction + sum(levels)
         value = reconstruction + prior_weight * sum(levels)
         metrics = {"loss": value, "bits_per_dim": total, "reconstruction": reconstruction}
-        return value, metrics | {f"kl_{t}": part for t, part in enumerate(levels, start=1)}
+        metrics |= {f"level_{t}": part for t, part in enumerate(levels, start=1)}
+        for t, used in enumerate(gains(one), start=1):
+            metrics["kl_1" if t == 1 else f"gain_{t}"] = bits * jnp.mean(used)
+        return value, metrics
 
     def elbo(params, key, batch, draws=1):
+        check_steps(draws, "draws must be at least 1")
         batch = as_batch(batch)
         x0 = likelihood.encode(batch.x)
         (draw_keys,) = example_keys(key, batch.index, 1)
@@ -176,6 +196,7 @@ def hierarchy(
         return jax.tree.map(lambda sum_: sum_ / draws, total)
 
     def importance(params, key, batch, samples):
+        check_steps(samples, "importance samples must be at least 1")
         batch = as_batch(batch)
         x0 = likelihood.encode(batch.x)
         (draw_keys,) = example_keys(key, batch.index, 1)
@@ -210,9 +231,9 @@ def hierarchy(
         return jnp.stack([x, show(chain.down(params, codes(params, x), 1))], 1)
 
     def interpolations(params, x):
-        """Decoded points between the codes of each two examples in a row, [n // 2, 9, *d]."""
+        """Decoded points between the codes of each two examples in a row, [max(1, n // 2), 9, *d]."""
         z = codes(params, x)
-        start, end = z[0 : 2 * (len(x) // 2) : 2], z[1::2]
+        start, end = (z[0 : 2 * (len(x) // 2) : 2], z[1::2]) if len(x) > 1 else (z, z)
         weights = jnp.linspace(0, 1, PATH_POINTS, dtype=z.dtype)
         paths = [start + w * (end - start) for w in weights]
         return jnp.stack([show(chain.down(params, path, 1)) for path in paths], 1)

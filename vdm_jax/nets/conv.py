@@ -20,8 +20,7 @@ class EncoderModule(nn.Module):
 
     @nn.compact
     def __call__(self, x, gamma_t, extra, keys):
-        del gamma_t, extra
-        _check_image("conv_encoder", x.shape[1:])
+        _check_image("conv_encoder", x.shape[1:], gamma_t, extra)
         layer = 0
         h = nn.Conv(self.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
         for level, channels in enumerate(self.channels):
@@ -46,8 +45,7 @@ class DecoderModule(nn.Module):
 
     @nn.compact
     def __call__(self, x, gamma_t, extra, keys):
-        del gamma_t, extra
-        _check_image("conv_decoder", self.outputs)
+        _check_image("conv_decoder", self.outputs, gamma_t, extra)
         height, width, *rest = self.outputs
         sizes = [(height, width)]
         for _ in self.channels[1:]:
@@ -114,6 +112,8 @@ def _conv(name, module, outputs, channels, blocks, dropout, dtype) -> Network:
     )
 
 
-def _check_image(name: str, shape: tuple[int, ...]) -> None:
+def _check_image(name: str, shape: tuple[int, ...], gamma_t, extra) -> None:
+    if gamma_t is not None or extra is not None:
+        raise ValueError(f"{name}: is no denoiser; it takes neither γ nor the estimate of a base")
     if len(shape) < 3:
         raise ValueError(f"{name}: expected images H×W×C, found shape {shape}")

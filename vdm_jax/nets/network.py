@@ -44,9 +44,9 @@ def check_settings(name: str, *, dropout: float, dtype: str, **sizes: Any) -> No
     for key, value in sizes.items():
         values = value if isinstance(value, tuple) else (value,)
         if not values or not all(isinstance(n, int) and n > 0 for n in values):
-            raise ValueError(f"{name}: {key} must be positive, found {value}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{name}: dropout must lie in [0, 1), found {dropout}")
+            raise ValueError(f"{name}: {key} must be positive, found {value!r}")
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ValueError(f"{name}: dropout must lie in [0, 1), found {dropout!r}")
     if dtype not in DTYPES:
         raise ValueError(f"{name}: unknown dtype {dtype!r}; choices: {', '.join(DTYPES)}")
 

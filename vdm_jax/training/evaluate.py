@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.elbo import Elbo
+from vdm_jax.elbo import Elbo, check_steps
 from vdm_jax.models import Model
 from vdm_jax.typing import Batch, Key, Params
 
@@ -63,6 +63,8 @@ def make_evaluator(model: Model, draws: int, importance_samples: int = 1) -> Any
     """
     if model.refusal is not None:
         raise ValueError(f"{model.components}: {model.refusal}")
+    check_steps(draws, "evaluate.draws: must be at least 1")
+    check_steps(importance_samples, "evaluate.importance_samples: must be at least 1")
     if importance_samples == 1:
         return jax.jit(
             lambda params, key, batch: model.elbo(params, key, batch, draws=draws)._asdict()

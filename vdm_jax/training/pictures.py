@@ -91,11 +91,12 @@ def loss_curve(
         )
     reach = [bound.min(), np.quantile(bound, 0.98)] if rows else []
     reach += [test.bits_per_dim] if test is not None else []
-    margin = 0.08 * (max(reach) - min(reach)) + 1e-3
-    axes.set_ylim(min(reach) - margin, max(reach) + margin)
+    if reach:
+        margin = 0.08 * (max(reach) - min(reach)) + 1e-3
+        axes.set_ylim(min(reach) - margin, max(reach) + margin)
+        axes.legend(frameon=False, fontsize=9)
     what = "−ELBO" if shown == "bits_per_dim" else "loss (not a bound)"
     axes.set(xlabel="step", ylabel=f"{what}, bits/dim")
     axes.set_title(title, fontsize=8)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=9)
     FigureCanvasAgg(figure).print_png(str(path))
