@@ -1,6 +1,10 @@
-"""A hierarchical VAE of four latents on MNIST (28×28, 256 levels), prepared by TFDS.
+"""A hierarchical VAE of four latents on MNIST (28×28, 256 levels), prepared by TFDS: `mnist_vae.py` and
+three more.
 
-TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/mnist_mhvae.py
+    TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/mnist_mhvae.py
+
+Measured: test 1.251 ± 0.003 bits/dim (10,000 examples, one draw each), 9 minutes on one CPU core shared
+with other work; one epoch, far from converged.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,9 @@
 """A variational autoencoder on the embedded digits (1,500 train / 297 test images of 8×8, 17 levels).
 
-python -m vdm_jax.main --config=configs/vae.py
+    python -m vdm_jax.main --config=configs/vae.py
+
+Measured: test 1.898 ± 0.017 bits/dim, under a minute on 2 CPU cores. More steps overfit: 1,500 images are
+few.
 """
 
 from ml_collections import ConfigDict

@@ -156,7 +156,9 @@ def difference(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     for path in sorted(before.keys() | after.keys()):
         if any(path == free or path.startswith(free + ".") for free in FREE_TO_CHANGE):
             continue
-        old, new = before.get(path), after.get(path)  # an absent field is its default, None
+        old, new = before.get(path, "absent"), after.get(path, "absent")
+        if {str(old), str(new)} <= {"absent", "None"}:  # a field that a version did not yet have
+            continue
         if old != new and not (_nan(old) and _nan(new)):
             lines.append(f"config.{path}: {old!r} there, {new!r} here")
     return lines
