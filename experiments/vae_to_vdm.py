@@ -119,7 +119,7 @@ def fitted(spec, statistics, target: int) -> tuple[dict, Model]:
     return spec(8 * low), build_model(spec(8 * low), statistics)
 
 
-def train(model: Model, dataset, *, seeds: int, steps: int, batch_size: int):
+def train(model: Model, dataset, *, seeds: int, steps: int, batch_size: int, convolutions: bool):
     """Train all seeds side by side on the same batches; EMA weights [seeds, ...]."""
     optimizer, _ = make_optimizer(decay_steps=max(steps, 101), **OPTIMIZER)
     step = vdm_jax.make_step(model.loss, optimizer, ema_decay=0.999, ema_warmup=True)
@@ -130,7 +130,7 @@ def train(model: Model, dataset, *, seeds: int, steps: int, batch_size: int):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), seed))
         return vdm_jax.init_state(model.init(keys[0]), optimizer, keys[1])
 
-    many, convolutions = jax.vmap(step, (0, None)), "unet" in str(model.components)
+    many = jax.vmap(step, (0, None))
 
     @partial(jax.jit, donate_argnums=0)
     def run(states, stack):
@@ -276,6 +276,7 @@ def main() -> None:
             seeds=options.seeds,
             steps=options.steps,
             batch_size=options.batch_size,
+            convolutions=spec["name"] == "vdm",
         )
         still = build_model(without_dropout(spec), statistics)  # as an autoencoder's loss has it
         found = evaluate(still, params, test, options.draws, options.importance_samples)

@@ -114,3 +114,13 @@ def test_loss_curve_of_any_length(tmp_path, rows, test):
     with Image.open(tmp_path / "loss.png") as picture:
         picture.load()
         assert picture.size == (700, 420)
+
+
+def test_a_loss_that_is_not_the_bound_has_a_panel_of_its_own(tmp_path):
+    widths = []
+    for weight in (1, 2):
+        rows = [{"step": i, "bits_per_dim": 4 / i, "loss": weight * 4 / i} for i in range(1, 30)]
+        loss_curve(tmp_path / "loss.png", rows, title="vdm")
+        with Image.open(tmp_path / "loss.png") as picture:
+            widths.append(picture.width)
+    assert widths[1] == 2 * widths[0]

@@ -24,6 +24,18 @@ STEPS, STACK, SAVE = 16, 4, 8  # saved at 8 and 16
 HOMES = {"draw_samples": report, "evaluate": runs, "loss_curve": report}
 
 
+def changed(config, changes):
+    """Set {"section.field": value}."""
+    for path, value in changes.items():
+        *sections, field = path.split(".")
+        tree = config
+        for section in sections:
+            tree = tree[section]
+        with tree.ignore_type():
+            tree[field] = value
+    return config
+
+
 def tiny(**changes):
     """The smoke config, smaller; `changes` are {"section.field": value}."""
     config = runpy.run_path(str(SMOKE))["get_config"]()
@@ -37,14 +49,7 @@ def tiny(**changes):
     config.evaluate.batch_size = 297
     config.sample.count = 4
     config.sample.steps = 2
-    for path, value in changes.items():
-        *sections, field = path.split(".")
-        tree = config
-        for section in sections:
-            tree = tree[section]
-        with tree.ignore_type():
-            tree[field] = value
-    return config
+    return changed(config, changes)
 
 
 def numbers(state):
@@ -440,14 +445,7 @@ def shrunk(name, **changes):
     config.train.batch_size, config.train.steps, config.train.steps_per_dispatch = 16, 8, 4
     config.train.log_every, config.train.checkpoint_every = 2, 4
     config.evaluate.draws, config.sample.count = 1, 4
-    for path, value in changes.items():
-        *sections, field = path.split(".")
-        tree = config
-        for section in sections:
-            tree = tree[section]
-        with tree.ignore_type():
-            tree[field] = value
-    return config
+    return changed(config, changes)
 
 
 def test_a_hierarchy_is_trained_resumed_and_shown(tmp_path):

@@ -70,6 +70,34 @@ def default() -> Any:  # a ConfigDict; as such its fields would have no types
     )
 
 
+def default_vae() -> Any:
+    """The embedded digits with a small VAE: what the latent-variable configs of the digits start from."""
+    config = default()
+    network = {"name": "mlp", "width": 256, "depth": 2, "dropout": 0.5}
+    config.model = ConfigDict(
+        {
+            "name": "vae",
+            "latent": 16,
+            "encoder": dict(network),
+            "decoder": dict(network),
+            "likelihood": "histogram",
+            "draws": 1,
+            "prior_weight": 1.0,
+        }
+    )
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 1.0
+    config.optimizer.decay_steps = 2000
+    config.train.batch_size = 128
+    config.train.steps = 2000
+    config.train.steps_per_dispatch = 20
+    config.train.log_every = 50
+    config.train.checkpoint_every = 1000
+    config.evaluate.batch_size = 297
+    config.sample = ConfigDict({"count": 64, "draw": True})
+    return config
+
+
 Rule = tuple[str, Callable[[Any], bool]]
 POSITIVE: Rule = ("a whole number of at least 1", lambda v: v >= 1)
 NOT_NEGATIVE: Rule = ("a finite number of at least 0", lambda v: 0 <= v < math.inf)
@@ -157,7 +185,9 @@ def difference(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
         if any(path == free or path.startswith(free + ".") for free in FREE_TO_CHANGE):
             continue
         old, new = before.get(path, "absent"), after.get(path, "absent")
-        if {str(old), str(new)} <= {"absent", "None"}:  # a field that a version did not yet have
+        if (
+            before.get(path) is None and after.get(path) is None
+        ):  # one version did not have the field
             continue
         if old != new and not (_nan(old) and _nan(new)):
             lines.append(f"config.{path}: {old!r} there, {new!r} here")

@@ -47,7 +47,7 @@ class Chain(NamedTuple):
     given_data: Callable[..., Gaussian] | None
 
 
-KEEP = 0.5**0.5  # κ of `_reversible`: half the variance of a latent is that of the one below
+KEEP = 0.5**0.5  # κ of `_corrected`: half the variance of a latent is that of the one below
 
 
 def gaussian(

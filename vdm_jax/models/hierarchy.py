@@ -137,8 +137,7 @@ def hierarchy(
       ValueError: draws below 1, a negative or infinite prior_weight, or 0 with more than one latent.
     """
     top = len(chain.shapes)
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"{where}.draws: must be at least 1, found {draws}")
+    check_steps(draws, f"{where}.draws: must be at least 1")
     if not isinstance(prior_weight, int | float) or not 0 <= prior_weight < math.inf:
         raise ValueError(
             f"{where}.prior_weight: must be finite and not negative, found {prior_weight}"
@@ -258,7 +257,7 @@ def hierarchy(
 
 AUTOENCODER = (
     "an autoencoder (prior_weight = 0) has neither a likelihood, for without the prior term its objective "
-    "bounds none, nor samples, for no prior says where its codes lie; it reconstructs (--mode=reconstruct)"
+    "bounds none, nor samples, for no prior says where its codes lie; it reconstructs"
 )
 
 

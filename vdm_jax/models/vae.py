@@ -7,6 +7,7 @@ It is the hierarchy of one latent. Source: Kingma & Welling 2013, arXiv 1312.611
 
 from typing import Any
 
+from vdm_jax.elbo import check_steps
 from vdm_jax.models.chain import gaussian
 from vdm_jax.models.hierarchy import hierarchy
 from vdm_jax.models.model import Model, Statistics, likelihood_for
@@ -43,8 +44,7 @@ def vae(
     """
     likelihood_spec = likelihood
     likelihood = likelihood_for(statistics, likelihood, where)
-    if isinstance(latent, bool) or not isinstance(latent, int) or latent < 1:
-        raise ValueError(f"{where}.latent: expected a dimension of at least 1, found {latent!r}")
+    check_steps(latent, f"{where}.latent: expected a dimension of at least 1")
     words = [f"encoder {name_of(encoder)}", f"decoder {name_of(decoder)}", f"latent {latent}"]
     words += [f"likelihood {name_of(likelihood_spec)}", f"prior weight {prior_weight}"]
     chain = gaussian(

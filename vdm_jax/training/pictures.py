@@ -65,22 +65,32 @@ def strips(path: Path, rows: np.ndarray, *, levels: int, title: str) -> None:
 def loss_curve(
     path: Path, rows: list[dict[str, Any]], *, test: Any = None, title: str = ""
 ) -> None:
-    """Save the training bound (or the loss, where there is none) in bits/dim against steps.
+    """Save the training bound in bits/dim against steps, and the loss beside it where it is another number.
 
-    `test` is an `Evaluation` to mark.
+    `test` is an `Evaluation` to mark on the bound.
     """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    bounded = all("bits_per_dim" in row for row in rows)
+    same = bounded and all(
+        row.get("loss", row["bits_per_dim"]) == row["bits_per_dim"] for row in rows
+    )
+    panels = ["bits_per_dim"] * bounded + ["loss"] * (not same)
+    figure = Figure(figsize=(7 * len(panels), 4.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _curve(axes, rows, name, test if name == "bits_per_dim" else None)
+    figure.suptitle(title, fontsize=8)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def _curve(axes: Any, rows: list[dict[str, Any]], name: str, test: Any) -> None:
     step = np.asarray([row["step"] for row in rows])
-    shown = "loss" if any("bits_per_dim" not in row for row in rows) else "bits_per_dim"
-    bound = np.asarray([row[shown] for row in rows])
+    values = np.asarray([row[name] for row in rows])
     if rows:  # a run may be shorter than a log interval
         axes.plot(
-            step, bound, color="C0", alpha=0.35, linewidth=1, label="training, per log interval"
+            step, values, color="C0", alpha=0.35, linewidth=1, label="training, per log interval"
         )
     if len(rows) >= 10:
         width = max(len(rows) // 40, 3)
-        smooth = np.convolve(bound, np.ones(width) / width, "valid")
+        smooth = np.convolve(values, np.ones(width) / width, "valid")
         axes.plot(
             step[width - 1 :], smooth, color="C0", label=f"training, mean of {width} intervals"
         )
@@ -89,14 +99,12 @@ def loss_curve(
         axes.errorbar(
             test.step, test.bits_per_dim, test.standard_error, fmt="o", color="C3", label=text
         )
-    reach = [bound.min(), np.quantile(bound, 0.98)] if rows else []
+    reach = [values.min(), np.quantile(values, 0.98)] if rows else []
     reach += [test.bits_per_dim] if test is not None else []
     if reach:
         margin = 0.08 * (max(reach) - min(reach)) + 1e-3
         axes.set_ylim(min(reach) - margin, max(reach) + margin)
         axes.legend(frameon=False, fontsize=9)
-    what = "−ELBO" if shown == "bits_per_dim" else "loss (not a bound)"
+    what = "−ELBO" if name == "bits_per_dim" else "loss (not a bound)"
     axes.set(xlabel="step", ylabel=f"{what}, bits/dim")
-    axes.set_title(title, fontsize=8)
     axes.grid(alpha=0.25)
-    FigureCanvasAgg(figure).print_png(str(path))
