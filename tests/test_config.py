@@ -21,6 +21,7 @@ from vdm_jax.models import MODELS, Statistics, build_model
 from vdm_jax.training.evaluate import Evaluation
 from vdm_jax.training.loop import fit
 from vdm_jax.training.optimizer import make_optimizer
+from vdm_jax.training.parallel import make_layout
 from vdm_jax.training.state import init_state
 from vdm_jax.training.step import make_step
 from vdm_jax.typing import Batch
@@ -72,7 +73,7 @@ def test_shipped_configs_are_built_initialised_and_stepped(name):
 
     def build():
         model = build_model(config["model"], Statistics(shape, levels, log_counts=log_counts))
-        return model, jax.eval_shape(partial(runs.fresh, config, model, optimizer))
+        return model, jax.eval_shape(partial(runs.fresh, config["seed"], model, optimizer))
 
     model, state = build()
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -108,11 +109,14 @@ def test_every_field_is_an_argument_of_what_reads_it():
     assert fields("data") == {"name"} | keywords(load_dataset) - {"where"}
     assert fields("model") == {"name"} | keywords(MODELS["vdm"]) - {"where"}
     given = {"store", "log", "about", "axis_name", "process_index", "process_count", "prefetch"}
-    given |= {"seed", "start_step", "stop_step", "stack"}  # of the run, not of the config's section
+    given |= {"seed", "start_step", "stop_step", "stack", "names", "profiler", "devices"}
+    # `given` is of the run, not of the config's section
     read = keywords(fit) | keywords(make_step) | keywords(train_batches)
+    read |= set(inspect.signature(make_layout).parameters)
     assert fields("train") == read - given | {"steps_per_dispatch"}
     assert set(default().keys()) == {
         "seed",
+        "runs",
         "data",
         "model",
         "optimizer",
@@ -150,7 +154,7 @@ def test_every_field_of_evaluate_and_sample_is_read(monkeypatch, tmp_path):
         asked.update(options, n=n)
         return jax.numpy.zeros((n, *shape), np.uint8)
 
-    def make_evaluator(model, draws, importance_samples):
+    def make_evaluator(model, draws, importance_samples, layout):
         asked.update(draws=draws, importance_samples=importance_samples)
 
     def evaluate(*args, **kwargs):
@@ -160,7 +164,7 @@ def test_every_field_of_evaluate_and_sample_is_read(monkeypatch, tmp_path):
 
     monkeypatch.setattr(runs, "make_evaluator", make_evaluator)
     monkeypatch.setattr(runs, "evaluate", evaluate)
-    monkeypatch.setattr(runs.jax, "jit", lambda function: function)
+    monkeypatch.setattr(runs.jax, "jit", lambda function, **options: function)
     state = init_state({}, optax.identity(), jax.random.key(0))
     trained = runs.Trained(config, model._replace(sample=sample), statistics, state, tmp_path)
     trained.evaluate()
@@ -227,6 +231,13 @@ BAD = [
     ("train.steps_per_dispatch", 0, "config.train.steps_per_dispatch: .* found 0"),
     ("train.log_every", 0, "config.train.log_every: .* found 0"),
     ("train.checkpoint_every", 0, "config.train.checkpoint_every: .* found 0"),
+    ("train.fsdp", 0, "config.train.fsdp: .* found 0"),
+    ("train.stall_seconds", 0.0, "config.train.stall_seconds: .* above 0, found 0.0"),
+    ("runs.seeds", 3, "config.runs.seeds: expected a list, found 3"),
+    ("runs.seeds", [0, -1], "config.runs.seeds: expected a whole number in .* found -1"),
+    ("runs.seeds", [0, 0.5], "config.runs.seeds: expected int, found 0.5"),
+    ("runs.learning_rates", [1e-3, 0.0], "config.runs.learning_rates: .* above 0, found 0.0"),
+    ("runs.parameterizations", [3], "config.runs.parameterizations: expected str, found 3"),
     ("train.ema_decay", 1.0, r"config.train.ema_decay: expected a number in \[0, 1\), found 1.0"),
     ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate: .* above 0, found 0.0"),
     ("optimizer.learning_rate", -1e-3, "config.optimizer.learning_rate: .* found -0.001"),

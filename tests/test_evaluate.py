@@ -140,7 +140,9 @@ def test_the_importance_weighted_bound_has_no_parts_and_is_tighter():
 
 
 def test_models_without_that_bound_say_so():
-    with pytest.raises(ValueError, match=r"importance_samples: vdm has no .* expected 1, found 3"):
+    with pytest.raises(
+        ValueError, match=r"importance_samples: 'vdm' has no .* expected 1, found 3"
+    ):
         make_evaluator(vdm(STATISTICS, network=TINY), 1, 3)
     model = vae(STATISTICS, prior_weight=0)
     with pytest.raises(ValueError, match=r"^vae: .*an autoencoder .* has neither a likelihood"):

@@ -18,7 +18,7 @@ FLOORS = [  # a name stands for the module, or for everything in the folder
     {"elbo", "samplers", "nets"},
     {"models"},
     {"training", "data"},
-    {"config", "run", "trained", "report", "main", "compare"},
+    {"config", "run", "jobs", "trained", "report", "main", "compare"},
     {""},  # the package itself: it shows what is below it, and nothing below reads it
 ]
 # What floors 0 to 3 may use outside `nets`; jaxlib is a part of JAX
@@ -99,7 +99,9 @@ def foreign(module: str, source: str, is_folder: bool) -> list[str]:
         top, *rest = name.split(".")
         if top == PACKAGE or top not in imported:
             continue
-        if any(part.startswith("_") and not part.endswith("__") for part in [top, *rest]):
+        if top not in sys.stdlib_module_names and any(
+            part.startswith("_") and not part.endswith("__") for part in [top, *rest]
+        ):
             found.append(f"{module}: {name} is private")
         if name.startswith("jax.experimental"):
             found.append(f"{module}: {name} is experimental")

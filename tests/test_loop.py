@@ -9,6 +9,7 @@ import pytest
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.logs import MetricsLog, read_metrics
 from vdm_jax.training.loop import fit
+from vdm_jax.training.parallel import dispatcher, make_layout
 from vdm_jax.training.state import init_state
 from vdm_jax.training.step import make_step
 from vdm_jax.typing import Batch
@@ -45,7 +46,7 @@ def run(folder, last, *, size, poison=None, optimizer=SGD, every=3, checkpoint_e
         with MetricsLog(folder, first) as log:
             return fit(
                 state,
-                make_step(loss, optimizer),
+                dispatcher(make_layout("jit"), make_step(loss, optimizer), state, size),
                 stacks(first, last, size, poison),
                 steps=last,
                 store=store,

@@ -142,7 +142,7 @@ def test_again_further_evaluate_and_sample(trained, command, monkeypatch, few_op
 
 
 def test_divergence_is_one_line_and_another_status(command, here, monkeypatch):
-    def diverge(*args):
+    def diverge(*args, **options):
         raise FloatingPointError("loss is nan at step 3:\n  training stopped")
 
     monkeypatch.setattr(run, "train", diverge)

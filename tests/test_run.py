@@ -12,11 +12,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from vdm_jax import report, run
+from vdm_jax import jobs, report, run
 from vdm_jax import trained as runs
 from vdm_jax.config import to_dict
 from vdm_jax.models import statistics
-from vdm_jax.trained import load
+from vdm_jax.run import load
 from vdm_jax.training.logs import read_metrics
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.py"
@@ -252,7 +252,7 @@ def unreported(monkeypatch):
 
 def interrupted(monkeypatch, workdir, after):
     """Train until the data break off, as a killed run does."""
-    whole = run.train_batches
+    whole = jobs.train_batches
 
     def broken(*args, **kwargs):
         for i, stack in enumerate(whole(*args, **kwargs)):
@@ -261,7 +261,7 @@ def interrupted(monkeypatch, workdir, after):
             yield stack
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "train_batches", broken)
+        patched.setattr(jobs, "train_batches", broken)
         with pytest.raises(KeyboardInterrupt):
             run.train(tiny(), workdir, say=silent)
 
@@ -518,7 +518,7 @@ def test_a_run_of_an_earlier_version_is_loaded_and_continued(unbroken, tmp_path)
             {"sample.steps": 10},
             r"config\.sample: 'vae' has no setting 'steps'; choices: count",
         ),
-        ("smoke", {"evaluate.importance_samples": 4}, r"importance_samples: vdm has no importance"),
+        ("smoke", {"evaluate.importance_samples": 4}, r"importance_samples: 'vdm' has no importance"),
     ],
 )
 def test_mistakes_with_latent_variables(tmp_path, name, changes, message):

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from vdm_jax.data import DATASETS
     from vdm_jax.models import MODELS, Model, Statistics
     from vdm_jax.nets import NETS, Network
-    from vdm_jax.run import train
-    from vdm_jax.trained import Trained, load
+    from vdm_jax.run import load, load_side_by_side, train, train_side_by_side
+    from vdm_jax.trained import Trained
     from vdm_jax.training.state import TrainState, init_state
     from vdm_jax.training.step import make_step
 
@@ -41,7 +41,9 @@ _LATER = {
     "NETS": "vdm_jax.nets",
     "Network": "vdm_jax.nets",
     "Trained": "vdm_jax.trained",
-    "load": "vdm_jax.trained",
+    "load": "vdm_jax.run",
+    "load_side_by_side": "vdm_jax.run",
+    "train_side_by_side": "vdm_jax.run",
     "train": "vdm_jax.run",
     "TrainState": "vdm_jax.training.state",
     "init_state": "vdm_jax.training.state",
@@ -77,6 +79,7 @@ __all__ = [
     "interval",
     "kl",
     "load",
+    "load_side_by_side",
     "make_step",
     "marginal",
     "negative_elbo",
@@ -84,6 +87,7 @@ __all__ = [
     "stacked",
     "to_x0",
     "train",
+    "train_side_by_side",
     "transition",
 ]
 

@@ -1,6 +1,6 @@
 """Configs: the default one, its validation, and its way to plain dictionaries.
 
-This is the only file that knows `ConfigDict`. A config has six sections; `model` is a tree of specs (a name,
+This is the only file that knows `ConfigDict`. A config has seven sections; `model` is a tree of specs (a name,
 or {"name": ..., **kwargs}) that the model's own factory reads, every other section is the keyword arguments
 of one function (`sample`: the count, and those of the model's own `sample`). Unknown, missing, ill-typed and
 out-of-range fields are one `ValueError` line each.
@@ -19,6 +19,7 @@ def default() -> Any:  # a ConfigDict; as such its fields would have no types
     return ConfigDict(
         {
             "seed": 0,
+            "runs": {"parameterizations": (), "learning_rates": (), "seeds": ()},
             "data": {
                 "name": "digits",
                 "data_dir": config_dict.placeholder(str),
@@ -63,6 +64,9 @@ def default() -> Any:  # a ConfigDict; as such its fields would have no types
                 "ema_warmup": True,
                 "log_every": 10,
                 "checkpoint_every": 500,
+                "parallel": "auto",
+                "fsdp": 1,
+                "stall_seconds": 15.0,
             },
             "evaluate": {"batch_size": 100, "draws": 16, "importance_samples": 1},
             "sample": {"count": 64, "sampler": "ancestral", "steps": 100},
@@ -123,6 +127,8 @@ RULES: dict[str, Rule] = {
     "train.ema_decay": FRACTION,
     "train.log_every": POSITIVE,
     "train.checkpoint_every": POSITIVE,
+    "train.fsdp": POSITIVE,
+    "train.stall_seconds": ABOVE_ZERO,
     "evaluate.batch_size": POSITIVE,
     "evaluate.draws": POSITIVE,
     "evaluate.importance_samples": POSITIVE,
@@ -134,6 +140,9 @@ FREE_TO_CHANGE = (
     "train.steps",
     "train.log_every",
     "train.checkpoint_every",
+    "train.parallel",
+    "train.fsdp",
+    "train.stall_seconds",
     "evaluate",
     "sample",
     "data.data_dir",
@@ -177,12 +186,25 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def difference(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def with_defaults(saved: Any) -> Any:
+    """The config of a run by a version that did not have some fields yet, with their defaults."""
+    if not isinstance(saved, dict):
+        return saved
+    expected = _plain(default())
+    for section in ("runs", "train", "evaluate"):
+        if isinstance(saved.get(section, {}), dict):
+            saved = saved | {section: expected[section] | saved.get(section, {})}
+    return saved
+
+
+def difference(
+    saved: Mapping[str, Any], asked: Mapping[str, Any], free: tuple[str, ...] = FREE_TO_CHANGE
+) -> list[str]:
     """Fields in which a config departs from the one that a run was made with, a line each."""
     before, after = dict(_leaves(saved)), dict(_leaves(asked))
     lines = []
     for path in sorted(before.keys() | after.keys()):
-        if any(path == free or path.startswith(free + ".") for free in FREE_TO_CHANGE):
+        if any(path == part or path.startswith(part + ".") for part in free):
             continue
         old, new = before.get(path, "absent"), after.get(path, "absent")
         if (
@@ -238,6 +260,9 @@ def _check_value(path: str, value: Any, like: Any) -> None:
     kind = OPTIONAL.get(path, type(like))
     if value is None and path in OPTIONAL:
         return
+    if kind is list:
+        _check_each(path, value)
+        return
     right = isinstance(value, int | float if kind is float else kind)
     if not right or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"config.{path}: expected {kind.__name__}, found {value!r}")
@@ -245,6 +270,25 @@ def _check_value(path: str, value: Any, like: Any) -> None:
         words, holds = RULES[path]
         if not holds(value):  # NaN compares false
             raise ValueError(f"config.{path}: expected {words}, found {value!r}")
+
+
+ELEMENTS = {
+    "runs.parameterizations": ("optimizer.name", ""),
+    "runs.learning_rates": ("optimizer.learning_rate", 1.0),
+    "runs.seeds": ("seed", 0),
+}
+"""Of lists: the field whose rule each element obeys, and one of its type."""
+
+
+def _check_each(path: str, values: Any) -> None:
+    rule, like = ELEMENTS[path]
+    if not isinstance(values, list):
+        raise ValueError(f"config.{path}: expected a list, found {values!r}")
+    for value in values:
+        try:
+            _check_value(rule, value, like)
+        except ValueError as error:
+            raise ValueError(str(error).replace(f"config.{rule}", f"config.{path}")) from error
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = ""):

@@ -1,16 +1,18 @@
 """Train, evaluate or sample from the command line.
 
     python -m vdm_jax.main --config=configs/eps.py [--workdir=DIR] [--mode=train|evaluate|sample|reconstruct]
-                           [--config.train.steps=...]
+                           [--config.train.steps=...] [--profile=FIRST:LAST]
+                           [--distributed [--coordinator_address=HOST:PORT --num_processes=N --process_id=I]]
 
 A mistake in the config, the flags, the data or the folder is one line on stderr and exit status 2; a loss that
-is not finite is one line and exit status 1.
+is not finite, or another process that is gone, is one line and exit status 1.
 """
 
 import os
 import re
 import runpy
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,29 +23,40 @@ from ml_collections import config_flags
 
 from vdm_jax import report, run
 from vdm_jax.config import difference, to_dict, unknown_field
+from vdm_jax.jobs import is_many
 from vdm_jax.specs import choose
-from vdm_jax.trained import Trained, load
+from vdm_jax.trained import Trained
+from vdm_jax.training.processes import everyone, initialize, is_first
+from vdm_jax.training.profile import parse_steps
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/eps.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> by default.")
 MODE = flags.DEFINE_string("mode", "train", "train, evaluate, sample or reconstruct.")
+PROFILE = flags.DEFINE_string("profile", None, "Steps to trace, as first:last, e.g. 100:120.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes of one run.")
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
+PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+CONNECT = flags.DEFINE_float("connect_seconds", 300.0, "Time for the processes to find each other.")
 
 
 def train(workdir: Path) -> None:
     """Train, or continue, and report."""
-    run.train(CONFIG.value, workdir)
+    profile = None if PROFILE.value is None else parse_steps(PROFILE.value)
+    go = run.train_side_by_side if is_many(to_dict(CONFIG.value)) else run.train
+    go(CONFIG.value, workdir, profile=profile)
 
 
 def evaluate(workdir: Path) -> None:
     """Evaluate the newest checkpoint with the settings of the command line."""
-    print(f"test: {_loaded(workdir).evaluate('test')}")
+    say(f"test: {_loaded(workdir).evaluate('test')}")
 
 
 def sample(workdir: Path) -> None:
     """Draw from the newest checkpoint with the settings of the command line."""
     path = workdir / "samples.png"
     report.draw_samples(_loaded(workdir), path)
-    print(f"samples: {path}")
+    say(f"samples: {path}")
 
 
 def reconstruct(workdir: Path) -> None:
@@ -51,10 +64,10 @@ def reconstruct(workdir: Path) -> None:
     trained = _loaded(workdir)
     if not trained.model.pictures:
         raise ValueError(
-            f"--mode=reconstruct: {trained.model.components.split(':')[0]} has no codes to reconstruct from"
+            f"--mode=reconstruct: {trained.model.name!r} has no codes to reconstruct from"
         )
     for path in report.draw_pictures(trained, workdir):
-        print(f"{path.stem}: {path}")
+        say(f"{path.stem}: {path}")
 
 
 MODES = {"train": train, "evaluate": evaluate, "sample": sample, "reconstruct": reconstruct}
@@ -68,13 +81,36 @@ def main(argv: list[str]) -> None:
     try:
         mode = choose(MODES, MODE.value, "--mode")
         enable_compilation_cache()
+        connect()
         mode(Path(WORKDIR.value or Path("runs") / default_name()))
+        everyone("done")  # JAX's own wait at the end of a process is short
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("VDM_JAX_DEBUG"):
             raise
         fail(str(error))
     except FloatingPointError as error:
         fail(str(error), status=1)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        fail(f"another process is gone: {str(error).splitlines()[0]}", status=1)
+
+
+def connect() -> None:
+    """Find the other processes, if there are any."""
+    given = COORDINATOR.value, PROCESSES.value, PROCESS.value
+    if DISTRIBUTED.value:
+        initialize(*given, seconds=CONNECT.value)
+    elif any(value is not None for value in given):
+        raise ValueError(
+            "--coordinator_address, --num_processes, --process_id: are for --distributed"
+        )
+
+
+def say(line: str) -> None:
+    """Print, in one of the processes."""
+    if is_first():
+        print(line)
 
 
 def default_name() -> str:
@@ -96,14 +132,23 @@ def enable_compilation_cache() -> None:
 
 def fail(message: str, status: int = 2) -> NoReturn:
     """Say what is wrong in one line and leave."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    if (
+        jax.distributed.is_initialized()
+    ):  # the usual way out waits for the others, which may wait for this one
+        if is_first():
+            time.sleep(
+                1
+            )  # without it the others end at once, and they may be about to say the same
+        os._exit(status)
     sys.exit(status)
 
 
 def _loaded(workdir: Path) -> Trained:
     """The run in a folder, with the evaluation and sampling settings of the command line."""
     asked = to_dict(CONFIG.value)
-    trained = load(workdir)
+    layout = {name: asked["train"][name] for name in ("parallel", "fsdp")}
+    trained = run.load(workdir, **layout)
     lines = difference(trained.config, asked)
     if lines:
         raise ValueError(f"{workdir} holds a run of another config: {'; '.join(lines)}")

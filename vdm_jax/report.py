@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from vdm_jax.trained import Trained, read_json, stream, write_json
-from vdm_jax.training.evaluate import Evaluation
+from vdm_jax.training.evaluate import PARTS, Evaluation
 from vdm_jax.training.logs import read_metrics
-from vdm_jax.training.pictures import loss_curve, sample_grid, strips
+from vdm_jax.training.pictures import curves, loss_curve, sample_grid, strips
+from vdm_jax.training.processes import by_first, is_first
+from vdm_jax.training.state import step_of
 
 IMAGES_SHOWN = 36
 
@@ -25,32 +27,94 @@ def report(trained: Trained, say: Callable[[str], None] = print) -> None:
         "evaluate": trained.config["evaluate"],
         "sample": trained.config["sample"],
     }
-    saved = read_json(path) if path.exists() else {}
-    same = {name for name, value in wanted.items() if saved.get(name) == value}
-    evaluated = {"step", "evaluate"} <= same
+    made = {"evaluation": path}
+    if model.refusal is None:
+        made["samples"] = workdir / "samples.png"
+    made |= {name: workdir / f"{name}.png" for name in model.pictures}
+
+    def found():  # asked of one process, for all have to compute the same
+        saved = read_json(path) if path.exists() else {}
+        same = [name for name, value in wanted.items() if saved.get(name) == value]
+        return saved, same, [name for name, file in made.items() if file.exists()]
+
+    saved, same, there = by_first(found)
+    evaluated = {"step", "evaluate"} <= {*same}
     if model.refusal is not None:
         result = None
         say(f"no test bound: {model.refusal}")
     else:
         result = Evaluation(**saved["test"]) if evaluated else trained.evaluate("test")
         say(f"test: {result}")
-    made = {"evaluation": path}
-    if model.refusal is None:
-        made["samples"] = workdir / "samples.png"
-        if not ({"step", "sample"} <= same and made["samples"].exists()):
-            draw_samples(trained, made["samples"])
-    made |= {name: workdir / f"{name}.png" for name in model.pictures}
-    if not ("step" in same and all(made[name].exists() for name in model.pictures)):
+    if "samples" in made and not ({"step", "sample"} <= {*same} and "samples" in there):
+        draw_samples(trained, made["samples"])
+    if not ("step" in same and {*model.pictures} <= {*there}):
         draw_pictures(trained, workdir)
-    if not (evaluated and curve.exists()):
-        rows = read_metrics(workdir / "metrics.jsonl")
-        loss_curve(curve, rows, test=result, title=model.components)
-    if len(same) < len(wanted):
-        write_json(path, wanted | {"test": None if result is None else result._asdict()})
+    if is_first():
+        if not (evaluated and curve.exists()):
+            rows = read_metrics(workdir / "metrics.jsonl")
+            loss_curve(curve, rows, test=result, title=model.components)
+        if len(same) < len(wanted):
+            write_json(path, wanted | {"test": None if result is None else result._asdict()})
     made |= {"loss curve": curve, "config": workdir / "config.json"}
     made["checkpoint"] = workdir / "checkpoints" / str(step)
     for name, file in made.items():
         say(f"  {name:<15} {file}")
+
+
+def compare(runs: dict[str, Trained], workdir: Path, say: Callable[[str], None] = print) -> None:
+    """Evaluate runs that were trained side by side: one table, one figure of their curves.
+
+    A run's evaluation is the one that it would have alone. Runs that differ in nothing but the seed are
+    one row, their mean with its standard error.
+    """
+    first = next(iter(runs.values()))
+    step, path = step_of(first.state), workdir / "evaluation.json"
+    wanted = {"step": step, "evaluate": first.config["evaluate"]}
+
+    def found():
+        saved = read_json(path) if path.exists() else {}
+        return saved if all(saved.get(k) == value for k, value in wanted.items()) else {}
+
+    saved = by_first(found)
+    if saved:
+        results = {name: Evaluation(**row) for name, row in saved["test"].items()}
+    else:
+        results = {name: run.evaluate("test") for name, run in runs.items()}
+    groups: dict[str, list[str]] = {}
+    for name in runs:
+        groups.setdefault(name.split("seed")[0].rstrip("_") or "all", []).append(name)
+    table = comparison_table({g: [results[n] for n in names] for g, names in groups.items()})
+    say(table)
+    made = {"table": workdir / "table.md", "curves": workdir / "curves.png", "evaluation": path}
+    if is_first():
+        made["table"].write_text(table + "\n")
+        rows = read_metrics(workdir / "metrics.jsonl")
+        size = first.config["train"]["batch_size"]
+        title = f"{first.model.name} on {first.dataset.name}, batch {size}"
+        curves(made["curves"], rows, groups, results, title=title)
+        write_json(path, wanted | {"test": {n: r._asdict() for n, r in results.items()}})
+    made |= {"config": workdir / "config.json", "checkpoint": workdir / "checkpoints" / str(step)}
+    for name, file in made.items():
+        say(f"  {name:<15} {file}")
+
+
+def comparison_table(groups: dict[str, list[Evaluation]]) -> str:
+    """A Markdown table: a row for each group of evaluations that differ in their seed, and what it says."""
+    lines = ["| run | test bits/dim | reconstruction | matching | prior |", "|---|---|---|---|---|"]
+    for group, results in groups.items():
+        values = np.asarray([result.bits_per_dim for result in results])
+        error = results[0].standard_error
+        if len(values) > 1:
+            error = values.std(ddof=1) / np.sqrt(len(values))
+        parts = [[getattr(result, part) for result in results] for part in PARTS]
+        cells = ["–" if None in part else f"{np.mean(part):.4f}" for part in parts]
+        lines.append(f"| {' | '.join([group, f'{values.mean():.4f} ± {error:.4f}', *cells])} |")
+    results = next(iter(groups.values()))
+    one = results[0]
+    of = f"{len(results)} seeds" if len(results) > 1 else "the examples"
+    bound = one.estimator.split(";")[0]
+    about = f"± standard error over {of}; {bound}; {one.data}, {one.examples} examples"
+    return "\n".join([*lines, "", f"{about}; EMA weights of step {one.step}"])
 
 
 def draw_samples(trained: Trained, path: Path) -> None:
@@ -62,6 +126,8 @@ def draw_samples(trained: Trained, path: Path) -> None:
     data, settings = trained.dataset, dict(trained.config["sample"])
     count = settings.pop("count")
     samples = trained.sample(stream(trained.config["seed"], "sample"), count)
+    if not is_first():
+        return
     words = [f"{name} {value}" for name, value in settings.items()]
     sample_grid(
         path,
@@ -79,7 +145,8 @@ def draw_pictures(trained: Trained, folder: Path) -> list[Path]:
     for name, rows in trained.pictures(first_images(trained, IMAGES_SHOWN)).items():
         paths.append(folder / f"{name}.png")
         title = f"{name} of {data.name}, {data.test.name} ({trained.model.components})"
-        strips(paths[-1], np.asarray(rows), levels=data.levels, title=title)
+        if is_first():
+            strips(paths[-1], np.asarray(rows), levels=data.levels, title=title)
     return paths
 
 

@@ -1,37 +1,53 @@
-"""Train the model of a config in a folder, or continue the run that is there."""
+"""Train what a config asks for in a folder, continue the run that is there, or load it."""
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from vdm_jax.config import difference, to_dict
-from vdm_jax.data import Dataset, level_counts, load_dataset, train_batches
+from vdm_jax.config import difference, to_dict, with_defaults
+from vdm_jax.data import Dataset, level_counts, load_dataset
+from vdm_jax.jobs import Many, One, expand
 from vdm_jax.models import Model, base_of, build_model
 from vdm_jax.models.statistics import fit_statistics, load_statistics, save_statistics
-from vdm_jax.report import report
+from vdm_jax.report import compare, report
 from vdm_jax.specs import nearest
-from vdm_jax.trained import Trained, fresh, read_json, stream, write_json
+from vdm_jax.trained import Trained, read_json, stream, write_json
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.evaluate import make_evaluator
 from vdm_jax.training.logs import MetricsLog
 from vdm_jax.training.loop import fit
-from vdm_jax.training.optimizer import make_optimizer
-from vdm_jax.training.state import TrainState
-from vdm_jax.training.step import make_step
+from vdm_jax.training.parallel import (
+    Layout,
+    check_batch,
+    dispatcher,
+    make_layout,
+    shardings,
+)
+from vdm_jax.training.processes import by_first, everyone, is_first
+from vdm_jax.training.profile import Profiler
+from vdm_jax.training.state import TrainState, step_of
 
 
-def train(config: Any, workdir: str | Path, *, say: Callable[[str], None] = print) -> Trained:
+def train(
+    config: Any,
+    workdir: str | Path,
+    *,
+    say: Callable[[str], None] = print,
+    profile: tuple[int, int] | None = None,
+) -> Trained:
     """Train the model of a config in a folder, or continue the run that is there.
 
     Args:
       config: of `vdm_jax.config.default`, as a ConfigDict or nested mapping.
       workdir: the run's folder; made if missing.
       say: gets one line for each thing that is done and where it was put.
+      profile: steps [first, last) to trace into the folder's `profile/`.
 
     Returns:
       The trained run, evaluated on the test split, with its pictures written.
@@ -41,66 +57,182 @@ def train(config: Any, workdir: str | Path, *, say: Callable[[str], None] = prin
       FloatingPointError: the loss is not finite.
     """
     plain, workdir = to_dict(config), Path(workdir)
-    dataset = load_dataset(**plain["data"])
-    batch_size, steps = plain["train"]["batch_size"], plain["train"]["steps"]
+    asked, dataset, layout = _prepare(One, plain, workdir)
+    say = say if is_first() else _nothing
+    state = _fit(asked, dataset, layout, workdir, say, profile)
+    trained = asked.trained(state, workdir, layout)
+    trained.__dict__["dataset"] = dataset  # loaded already
+    report(trained, say)
+    return trained
+
+
+def train_side_by_side(
+    config: Any,
+    workdir: str | Path,
+    *,
+    say: Callable[[str], None] = print,
+    profile: tuple[int, int] | None = None,
+) -> dict[str, Trained]:
+    """Train the runs that `config.runs` asks for in one program, or continue them.
+
+    Arguments and errors are those of `train`.
+
+    Returns:
+      The trained runs by name, such as "eps_seed0", evaluated on the test split, with one table and one
+      figure written.
+    """
+    plain, workdir = to_dict(config), Path(workdir)
+    asked, dataset, layout = _prepare(Many, plain, workdir)
+    say = say if is_first() else _nothing
+    state = _fit(asked, dataset, layout, workdir, say, profile)
+    trained = asked.trained(state, workdir, layout)
+    for run in trained.values():
+        run.__dict__["dataset"] = dataset  # loaded already
+    compare(trained, workdir, say)
+    return trained
+
+
+def load(workdir: str | Path, *, parallel: str = "auto", fsdp: int = 1) -> Trained:
+    """Load the newest checkpoint of a run, on the devices that are here.
+
+    Args:
+      workdir: the run's folder.
+      parallel, fsdp: of `make_layout`; not necessarily those that it was trained with.
+
+    Raises:
+      FileNotFoundError: there is no run, or none with a checkpoint.
+      ValueError: a layout that the devices do not allow, a folder of runs side by side.
+    """
+    asked, state, layout = _restore(One, Path(workdir), parallel, fsdp)
+    return asked.trained(state, Path(workdir), layout)
+
+
+def load_side_by_side(
+    workdir: str | Path, *, parallel: str = "auto", fsdp: int = 1
+) -> dict[str, Trained]:
+    """Load the newest checkpoint of runs that were trained side by side, by name; otherwise as `load`."""
+    asked, state, layout = _restore(Many, Path(workdir), parallel, fsdp)
+    return asked.trained(state, Path(workdir), layout)
+
+
+Job = TypeVar("Job", One, Many)
+
+
+def _prepare(kind: type[Job], config: dict[str, Any], workdir: Path) -> tuple[Job, Dataset, Layout]:
+    """Build and try everything before the folder is touched, so that a mistake leaves nothing behind."""
+    _agree(config)
+    batch_size = config["train"]["batch_size"]
+    layout = make_layout(config["train"]["parallel"], config["train"]["fsdp"])
+    check_batch(layout, batch_size)
+    dataset = load_dataset(**config["data"])
     if batch_size > len(dataset.train.images):
         raise ValueError(
             f"config.train.batch_size: {dataset.train.name!r} has {len(dataset.train.images)} examples, "
             f"less than one batch of {batch_size}"
         )
-    # everything is built and tried before the folder is touched, so that a mistake leaves nothing behind
     counts = level_counts(dataset.train.images, dataset.levels)
-    optimizer, _ = make_optimizer(**plain["optimizer"])
-    _rehearse(plain, build_model(plain["model"], fit_statistics(counts)), dataset)
-    _claim(workdir, plain)
+    statistics = fit_statistics(counts)
+    kind(config, statistics)
+    tried = []
+    for single in expand(config).values():
+        if single["model"] not in tried:
+            tried.append(single["model"])
+            _rehearse(single, build_model(single["model"], statistics), dataset)
+    by_first(partial(_claim, workdir, config, dataset, counts))
+    return kind(config, load_statistics(workdir / "statistics.npz")), dataset, layout
 
-    path = workdir / "statistics.npz"
-    if not path.exists():
-        sample = dataset.train.images[np.arange(min(1024, len(dataset.train.images)))]
-        save_statistics(path, fit_statistics(counts, sample, base=base_of(plain["model"])))
-    statistics = load_statistics(path)
-    model = build_model(plain["model"], statistics)
 
-    settings = dict(plain["train"])
-    for used in ("batch_size", "steps"):
+def _fit(
+    asked: One | Many,
+    dataset: Dataset,
+    layout: Layout,
+    workdir: Path,
+    say: Callable[[str], None],
+    profile: tuple[int, int] | None,
+) -> TrainState:
+    """Train to the number of steps that is asked for, from where the folder is."""
+    settings = dict(asked.config["train"])
+    for used in ("parallel", "fsdp"):
         del settings[used]
+    steps, batch_size = settings["steps"], settings.pop("batch_size")
     stack = settings.pop("steps_per_dispatch")
     ema = {name: settings.pop(name) for name in ("ema_decay", "ema_warmup")}
+    first = is_first()
     with CheckpointStore(workdir / "checkpoints") as store:
-        state = _start(plain, model, optimizer, store)
-        start = int(state.step)
+        state = _start(asked, store, layout)
+        start = step_of(state)
         if start >= steps:
             say(f"already trained: {workdir} is at step {start}, {steps} asked for")
-        else:
-            if start > 0:
-                say(f"continuing from step {start} in {workdir}")
-            with MetricsLog(workdir, start) as log:
-                state = fit(
-                    state,
-                    make_step(model.loss, optimizer, **ema),
-                    train_batches(
-                        dataset.train,
-                        batch_size=batch_size,
-                        seed=plain["seed"],
-                        start_step=start,
-                        stop_step=steps,
-                        stack=stack,
-                    ),
-                    steps=steps,
-                    store=store,
-                    log=log,
-                    about={"config": plain, "seed": plain["seed"], "data": dataset.name},
-                    **settings,
-                )
-    trained = Trained(plain, model, statistics, state, workdir)
-    trained.__dict__["dataset"] = dataset
-    report(trained, say)
-    return trained
+            return state
+        if start > 0:
+            say(f"continuing from step {start} in {workdir}")
+        with (
+            MetricsLog(workdir, start) if first else nullcontext() as log,
+            Profiler(profile if first else None, workdir / "profile") as profiler,
+        ):
+            return fit(
+                state,
+                dispatcher(layout, asked.step(layout, **ema), state, stack),
+                asked.batches(
+                    dataset.train,
+                    batch_size=batch_size,
+                    start_step=start,
+                    stop_step=steps,
+                    stack=stack,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
+                ),
+                store=store,
+                log=log,
+                about={
+                    "config": asked.config,
+                    "seed": asked.config["seed"],
+                    "data": dataset.name,
+                },
+                profiler=profiler,
+                names=asked.names,
+                **settings,
+            )
 
 
-def _start(config, model, optimizer, store: CheckpointStore) -> TrainState:
-    start = partial(fresh, config, model, optimizer)
-    return jax.jit(start)() if store.latest() is None else store.restore(jax.eval_shape(start))
+def _start(asked: One | Many, store: CheckpointStore, layout: Layout) -> TrainState:
+    """The state of the newest checkpoint, whatever its layout was, or a fresh one."""
+    like = jax.eval_shape(asked.start)
+    places = shardings(layout, like)
+    if (
+        store.latest() is None
+    ):  # made where it is to lie: nothing else may hold memory that is donated
+        return jax.jit(asked.start, out_shardings=places)()
+    return store.restore(like, shardings=places)
+
+
+def _restore(
+    kind: type[Job], workdir: Path, parallel: str, fsdp: int
+) -> tuple[Job, TrainState, Layout]:
+    layout = make_layout(parallel, fsdp)
+    for name in ("config.json", "statistics.npz", "checkpoints"):
+        if not (workdir / name).exists():
+            raise FileNotFoundError(f"no run to load in {workdir}: {name} is missing")
+    config = to_dict(with_defaults(read_json(workdir / "config.json")))
+    asked = kind(config, load_statistics(workdir / "statistics.npz"))
+    like = jax.eval_shape(asked.start)
+    with CheckpointStore(workdir / "checkpoints") as store:
+        return asked, store.restore(like, shardings=shardings(layout, like)), layout
+
+
+def _nothing(line: str) -> None:
+    del line
+
+
+def _agree(config: dict[str, Any]) -> None:
+    """Refuse processes of different configs."""
+    first, *others = everyone(config)
+    for i, other in enumerate(others, start=1):
+        lines = difference(first, other, free=())
+        if lines:
+            raise ValueError(
+                f"process 0 (there) and process {i} (here) have different configs: {'; '.join(lines)}"
+            )
 
 
 def _rehearse(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
@@ -130,8 +262,8 @@ def _rehearse(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
     make_evaluator(model, config["evaluate"]["draws"], config["evaluate"]["importance_samples"])
 
 
-def _claim(workdir: Path, config: dict[str, Any]) -> None:
-    """Make the folder this config's own, or find that it is."""
+def _claim(workdir: Path, config: dict[str, Any], dataset: Dataset, counts: np.ndarray) -> None:
+    """Make the folder this config's own, or find that it is; it has the statistics afterwards."""
     path = workdir / "config.json"
     if path.exists():
         lines = difference(read_json(path), config)
@@ -145,3 +277,7 @@ def _claim(workdir: Path, config: dict[str, Any]) -> None:
         write_json(path, config)
     except OSError as error:
         raise OSError(f"workdir {workdir} cannot be written: {error.strerror}") from error
+    path = workdir / "statistics.npz"
+    if not path.exists():
+        sample = dataset.train.images[np.arange(min(1024, len(dataset.train.images)))]
+        save_statistics(path, fit_statistics(counts, sample, base=base_of(config["model"])))

@@ -9,6 +9,7 @@ samples.png  loss.png, and the model's own pictures
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,16 +18,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from vdm_jax.config import to_dict
 from vdm_jax.data import Dataset, eval_batches, load_dataset
-from vdm_jax.models import Model, Statistics, build_model
-from vdm_jax.models.statistics import load_statistics
+from vdm_jax.models import Model, Statistics
 from vdm_jax.specs import choose
-from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
-from vdm_jax.training.optimizer import make_optimizer
-from vdm_jax.training.state import TrainState, init_state
-from vdm_jax.typing import Array, Key
+from vdm_jax.training.parallel import (
+    Layout,
+    gathered,
+    make_layout,
+    put,
+    replicated,
+)
+from vdm_jax.training.state import TrainState, init_state, step_of
+from vdm_jax.typing import Array, Key, Params
 
 STREAMS = {"params": 0, "train": 1, "evaluate": 2, "sample": 3}
 """Independent randomness of a run's parts, each folded into its seed."""
@@ -42,6 +46,7 @@ class Trained:
       statistics: of the training split.
       state: the last one; `state.ema_params` are what is evaluated and sampled from.
       workdir: the run's folder.
+      layout: the devices that the state lies on.
     """
 
     config: dict[str, Any]
@@ -49,6 +54,7 @@ class Trained:
     statistics: Statistics
     state: TrainState
     workdir: Path
+    layout: Layout = field(default_factory=make_layout)
     _compiled: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -65,9 +71,13 @@ class Trained:
           **options: sampler, steps; the config's by default.
         """
         chosen = {k: v for k, v in self.config["sample"].items() if k != "count"} | options
-        draw = jax.jit(partial(self.model.sample, n=n, **chosen))
+        draw = self._compile(partial(_positional, self.model.sample, n=n, **chosen))
         draw = self._compiled.setdefault(repr((n, chosen)), draw)
         return draw(self.state.ema_params, key)
+
+    def _compile(self, function: Any) -> Any:
+        """Jit a function of the parameters; what it returns is whole on every device."""
+        return jax.jit(gathered(self.layout, function), out_shardings=replicated(self.layout))
 
     def bits_per_dim(self, split: str = "test") -> float:
         """The bound of "train" or "test" in bits per dimension; `evaluate` has the error and the parts."""
@@ -102,60 +112,45 @@ class Trained:
                 raise ValueError(f"{name} is {value}, expected at least 1")
         n, k = chosen["draws"], chosen["importance_samples"]
         if (n, k) not in self._compiled:
-            self._compiled[n, k] = make_evaluator(self.model, n, k)
+            self._compiled[n, k] = make_evaluator(self.model, n, k, layout=self.layout)
         bound = self.model.bound
         if k > 1:
             bound = f"importance-weighted bound of {k} samples, of the {bound}"
+        devices = self.layout.mesh.size
+        size = math.ceil(min(chosen["batch_size"], len(images.images)) / devices) * devices
+        processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        batches = eval_batches(images, batch_size=size, **processes)
         return evaluate(
             self._compiled[n, k],
             self.state.ema_params,
             stream(self.config["seed"], "evaluate"),
-            eval_batches(images, batch_size=min(chosen["batch_size"], len(images.images))),
+            ((put(self.layout, batch), mask) for batch, mask in batches),
             dim=int(np.prod(data.shape)),
             estimator=f"{bound}, {n} draws per example; {self.model.components}",
             data=f"{data.name} {data.version}, split {images.name}",
-            step=int(self.state.step),
+            step=step_of(self.state),
         )
 
     def pictures(self, x: Any) -> dict[str, Array]:
         """What else the model shows of data [n, *d], by name: images as stored [rows, columns, *d]."""
         return {
-            name: jax.jit(draw)(self.state.ema_params, x)
+            name: self._compile(draw)(self.state.ema_params, x)
             for name, draw in self.model.pictures.items()
         }
 
 
-def load(workdir: str | Path) -> Trained:
-    """Load the newest checkpoint of a run.
-
-    Raises:
-      FileNotFoundError: there is no run, or none with a checkpoint.
-    """
-    workdir = Path(workdir)
-    for name in ("config.json", "statistics.npz", "checkpoints"):
-        if not (workdir / name).exists():
-            raise FileNotFoundError(f"no run to load in {workdir}: {name} is missing")
-    saved = read_json(workdir / "config.json")
-    if isinstance(saved, dict):  # of a version that could not yet choose this
-        saved["evaluate"] = {"importance_samples": 1} | saved.get("evaluate", {})
-    plain = to_dict(saved)
-    statistics = load_statistics(workdir / "statistics.npz")
-    model = build_model(plain["model"], statistics)
-    optimizer, _ = make_optimizer(**plain["optimizer"])
-    with CheckpointStore(workdir / "checkpoints") as store:
-        state = store.restore(jax.eval_shape(partial(fresh, plain, model, optimizer)))
-    return Trained(plain, model, statistics, state, workdir)
-
-
-def stream(seed: int, name: str) -> Key:
+def stream(seed: Any, name: str) -> Key:
     """The key of one part of a run."""
     return jax.random.fold_in(jax.random.key(seed), STREAMS[name])
 
 
-def fresh(config: dict[str, Any], model: Model, optimizer: Any) -> TrainState:
+def fresh(seed: Any, model: Model, optimizer: Any) -> TrainState:
     """The state that training starts from."""
-    params = model.init(stream(config["seed"], "params"))
-    return init_state(params, optimizer, stream(config["seed"], "train"))
+    return init_state(model.init(stream(seed, "params")), optimizer, stream(seed, "train"))
+
+
+def _positional(sample: Any, params: Params, key: Key, **settings: Any) -> Array:
+    return sample(params, key, **settings)
 
 
 def read_json(path: Path) -> Any:

@@ -90,25 +90,27 @@ def train_batches(
     return _closing(firsts.map(read).to_iter_dataset(options))
 
 
-def eval_batches(split: Split, *, batch_size: int) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yield the whole split in order, each example once, with a mask: (Batch [B, *d], bool [B]).
+def eval_batches(
+    split: Split, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Yield the whole split in order, each example once, with a mask: (Batch [b, *d], bool [B]).
 
     The last batch is padded with zeros; the mask is False there. `index` is the place in the split,
-    `phase` is (index mod B) / B.
+    `phase` is (index mod B) / B. The mask is of the global batch, of which this process has its block.
 
     Raises:
-      ValueError: at the call: a batch size below 1.
+      ValueError: at the call: a batch size below 1, or one that the processes cannot share.
     """
-    block = _block(batch_size, 0, 1)
+    block = _block(batch_size, process_index, process_count)
     size = len(split.images)
 
     def batches() -> Iterator[tuple[Batch, np.ndarray]]:
         for start in range(0, size, batch_size):
             index = (start + block).astype(np.int32)
-            mask = index < size
-            images = split.images[index[mask]]
-            padding = np.zeros((batch_size - len(images), *images.shape[1:]), images.dtype)
-            yield Batch(np.concatenate([images, padding]), index, _phase(block, batch_size)), mask
+            images = split.images[index[index < size]]
+            padding = np.zeros((len(block) - len(images), *images.shape[1:]), images.dtype)
+            batch = Batch(np.concatenate([images, padding]), index, _phase(block, batch_size))
+            yield batch, np.arange(start, start + batch_size) < size
 
     return batches()
 

@@ -41,6 +41,11 @@ class Model(NamedTuple):
     pictures: Mapping[str, Callable[[Params, Any], Array]] = MappingProxyType({})
     refusal: str | None = None
 
+    @property
+    def name(self) -> str:
+        """Of the family: what `components` start with."""
+        return self.components.partition(":")[0]
+
 
 class Statistics(NamedTuple):
     """What a model may know of its training split before training.

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from vdm_jax.training.state import TrainState
+from vdm_jax.training.state import TrainState, step_of
 
 LIBRARIES = "vdm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
 
@@ -43,7 +43,7 @@ class CheckpointStore:
 
     def save(self, state: TrainState, about: dict[str, Any]) -> None:
         """Begin to save a state under its step; returns before it is written."""
-        step, plain = int(state.step), _plain(state)
+        step, plain = step_of(state), _plain(state)
         if step == self.latest():
             return
         more = {"arrays": _arrays(plain), "versions": library_versions()}
@@ -57,8 +57,13 @@ class CheckpointStore:
         items = ocp.args.Composite(about=ocp.args.JsonRestore())
         return self.manager.restore(step, args=items)["about"]
 
-    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+    def restore(
+        self, like: TrainState, step: int | None = None, *, shardings: Any = None
+    ) -> TrainState:
         """Restore a step (the newest) in the structure, shapes and types of `like`.
+
+        `shardings`, a tree like it, say where its arrays are to lie, wherever they lay when they were saved;
+        on the first device by default.
 
         Raises:
           FileNotFoundError: there is none.
@@ -75,7 +80,9 @@ class CheckpointStore:
                 raise ValueError(
                     f"checkpoint {step} in {self.folder}: expected {here} at state{name}, found {there}"
                 )
-        target = jax.tree.map(_on_default_device, shapes)
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: first, like) if shardings is None else shardings
+        target = jax.tree.map(_placed, shapes, places)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         plain = self.manager.restore(step, args=items)["state"]
         return plain._replace(key=jax.random.wrap_key_data(plain.key))
@@ -92,6 +99,5 @@ def _arrays(plain: TrainState) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{[*leaf.shape]}" for path, leaf in leaves}
 
 
-def _on_default_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

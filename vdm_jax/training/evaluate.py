@@ -10,6 +10,7 @@ import numpy as np
 
 from vdm_jax.elbo import Elbo, check_steps
 from vdm_jax.models import Model
+from vdm_jax.training.parallel import Layout, gathered, replicated
 from vdm_jax.typing import Batch, Key, Params
 
 
@@ -49,7 +50,9 @@ class Evaluation(NamedTuple):
 PARTS = Elbo._fields
 
 
-def make_evaluator(model: Model, draws: int, importance_samples: int = 1) -> Any:
+def make_evaluator(
+    model: Model, draws: int, importance_samples: int = 1, *, layout: Layout | None = None
+) -> Any:
     """Jit the model's bound: (params, key, batch) -> its parts in nats, a dictionary of arrays [B].
 
     Args:
@@ -57,6 +60,7 @@ def make_evaluator(model: Model, draws: int, importance_samples: int = 1) -> Any
       draws: estimates averaged for each example.
       importance_samples: K. 1 is the ELBO, with the parts of `Elbo`; more are the importance-weighted bound
         (Burda et al. 2015), which has no parts.
+      layout: of the parameters and the batches; what is returned is whole on every device.
 
     Raises:
       ValueError: a model without that bound.
@@ -65,14 +69,20 @@ def make_evaluator(model: Model, draws: int, importance_samples: int = 1) -> Any
         raise ValueError(f"{model.components}: {model.refusal}")
     check_steps(draws, "evaluate.draws: must be at least 1")
     check_steps(importance_samples, "evaluate.importance_samples: must be at least 1")
+
+    def compile(function):
+        if layout is None:
+            return jax.jit(function)
+        return jax.jit(gathered(layout, function), out_shardings=replicated(layout))
+
     if importance_samples == 1:
-        return jax.jit(
+        return compile(
             lambda params, key, batch: model.elbo(params, key, batch, draws=draws)._asdict()
         )
     importance = model.importance
     if importance is None:
         raise ValueError(
-            f"evaluate.importance_samples: {model.components.split(':')[0]} has no importance-weighted "
+            f"evaluate.importance_samples: {model.name!r} has no importance-weighted "
             f"bound, expected 1, found {importance_samples}"
         )
 
@@ -82,7 +92,7 @@ def make_evaluator(model: Model, draws: int, importance_samples: int = 1) -> Any
 
         return {"bound": jnp.mean(jax.lax.map(one, jnp.arange(draws)), 0)}
 
-    return jax.jit(evaluator)
+    return compile(evaluator)
 
 
 def evaluate(

@@ -1,7 +1,7 @@
-"""The loop around the step: several steps a dispatch, metrics fetched one dispatch late, checkpoints."""
+"""The loop around the step: metrics fetched one dispatch late, logs, checkpoints."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,66 +11,63 @@ from tqdm import tqdm
 
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.logs import MetricsLog
-from vdm_jax.training.state import TrainState
-from vdm_jax.training.step import Step
+from vdm_jax.training.processes import Patience, is_first
+from vdm_jax.training.profile import Profiler
+from vdm_jax.training.state import TrainState, step_of
 from vdm_jax.typing import Batch
-
-
-def dispatch(step: Step) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-    """Jit a step over a stack of batches [n, B, ...]; the state is donated.
-
-    A stack of one is not scanned: on CPUs XLA runs the gradients of convolutions inside a loop, even of
-    length one, tens of times slower.
-    """
-
-    def run(state, batches):
-        if len(batches.index) > 1:
-            return jax.lax.scan(step, state, batches)
-        state, metrics = step(state, jax.tree.map(lambda leaf: leaf[0], batches))
-        return state, jax.tree.map(lambda leaf: leaf[None], metrics)
-
-    return jax.jit(run, donate_argnums=0)
 
 
 def fit(
     state: TrainState,
-    step: Step,
+    run: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]],
     batches: Iterator[Batch],
     *,
     steps: int,
     store: CheckpointStore,
-    log: MetricsLog,
+    log: MetricsLog | None,
     about: dict[str, Any],
     log_every: int,
     checkpoint_every: int,
+    stall_seconds: float = 15.0,
+    profiler: Profiler | None = None,
+    names: Sequence[str] = (),
 ) -> TrainState:
     """Train to `steps` and save the last state.
 
     Args:
       state: where to start; its arrays are donated.
-      step: of `make_step`.
-      batches: stacks from the state's own step on.
+      run: of `parallel.dispatcher`.
+      batches: stacks from the state's own step on, this process's part of them.
       steps: number of the last step.
       store: gets a state about every `checkpoint_every` steps and the last one.
-      log: gets the mean of the metrics at every multiple of `log_every`.
+      log: gets the mean of the metrics at every multiple of `log_every`; None in all processes but one.
       about: what a checkpoint says of itself.
+      stall_seconds: see `Patience`; for several processes.
+      profiler: traces some of the steps.
+      names: of the runs, if the state is of several side by side.
 
     Raises:
       FloatingPointError: a loss, gradient or parameter is not finite; nothing is saved from there on.
     """
-    run = dispatch(step)
-    start = now = int(state.step)
+    start = now = step_of(state)
     began = store.about(start)["window"] if store.latest() == start else {}
-    meter = Meter(log, store, every=log_every, step=start, window=began)
+    meter = Meter(log, store, every=log_every, step=start, window=began, names=names)
     pending: list[dict[str, Any]] = []
-    with tqdm(total=steps, initial=start, desc="train", unit="step", smoothing=0.05) as bar:
+    patience = Patience(stall_seconds)
+    shown = {"total": steps, "initial": start, "desc": "train", "unit": "step", "smoothing": 0.05}
+    with tqdm(**shown, disable=not is_first()) as bar:
         for stack in batches:
-            state, metrics = run(state, stack)
-            pending.append(metrics)
             before, now = now, now + len(stack.index)
             saving = now // checkpoint_every > before // checkpoint_every or now >= steps
-            while len(pending) > (0 if saving else 1):  # the device is kept one dispatch ahead
-                bar.set_postfix_str(meter.add(pending.pop(0)))
+            if profiler is not None:
+                profiler.before(before, now)
+            with patience.wait(f"training, after step {before}"):
+                state, metrics = run(state, stack)
+                pending.append(metrics)
+                while len(pending) > (0 if saving else 1):  # the device is kept one dispatch ahead
+                    bar.set_postfix_str(meter.add(pending.pop(0)))
+            if profiler is not None:
+                profiler.after(now, metrics)
             bar.update(now - before)
             if saving:
                 if not finite((state.params, state.ema_params)):
@@ -89,33 +86,48 @@ class Meter:
 
     def __init__(
         self,
-        log: MetricsLog,
+        log: MetricsLog | None,
         store: CheckpointStore,
         *,
         every: int,
         step: int,
         window: dict[str, float],
+        names: Sequence[str] = (),
     ):
         self.log, self.store, self.every, self.step = log, store, every, step
-        self.window = dict(window)
+        self.window, self.names = dict(window), names
 
     def add(self, metrics: dict[str, Any]) -> str:
-        """Take the metrics of a dispatch, arrays [n]; return a word on them for the progress bar."""
-        columns = {name: np.asarray(value, np.float64).tolist() for name, value in metrics.items()}
+        """Take the metrics of a dispatch, arrays [n] or of several runs [n, R], named "run/metric" then.
+
+        Returns a word on them for the progress bar.
+        """
+        arrays = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
+        shown = "bits_per_dim" if "bits_per_dim" in arrays else "loss"
+        word = f"{shown.replace('_per_', '/')} {np.mean(arrays[shown]):.3f}"
+        if self.names:
+            arrays = {
+                f"{run}/{name}": value[:, i]
+                for i, run in enumerate(self.names)
+                for name, value in arrays.items()
+            }
+        columns = {name: value.tolist() for name, value in arrays.items()}
+        watched = [n for m in ("loss", "grad_norm") for n in columns if n.split("/")[-1] == m]
         for values in zip(*columns.values(), strict=True):
             row = dict(zip(columns, values, strict=True))
             self.step += 1
-            for name in ("loss", "grad_norm"):
+            for name in watched:
                 if not math.isfinite(row[name]):
                     raise diverged(f"{name} is {row[name]}", self.step, self.store)
             for name, value in (row | {"steps": 1}).items():
                 self.window[name] = self.window.get(name, 0) + value
             if self.step % self.every == 0:
                 steps = self.window.pop("steps")
-                self.log.write(self.step, {name: s / steps for name, s in self.window.items()})
+                if self.log is not None:
+                    means = {name: s / steps for name, s in self.window.items()}
+                    self.log.write(self.step, means)
                 self.window = {}
-        shown = "bits_per_dim" if "bits_per_dim" in columns else "loss"
-        return f"{shown.replace('_per_', '/')} {np.mean(columns[shown]):.3f}"
+        return word
 
 
 @jax.jit

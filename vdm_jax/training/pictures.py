@@ -81,6 +81,51 @@ def loss_curve(
     FigureCanvasAgg(figure).print_png(str(path))
 
 
+def curves(
+    path: Path,
+    rows: list[dict[str, Any]],
+    groups: dict[str, list[str]],
+    tests: dict[str, Any],
+    *,
+    title: str = "",
+) -> None:
+    """Save the training bounds of runs side by side, and their test bounds.
+
+    Args:
+      path: of the picture.
+      rows: metrics "run/bits_per_dim" by step.
+      groups: names of the runs that share a colour.
+      tests: `Evaluation` of each run.
+      title: above it.
+    """
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    step = np.asarray([row["step"] for row in rows])
+    width = max(len(rows) // 40, 1)
+    seen: list[float] = []
+    for i, (group, names) in enumerate(groups.items()):
+        for name in names if rows else []:
+            values = np.asarray([row[f"{name}/bits_per_dim"] for row in rows])
+            smooth = np.convolve(values, np.ones(width) / width, "valid")
+            axes.plot(step[width - 1 :], smooth, color=f"C{i}", alpha=0.8, linewidth=1)
+            seen += smooth[4 * len(smooth) // 5 :].tolist()  # a start far above hides the rest
+        bounds = np.asarray([tests[name].bits_per_dim for name in names])
+        error = tests[names[0]].standard_error
+        if len(bounds) > 1:
+            error = bounds.std(ddof=1) / np.sqrt(len(bounds))
+        text = f"{group}: test {bounds.mean():.3f} ± {error:.3f}"
+        at = tests[names[0]].step * (1.01 + 0.012 * i)  # beside each other
+        axes.errorbar(at, bounds.mean(), error, fmt="o", color=f"C{i}", label=text, capsize=3)
+        seen.append(float(bounds.mean()))
+    room = max(seen) - min(seen) + 1e-3
+    axes.set_ylim(min(seen) - 0.1 * room, max(seen) + 0.5 * room)
+    words = f"mean of {width} log intervals" if width > 1 else "mean of a log interval"
+    axes.set(xlabel="step", ylabel=f"−ELBO, bits/dim ({words})", title=title)
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(alpha=0.25)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
 def _curve(axes: Any, rows: list[dict[str, Any]], name: str, test: Any) -> None:
     step = np.asarray([row["step"] for row in rows])
     values = np.asarray([row[name] for row in rows])

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vdm_jax.typing import Array, Int, Key, Params, PyTree
@@ -25,6 +26,11 @@ class TrainState(NamedTuple):
     ema_params: Params
     opt_state: PyTree
     key: Key
+
+
+def step_of(state: TrainState) -> int:
+    """Its step; of states side by side, which are at the same one, too."""
+    return int(np.asarray(state.step).flat[0])
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: Key) -> TrainState:

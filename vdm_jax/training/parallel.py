@@ -1,0 +1,278 @@
+"""The wrappers of the one step: one device, pmap, a mesh; over a stack of batches, and over runs side by side.
+
+    jit         one device
+    pmap        a copy of the state on each device, the batch divided, gradients averaged by the step itself
+    mesh        one program over all devices: the batch divided over its axes `data` and `fsdp`, the state
+                divided over `fsdp` (Zhao et al. 2023, PyTorch FSDP; Rajbhandari et al. 2020, ZeRO)
+    over_steps  several steps a dispatch
+    over_runs   many runs at once, each with its own settings
+
+A state is the same tree of global arrays under each of them, so that a checkpoint of one continues under
+another. The noise, times and dropout of an example are keyed by its place in the global batch and do not
+depend on the layout; losses agree to rounding, for sums are taken in another order.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vdm_jax.specs import choose
+from vdm_jax.training.state import TrainState
+from vdm_jax.training.step import Step
+from vdm_jax.typing import Batch, PyTree
+
+Run = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any]]]
+"""(state, stack of batches [n, B, ...], how many of them) -> (state, metrics [n])."""
+
+Devices = Sequence[Any]
+"""Of `jax.Device`, which type checkers do not take for a type."""
+
+AXES = ("data", "fsdp")
+"""Of every mesh; a batch is divided over both."""
+
+
+class Layout(NamedTuple):
+    """How a state and the batches lie on devices.
+
+    Attributes:
+      mesh: devices [data, fsdp].
+      wrap: (layout, run, shardings of the state) -> the compiled run, which takes over the state's memory.
+      arrange: (layout, a process's stack [n, b, ...]) -> the stack as the compiled run takes it.
+      axis_name: the axis that a step has to average over, or None where the compiler does it.
+    """
+
+    mesh: Mesh
+    wrap: Callable[["Layout", Run, PyTree], Any]
+    arrange: Callable[["Layout", Batch], Batch]
+    axis_name: str | None = None
+
+
+def jit(devices: Devices) -> Layout:
+    """The first device alone."""
+    return Layout(_mesh(devices[:1], 1), _wrap_mesh, _arrange_mesh)
+
+
+def pmap(devices: Devices) -> Layout:
+    """A replica on each device; in maintenance in JAX, which recommends a mesh."""
+    return Layout(_mesh(devices, 1), _wrap_pmap, _arrange_pmap, axis_name="data")
+
+
+def mesh(devices: Devices, fsdp: int = 1) -> Layout:
+    """One program over all devices; `fsdp` of them share one copy of the state.
+
+    Raises:
+      ValueError: the devices cannot be divided into groups of `fsdp`.
+    """
+    if fsdp < 1 or len(devices) % fsdp:
+        raise ValueError(
+            f"config.train.fsdp: expected a divisor of {len(devices)} devices, found {fsdp}"
+        )
+    return Layout(_mesh(devices, fsdp), _wrap_mesh, _arrange_mesh)
+
+
+PARALLEL: dict[str, Callable[..., Layout]] = {"jit": jit, "pmap": pmap, "mesh": mesh}
+
+
+def make_layout(parallel: str = "auto", fsdp: int = 1, *, devices: Devices | None = None) -> Layout:
+    """Choose a layout.
+
+    Args:
+      parallel: of `PARALLEL`, or "auto": `mesh` if there are several devices, else `jit`.
+      fsdp: how many devices share one copy of the state, under `mesh`.
+      devices: all of all processes by default.
+
+    Raises:
+      ValueError: an unknown name, an `fsdp` that the layout or the devices do not allow, `jit` in one of
+        several processes.
+    """
+    devices = jax.devices() if devices is None else devices
+    automatic = mesh if len(devices) > 1 else jit
+    factory = choose({"auto": automatic} | PARALLEL, parallel, "config.train.parallel")
+    if factory is jit and jax.process_count() > 1:
+        raise ValueError(
+            f"config.train.parallel: 'jit' is for one device, found {jax.process_count()} processes"
+        )
+    if factory is mesh:
+        return mesh(devices, fsdp)
+    if fsdp != 1:
+        raise ValueError(
+            f"config.train.fsdp: needs parallel = 'mesh', found {fsdp} under {factory.__name__!r}"
+        )
+    return factory(devices)
+
+
+def check_batch(layout: Layout, batch_size: int) -> None:
+    """Refuse a batch that the devices cannot share.
+
+    Raises:
+      ValueError: with the size, the devices and the processes.
+    """
+    devices, processes = layout.mesh.size, jax.process_count()
+    if batch_size % devices:
+        raise ValueError(
+            f"config.train.batch_size: {batch_size} examples cannot be divided over "
+            f"{devices} devices ({processes} process{'es' * (processes > 1)} of {devices // processes})"
+        )
+
+
+def replicated(layout: Layout) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(layout.mesh, PartitionSpec())
+
+
+def divided(layout: Layout, axis: int = 0) -> NamedSharding:
+    """Examples along `axis`, divided over all devices."""
+    return NamedSharding(layout.mesh, PartitionSpec(*[None] * axis, AXES))
+
+
+def shardings(layout: Layout, state: PyTree) -> PyTree:
+    """How a state lies: each array divided along its largest axis that `fsdp` divides, if there is one."""
+    parts = layout.mesh.shape["fsdp"]
+
+    def place(leaf):
+        axes = [i for i, n in enumerate(leaf.shape) if n % parts == 0]
+        if parts == 1 or not axes:
+            return replicated(layout)
+        largest = max(axes, key=lambda i: leaf.shape[i])
+        return NamedSharding(layout.mesh, PartitionSpec(*[None] * largest, "fsdp"))
+
+    return jax.tree.map(place, state)
+
+
+def put(layout: Layout, batch: PyTree, axis: int = 0) -> PyTree:
+    """Make the global arrays of which this process has its part, divided along `axis`."""
+    sharding = divided(layout, axis)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch
+    )
+
+
+def gathered(layout: Layout, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of parameters that are divided: they are put together once, before it is computed.
+
+    Left to itself the compiler may divide the layers' arithmetic instead of their parameters.
+    """
+    if layout.mesh.shape["fsdp"] == 1:
+        return function
+
+    def whole(params, *arguments):
+        params = jax.lax.with_sharding_constraint(params, replicated(layout))
+        return function(params, *arguments)
+
+    return whole
+
+
+def over_steps(step: Step) -> Run:
+    """The step over the first `count` of a stack of batches [n, ...]; metrics [n], zeros after them.
+
+    The number is an argument, so that a run whose last stack is shorter compiles once. A stack of one is not
+    looped over: on CPUs XLA runs the gradients of convolutions inside a loop, even of length one, tens of
+    times slower.
+    """
+    step = jax.jit(step)  # traced once, for the shapes of its metrics and for the loop
+
+    def run(state, batches, count):
+        def at(i):
+            return jax.tree.map(lambda leaf: leaf[i], batches)
+
+        if len(batches.index) == 1:
+            state, metrics = step(state, at(0))
+            return state, jax.tree.map(lambda leaf: leaf[None], metrics)
+
+        def body(i, carry):
+            state, columns = carry
+            state, metrics = step(state, at(i))
+            return state, jax.tree.map(lambda c, m: c.at[i].set(m), columns, metrics)
+
+        _, metrics = jax.eval_shape(step, state, at(0))
+        n = len(batches.index)
+        columns = jax.tree.map(lambda m: jnp.zeros((n, *m.shape), m.dtype), metrics)
+        return jax.lax.fori_loop(0, count, body, (state, columns))
+
+    return run
+
+
+def over_runs(step: Callable[[Any, TrainState, Batch], Any], settings: PyTree) -> Step:
+    """Runs side by side: a step (setting, state, batch) over settings [R] and states [R], on one batch."""
+    many = jax.vmap(step, (0, 0, None))
+    return lambda state, batch: many(settings, state, batch)
+
+
+def compiled(layout: Layout, step: Step, state: PyTree) -> Any:
+    """Wrap a step over stacks of batches for a state of these shapes: a `Run` with a `lower` method."""
+    return layout.wrap(layout, over_steps(step), shardings(layout, state))
+
+
+def dispatcher(
+    layout: Layout, step: Step, state: PyTree, stack: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+    """Compile a step for stacks of up to `stack` batches [n, b, ...] of this process.
+
+    Args:
+      layout: where.
+      step: of `make_step`, with the layout's `axis_name`.
+      state: or its shapes.
+      stack: steps a dispatch.
+
+    Returns:
+      (state, batches) -> (state, metrics [stack]); the state is donated.
+    """
+    run = compiled(layout, step, state)
+
+    def dispatch(state, batches):
+        count = len(batches.index)
+        missing = stack - count
+        if missing:
+            batches = jax.tree.map(
+                lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], missing, 0)]), batches
+            )
+        state, metrics = run(state, layout.arrange(layout, batches), np.int32(count))
+        return state, jax.tree.map(lambda column: column[:count], metrics)
+
+    return dispatch
+
+
+def _mesh(devices: Devices, fsdp: int) -> Mesh:
+    return jax.make_mesh(
+        (len(devices) // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+
+
+def _wrap_mesh(layout: Layout, run: Run, state: PyTree) -> Any:
+    same = replicated(layout)
+    return jax.jit(
+        run,
+        donate_argnums=0,
+        in_shardings=(state, divided(layout, axis=1), same),
+        out_shardings=(state, same),
+    )
+
+
+def _arrange_mesh(layout: Layout, stack: Batch) -> Batch:
+    return put(layout, stack, axis=1)
+
+
+def _wrap_pmap(layout: Layout, run: Run, state: PyTree) -> Any:
+    del state  # a copy each
+    return jax.pmap(
+        run,
+        axis_name=layout.axis_name,
+        in_axes=(None, 1, None),
+        out_axes=(None, None),
+        donate_argnums=0,
+        devices=list(layout.mesh.devices.flat),
+    )
+
+
+def _arrange_pmap(layout: Layout, stack: Batch) -> Batch:
+    local = len(layout.mesh.local_devices)
+
+    def split(leaf):
+        n, b, *d = leaf.shape
+        return np.asarray(leaf).reshape(n, local, b // local, *d)
+
+    return jax.tree.map(split, stack)
