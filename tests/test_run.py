@@ -518,7 +518,11 @@ def test_a_run_of_an_earlier_version_is_loaded_and_continued(unbroken, tmp_path)
             {"sample.steps": 10},
             r"config\.sample: 'vae' has no setting 'steps'; choices: count",
         ),
-        ("smoke", {"evaluate.importance_samples": 4}, r"importance_samples: 'vdm' has no importance"),
+        (
+            "smoke",
+            {"evaluate.importance_samples": 4},
+            r"importance_samples: 'vdm' has no importance",
+        ),
     ],
 )
 def test_mistakes_with_latent_variables(tmp_path, name, changes, message):

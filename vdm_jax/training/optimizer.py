@@ -3,10 +3,12 @@
 import jax
 import optax
 
+from vdm_jax.typing import Real
+
 
 def make_optimizer(
     *,
-    learning_rate: float,
+    learning_rate: Real,
     warmup_steps: int,
     decay_steps: int | None,
     decay_to: float,
@@ -19,7 +21,7 @@ def make_optimizer(
     """Build AdamW and its learning-rate schedule.
 
     Args:
-      learning_rate: peak.
+      learning_rate: peak; it may be traced, for runs side by side.
       warmup_steps: updates of linear warm-up from 0.
       decay_steps: update at which a cosine decay ends; None keeps the rate. It is a number of its own,
         not the run's length, so that asking for more steps later changes nothing that was done.

@@ -1,0 +1,177 @@
+"""Run by test_parallel.py in a process of its own, which has eight virtual devices: measures, prints JSON."""
+
+import json
+import runpy
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vdm_jax import run
+from vdm_jax.config import to_dict
+from vdm_jax.data import level_counts, load_dataset, train_batches
+from vdm_jax.elbo import draw_times
+from vdm_jax.jobs import One
+from vdm_jax.models.keys import example_keys
+from vdm_jax.models.statistics import fit_statistics
+from vdm_jax.training.checkpoint import CheckpointStore
+from vdm_jax.training.parallel import (
+    compiled,
+    dispatcher,
+    divided,
+    gathered,
+    make_layout,
+    put,
+    replicated,
+    shardings,
+)
+from vdm_jax.training.state import step_of
+from vdm_jax.training.step import make_step
+from vdm_jax.typing import Batch
+
+STEPS, STACK = 50, 20  # the last stack is shorter
+LAYOUTS = {
+    "jit": ("jit", 1, 1),
+    "pmap 1": ("pmap", 1, 1),
+    "pmap 2": ("pmap", 2, 1),
+    "pmap 8": ("pmap", 8, 1),
+    "mesh 1": ("mesh", 1, 1),
+    "mesh 4": ("mesh", 4, 1),
+    "mesh 8": ("mesh", 8, 1),
+    "mesh 8, fsdp 2": ("mesh", 8, 2),
+    "mesh 8, fsdp 8": ("mesh", 8, 8),
+}
+
+
+def layout_of(name):
+    parallel, n, fsdp = LAYOUTS[name]
+    return make_layout(parallel, fsdp, devices=jax.devices()[:n])
+
+
+class Digits:
+    """The smoke config and its data."""
+
+    def __init__(self):
+        smoke = Path(__file__).parents[1] / "configs" / "smoke.py"
+        self.config = to_dict(runpy.run_path(str(smoke))["get_config"]())
+        self.data = load_dataset("digits")
+        self.statistics = fit_statistics(level_counts(self.data.train.images, 17))
+        self.job = One(self.config, self.statistics)
+        self.shapes = jax.eval_shape(self.job.start)
+
+    def batches(self, start, stop, stack=STACK):
+        options = {"batch_size": 64, "seed": 0, "start_step": start, "stop_step": stop}
+        return train_batches(self.data.train, **options, stack=stack)
+
+    def runner(self, layout, traces):
+        def loss(*arguments):
+            traces.append(1)
+            return self.job.model.loss(*arguments)
+
+        step = make_step(gathered(layout, loss), self.job.optimizer, axis_name=layout.axis_name)
+        return dispatcher(layout, step, self.shapes, STACK)
+
+    def train(self, layout, state, stop):
+        """Losses from the state's step to `stop`, the last state, how often the loss was traced."""
+        traces, losses = [], []
+        run_ = self.runner(layout, traces)
+        for stack in self.batches(step_of(state), stop):
+            state, metrics = run_(state, stack)
+            losses += np.asarray(metrics["loss"]).tolist()
+        return losses, state, len(traces)
+
+    def start(self, layout):
+        return jax.jit(self.job.start, out_shardings=shardings(layout, self.shapes))()
+
+
+def draws(key, batch):
+    """What is random about an example: noise, time, the key of its dropout."""
+    time_key, key = jax.random.split(key)
+    noise, drop = example_keys(key, batch.index, 2)
+    eps = jax.vmap(lambda key: jax.random.normal(key, (3,)))(noise)
+    return eps, draw_times(time_key, batch.phase, None), jax.random.key_data(drop)
+
+
+def drawn(layout):
+    """Of a global batch of 16, as bytes."""
+    x = np.zeros((16, 1), np.uint8)
+    index = np.arange(16, dtype=np.int32)
+    batch, key = Batch(x, index, index.astype(np.float32) / 16), jax.random.key(7)
+    if layout.axis_name is None:
+        compiled_ = jax.jit(draws, in_shardings=(replicated(layout), divided(layout)))
+        found = compiled_(key, put(layout, batch))
+    else:
+        devices = list(layout.mesh.devices.flat)
+        parts = jax.tree.map(lambda leaf: leaf.reshape(len(devices), -1, *leaf.shape[1:]), batch)
+        found = jax.pmap(draws, in_axes=(None, 0), devices=devices)(key, parts)
+    return [np.asarray(part).tobytes().hex() for part in found]
+
+
+def program(digits, layout, **model):
+    """A compiled dispatch of one step of the smoke config, with another network."""
+    config = digits.config | {"model": digits.config["model"] | model}
+    job = One(config, digits.statistics)
+    shapes = jax.eval_shape(job.start)
+    stack = next(digits.batches(0, 1, 1))
+    batch = sum(leaf.nbytes for leaf in stack)
+    run_ = compiled(layout, job.step(layout), shapes)
+    whole = run_.lower(shapes, layout.arrange(layout, stack), np.int32(1)).compile()
+    state = whole.memory_analysis().argument_size_in_bytes - batch / layout.mesh.size - 4
+    return {"text": whole.as_text(), "state": state}
+
+
+def collectives(text):
+    """How many operations of each kind a compiled text has."""
+    kinds = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+    return {kind: text.count(f" {kind}(") + text.count(f" {kind}-start(") for kind in kinds}
+
+
+def main(folder):
+    digits, found = Digits(), {}
+    found["devices"] = jax.device_count()
+    for name in LAYOUTS:
+        layout = layout_of(name)
+        losses, state, traces = digits.train(layout, digits.start(layout), STEPS)
+        found[name] = {"losses": losses, "traces": traces, "drawn": drawn(layout)}
+        found[name]["devices"] = len(state.step.devices())
+
+    half = digits.train(layout_of("mesh 8, fsdp 2"), digits.start(layout_of("mesh 8, fsdp 2")), 20)
+    with CheckpointStore(folder / "half") as store:
+        store.save(half[1], {})
+    found["continued"] = {}
+    for name in ("jit", "pmap 2", "mesh 4", "mesh 8, fsdp 8"):
+        layout = layout_of(name)
+        with CheckpointStore(folder / "half") as store:
+            state = store.restore(digits.shapes, shardings=shardings(layout, digits.shapes))
+        found["continued"][name] = digits.train(layout, state, STEPS)[0]
+
+    wide = {"name": "mlp", "width": 512, "depth": 1}
+    sizes = [
+        program(digits, make_layout("mesh", n, devices=jax.devices()[:n]), network=wide)["state"]
+        for n in (1, 2, 4, 8)
+    ]
+    found["state bytes"] = sizes
+    found["collectives"] = {
+        name: {
+            depth: collectives(
+                program(digits, layout_of(name), network=wide | {"depth": depth, "width": 64})[
+                    "text"
+                ]
+            )
+            for depth in (1, 4)
+        }
+        for name in ("mesh 1", "mesh 8", "pmap 8")
+    }
+
+    config = digits.config | {"train": digits.config["train"] | {"parallel": "mesh", "fsdp": 2}}
+    config["train"] |= {"steps": 20, "batch_size": 16}
+    whole = run.train(config, folder / "run", say=partial(print, file=sys.stderr))
+    found["test"] = whole.bits_per_dim()
+    found["samples"] = np.asarray(whole.sample(jax.random.key(0), 5, steps=3)).tolist()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,221 @@
+"""Runs side by side are the runs that configs of their own would train, in one program."""
+
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdm_jax import run
+from vdm_jax.config import to_dict
+from vdm_jax.data import level_counts, load_dataset
+from vdm_jax.jobs import Many, One, expand
+from vdm_jax.models import statistics as fitting
+from vdm_jax.models.statistics import fit_statistics
+from vdm_jax.training.evaluate import Evaluation
+from vdm_jax.training.logs import read_metrics
+from vdm_jax.training.parallel import dispatcher, make_layout, shardings
+
+SMOKE = Path(__file__).parents[1] / "configs" / "smoke.py"
+ROWS = ("mean", "x0", "eps", "v", "score")
+
+
+def tiny(**runs):
+    config = runpy.run_path(str(SMOKE))["get_config"]()
+    for axis, values in runs.items():
+        config.runs[axis] = values
+    config.model.network.width = 16
+    config.model.network.dropout = 0.2
+    config.model.timesteps = 50
+    config.model.head = "raw"
+    config.optimizer.warmup_steps = 2
+    config.train.batch_size = 16
+    config.train.steps = 20
+    config.train.steps_per_dispatch = 10
+    config.train.log_every = 5
+    config.train.checkpoint_every = 10
+    config.evaluate.draws = 1
+    config.evaluate.batch_size = 297
+    return config
+
+
+@pytest.fixture(scope="module")
+def digits():
+    dataset = load_dataset("digits")
+    return dataset, fit_statistics(level_counts(dataset.train.images, dataset.levels))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly():
+    gammas, fitting.RESIDUAL_GAMMAS = fitting.RESIDUAL_GAMMAS, np.linspace(-20.0, 12.0, 5)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    fitting.RESIDUAL_GAMMAS = gammas
+
+
+def start(job, layout):
+    return jax.jit(job.start, out_shardings=shardings(layout, jax.eval_shape(job.start)))()
+
+
+def fit(job, digits, runner=None):
+    """Losses [20] or [20, R] of a job, the state after them, and its compiled steps."""
+    layout = make_layout("jit")
+    state = start(job, layout)
+    runner = runner or dispatcher(layout, job.step(layout), state, 10)
+    losses = []
+    for stack in job.batches(digits[0].train, batch_size=16, start_step=0, stop_step=20, stack=10):
+        state, metrics = runner(state, stack)
+        losses += np.asarray(metrics["loss"]).tolist()
+    return np.asarray(losses), state, runner
+
+
+def assert_close(a, b):
+    """To 1e-5 of all of it: Adam divides by gradients that are near zero, single numbers differ by more."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    x, y = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (a, b))
+    assert np.linalg.norm(x - y) < 1e-5 * np.linalg.norm(y)
+
+
+def test_five_parameterizations_and_two_seeds_are_ten_runs(digits):
+    dataset, statistics = digits
+    del dataset
+    config = to_dict(tiny(parameterizations=ROWS, seeds=(0, 3)))
+    many = Many(config, statistics)
+    losses, state, _ = fit(many, digits)
+    assert losses.shape == (20, 10) and len({*losses[-1].tolist()}) == 10
+    assert many.names[:3] == ("mean_seed0", "mean_seed3", "x0_seed0")
+    runner = {}
+    for i, (name, single) in enumerate(many.members.items()):
+        row, seed = single["model"]["parameterization"], single["seed"]
+        assert name == f"{row}_seed{seed}"
+        alone, own, runner[row] = fit(One(single, statistics), digits, runner.get(row))
+        np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5, err_msg=name)
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), own.params)
+
+
+def test_learning_rates(digits):
+    statistics = digits[1]
+    many = Many(to_dict(tiny(learning_rates=(1e-3, 4e-3))), statistics)
+    losses, state, _ = fit(many, digits)
+    assert many.names == ("lr0.001", "lr0.004")
+    np.testing.assert_array_equal(losses[0, 0], losses[0, 1])  # before the first update
+    assert losses[-1, 0] != losses[-1, 1]
+    for i, single in enumerate(many.members.values()):
+        alone, own, _ = fit(One(single, statistics), digits)
+        np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5)
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), own.params)
+
+
+def test_the_step_of_all_is_traced_once(digits, monkeypatch):
+    many = Many(to_dict(tiny(parameterizations=ROWS, seeds=(0, 1))), digits[1])
+    traces, whole = [], many.model_and_optimizer
+    monkeypatch.setattr(many, "model_and_optimizer", lambda s: traces.append(1) or whole(s))
+    layout = make_layout("jit")
+    state = start(many, layout)
+    traces.clear()
+    runner = dispatcher(layout, many.step(layout), state, 3)
+    options = {"batch_size": 16, "start_step": 0, "stop_step": 5, "stack": 3}
+    for stack in many.batches(digits[0].train, **options):
+        state, metrics = runner(state, stack)
+    assert len(traces) == 1 and metrics["loss"].shape == (2, 10)
+
+
+# ---------------------------------------------------------------- a run of them
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    lines = []
+    folder = tmp_path_factory.mktemp("side_by_side")
+    config = tiny(parameterizations=("eps", "v"), seeds=(0, 1))
+    return run.train_side_by_side(config, folder, say=lines.append), lines, folder
+
+
+def test_what_it_leaves_and_says(trained):
+    runs, lines, folder = trained
+    assert [*runs] == ["eps_seed0", "eps_seed1", "v_seed0", "v_seed1"]
+    table = (folder / "table.md").read_text()
+    assert lines[0] == table.strip()
+    bounds = [runs[f"eps_seed{i}"].bits_per_dim() for i in (0, 1)]
+    error = abs(bounds[0] - bounds[1]) / 2
+    assert f"| eps | {np.mean(bounds):.4f} ± {error:.4f} | " in table
+    assert "standard error over 2 seeds; diffusion ELBO, T = 50, 1 draws per example" in table
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [5, 10, 15, 20]
+    assert {f"{name}/bits_per_dim" for name in runs} <= rows[0].keys()
+    with Image.open(folder / "curves.png") as picture:
+        assert picture.size == (800, 460)
+
+
+def test_again_resumed_and_loaded(trained, tmp_path):
+    runs, lines, folder = trained
+    config = tiny(parameterizations=("eps", "v"), seeds=(0, 1))
+    again = []
+    run.train_side_by_side(config, folder, say=again.append)
+    assert again == [f"already trained: {folder} is at step 20, 20 asked for", *lines]
+    config.train.steps = 10
+    run.train_side_by_side(config, tmp_path, say=lambda line: None)
+    config.train.steps = 20
+    resumed = run.train_side_by_side(config, tmp_path, say=lambda line: None)
+    loaded = run.load_side_by_side(folder)
+    assert read_metrics(tmp_path / "metrics.jsonl") == read_metrics(folder / "metrics.jsonl")
+    for name, one in runs.items():
+        for other in (resumed[name], loaded[name]):
+            assert other.config == one.config
+            assert other.config["seed"] == int(name[-1]) and other.config["runs"]["seeds"] == []
+            for a, b in zip(
+                jax.tree.leaves(one.state.ema_params),
+                jax.tree.leaves(other.state.ema_params),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(a, b)
+    assert isinstance(loaded["v_seed1"].evaluate(), Evaluation)
+    assert loaded["v_seed1"].sample(jax.random.key(0), 2, steps=2).shape == (2, 8, 8, 1)
+
+
+# ---------------------------------------------------------------- names and mistakes
+
+
+def test_names():
+    def names(**runs):
+        return list(expand(to_dict(tiny(**runs))))
+
+    assert names() == [""]
+    assert names(seeds=(5,)) == ["seed5"]
+    assert names(parameterizations=("v",), learning_rates=(0.1, 1e-5)) == ["v_lr0.1", "v_lr1e-05"]
+    single = expand(to_dict(tiny(parameterizations=("v",), seeds=(7,))))["v_seed7"]
+    assert single == to_dict(tiny()) | {
+        "seed": 7,
+        "model": to_dict(tiny())["model"] | {"parameterization": "v"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ({"seeds": (1, 2, 1)}, r"config\.runs\.seeds: expected each value once, found \[1, 2, 1\]"),
+        ({"parameterizations": ("eps", "epz")}, r"unknown name 'epz'; did you mean 'eps'"),
+        ({}, r"config\.runs: asks for one run"),
+    ],
+)
+def test_mistakes(runs, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run.train_side_by_side(tiny(**runs), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mean_in_continuous_time_and_models_without_rows(tmp_path):
+    config = tiny(parameterizations=("eps", "mean"))
+    config.model.timesteps = None
+    with pytest.raises(ValueError, match="mean"):
+        run.train_side_by_side(config, tmp_path / "run")
+    vae = runpy.run_path(str(SMOKE.with_name("vae.py")))["get_config"]()
+    vae.runs.parameterizations = ("eps",)
+    with pytest.raises(ValueError, match="'vae' has no parameterization"):
+        run.train_side_by_side(vae, tmp_path / "run")
+    with pytest.raises(ValueError, match="asks for runs side by side"):
+        run.train(tiny(seeds=(0, 1)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

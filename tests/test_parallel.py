@@ -1,0 +1,132 @@
+"""One step under every wrapper: the same numbers on one device and on eight, whatever divides what."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from vdm_jax.run import load
+from vdm_jax.training.parallel import PARALLEL, check_batch, make_layout, shardings
+
+WORKER = Path(__file__).with_name("eight_devices.py")
+NAMES = ["pmap 2", "pmap 8", "mesh 1", "mesh 4", "mesh 8", "mesh 8, fsdp 2", "mesh 8, fsdp 8"]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """What a process with eight virtual devices measured, and its folder."""
+    folder = tmp_path_factory.mktemp("eight")
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags.strip(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    command = [sys.executable, str(WORKER), str(folder)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["devices"] == 8 and {*NAMES, "jit"} <= found.keys()
+    return found, folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_are_those_of_one_device(measured, name):
+    """After 50 steps, the last dispatch shorter than the others."""
+    found, one = measured[0][name], measured[0]["jit"]
+    assert len(one["losses"]) == len(found["losses"]) == 50
+    assert len({*one["losses"]}) == 50
+    np.testing.assert_allclose(found["losses"], one["losses"], rtol=1e-5)
+    assert found["devices"] == int(name.split(",")[0].split()[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_numbers_are_bit_equal(measured, name):
+    noise, times, dropout = measured[0][name]["drawn"]
+    assert [noise, times, dropout] == measured[0]["jit"]["drawn"]
+    assert len({times[i : i + 8] for i in range(0, len(times), 8)}) == 16  # one for each example
+
+
+@pytest.mark.parametrize("name", ["jit", *NAMES])
+def test_a_run_is_traced_once(measured, name):
+    assert measured[0][name]["traces"] == 1
+
+
+@pytest.mark.parametrize("name", ["jit", "pmap 2", "mesh 4", "mesh 8, fsdp 8"])
+def test_a_checkpoint_continues_on_another_layout(measured, name):
+    """Saved at step 20 from eight devices that held half of the state each."""
+    continued, unbroken = measured[0]["continued"][name], measured[0]["mesh 8, fsdp 2"]["losses"]
+    np.testing.assert_allclose(continued, unbroken[20:], rtol=1e-5)
+
+
+def test_fsdp_divides_the_state(measured):
+    """Bytes of the arguments of the compiled program, for each device."""
+    one, *others = measured[0]["state bytes"]
+    assert one > 1e7
+    for n, found in zip((2, 4, 8), others, strict=True):
+        np.testing.assert_allclose(found, one / n, rtol=0.01)
+
+
+@pytest.mark.parametrize("name", ["mesh 8", "pmap 8"])
+def test_one_all_reduce_and_nothing_per_layer(measured, name):
+    counts = measured[0]["collectives"]
+    for depth in ("1", "4"):
+        assert sum(counts["mesh 1"][depth].values()) == 0
+        assert counts[name][depth]["all-reduce"] == sum(counts[name][depth].values()) == 1
+
+
+def test_a_run_of_eight_devices_is_loaded_by_one(measured):
+    found, folder = measured
+    trained = load(folder / "run", parallel="jit")
+    assert len(trained.state.step.devices()) == 1
+    np.testing.assert_allclose(trained.bits_per_dim(), found["test"], rtol=1e-6)
+    samples = np.asarray(trained.sample(jax.random.key(0), 5, steps=3), np.int64)
+    assert np.mean(samples == np.asarray(found["samples"])) > 0.99  # a level may round either way
+
+
+# ---------------------------------------------------------------- here, on one device
+
+
+def test_layouts_of_one_device():
+    for name in ("auto", *PARALLEL):
+        layout = make_layout(name)
+        assert layout.mesh.size == 1
+        check_batch(layout, 49)
+    assert make_layout().axis_name is None and make_layout("pmap").axis_name == "data"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mes",), r"parallel: unknown name 'mes'; did you mean 'mesh'\? choices: auto, jit, mesh"),
+        (("pmap", 2), r"config\.train\.fsdp: needs parallel = 'mesh', found 2 under 'pmap'"),
+        (("auto", 2), r"config\.train\.fsdp: needs parallel = 'mesh', found 2 under 'jit'"),
+        (("mesh", 2), r"config\.train\.fsdp: expected a divisor of 1 devices, found 2"),
+        (("mesh", 0), r"config\.train\.fsdp: expected a divisor of 1 devices, found 0"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_layout(*arguments)
+
+
+ELSEWHERE = AbstractMesh((1, 8), ("data", "fsdp"))
+
+
+def test_a_batch_that_the_devices_cannot_share():
+    layout = make_layout("mesh")._replace(mesh=ELSEWHERE)
+    check_batch(layout, 48)
+    message = r"49 examples cannot be divided over 8 devices \(1 process of 8\)"
+    with pytest.raises(ValueError, match=message):
+        check_batch(layout, 49)
+
+
+def test_the_largest_axis_that_can_be_is_divided():
+    layout = make_layout("mesh")._replace(mesh=ELSEWHERE)
+    shapes = {(16, 64): (None, "fsdp"), (64, 16): ("fsdp",), (3, 8, 9): (None, "fsdp"), (9,): ()}
+    for shape, spec in (shapes | {(): ()}).items():
+        assert tuple(shardings(layout, jax.ShapeDtypeStruct(shape, np.float32)).spec) == spec

@@ -1,0 +1,210 @@
+"""Several processes of one run, on this machine: the same numbers as one, and none is left waiting."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vdm_jax.training.logs import read_metrics
+from vdm_jax.training.processes import Patience, by_first, deadline, everyone, initialize
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SHORT = [
+    "--config.train.batch_size=16",
+    "--config.train.steps_per_dispatch=4",
+    "--config.train.log_every=2",
+    "--config.evaluate.draws=1",
+    "--config.evaluate.batch_size=100",
+    "--config.sample.count=4",
+]
+SMALL = {
+    "smoke": ["--config.model.network.width=8", "--config.sample.steps=2"],
+    "vae": ["--config.model.encoder.width=8", "--config.model.decoder.width=8"],
+    "mhvae": [
+        "--config.model.chain.latents=(4, 4)",
+        "--config.model.chain.encoder.width=8",
+        "--config.model.chain.decoder.width=8",
+        "--config.model.chain.level.width=8",
+    ],
+}
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+class Processes:
+    """`count` processes of one run; `flags` of all, `own` of each."""
+
+    def __init__(self, folder, config, *flags, count=2, own=()):
+        address = f"localhost:{free_port()}"
+        environment = os.environ | {
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XDG_CACHE_HOME": str(folder),
+        }
+        command = [sys.executable, "-m", "vdm_jax.main", f"--config={CONFIGS / config}.py"]
+        command += ["--workdir=run", *SHORT, *SMALL[config], *flags]
+        self.folder, self.running = folder, []
+        for i in range(count):
+            more = ["--distributed", f"--coordinator_address={address}"] if count > 1 else []
+            more += [f"--num_processes={count}", f"--process_id={i}"] if count > 1 else []
+            more += own[i] if own else []
+            with (folder / f"out{i}").open("w") as out, (folder / f"err{i}").open("w") as err:
+                process = subprocess.Popen(
+                    [*command, *more], cwd=folder, env=environment, stdout=out, stderr=err
+                )
+            self.running.append(process)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.running:
+            process.kill()
+            process.wait()
+
+    def wait(self, seconds=180):
+        """Exit statuses, within a time."""
+        return [process.wait(seconds) for process in self.running]
+
+    def text(self, name):
+        return (self.folder / name).read_text()
+
+
+def last_line(text):
+    return text.replace("\r", "\n").strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("config", SMALL)
+def test_two_processes_are_one(tmp_path, config):
+    """The same losses, one checkpoint that one process continues, one log, one table of what was made."""
+    folders = [tmp_path / name for name in ("two", "one")]
+    for folder, count in zip(folders, (2, 1), strict=True):
+        folder.mkdir()
+        with Processes(folder, config, "--config.train.steps=10", count=count) as run:
+            assert run.wait() == [0] * count, run.text("err0")[-2000:]
+    two, one = [read_metrics(folder / "run" / "metrics.jsonl") for folder in folders]
+    assert [row["step"] for row in two] == [2, 4, 6, 8, 10] and one[0].keys() == two[0].keys()
+    for a, b in zip(two, one, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+    results = [json.loads((f / "run" / "evaluation.json").read_text())["test"] for f in folders]
+    assert results[0]["examples"] == results[1]["examples"] == 297
+    np.testing.assert_allclose(results[0]["bits_per_dim"], results[1]["bits_per_dim"], rtol=1e-5)
+    said = "\n".join(x for x in (folders[0] / "out1").read_text().splitlines() if "Gloo" not in x)
+    assert said == "" and "train:" not in (folders[0] / "err1").read_text()
+    assert (folders[0] / "run" / "samples.png").exists()
+
+    with Processes(folders[0], config, "--config.train.steps=12", count=1) as run:
+        assert run.wait() == [0]
+        assert "continuing from step 10 in run" in run.text("out0")
+    assert read_metrics(folders[0] / "run" / "metrics.jsonl")[-1]["step"] == 12
+
+
+@pytest.mark.parametrize(
+    ("victim", "blow"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)]
+)
+def test_a_dead_or_stuck_process_ends_the_others(tmp_path, victim, blow):
+    flags = ["--config.train.steps=1000000", "--config.train.stall_seconds=8"]
+    with Processes(tmp_path, "smoke", *flags) as run:
+        log, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+        while time.monotonic() < until and len(read_metrics(log)) < 10:
+            assert [process.poll() for process in run.running] == [None, None]
+            time.sleep(0.2)
+        run.running[victim].send_signal(blow)
+        status = run.running[1 - victim].wait(30)
+        assert status != 0
+        if victim == 1:  # without process 0, JAX may end the others first, in its own words
+            line = last_line(run.text("err0"))
+            expected = {
+                signal.SIGKILL: "error: another process is gone: ",
+                signal.SIGSTOP: "error: training, after step ",
+            }
+            assert status == 1 and line.startswith(expected[blow])
+
+
+def test_a_coordinator_that_is_not_there(tmp_path):
+    own = [[], ["--connect_seconds=3", f"--coordinator_address=localhost:{free_port()}"]]
+    with Processes(tmp_path, "smoke", own=own) as run:
+        assert run.running[1].wait(30) == 1
+        text = run.text("err1")
+        assert text.startswith("\nerror: the 2 processes did not meet at localhost:")
+        assert text.endswith(" within 3 s\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_of_different_configs(tmp_path):
+    own = [["--config.train.steps=10"], ["--config.train.steps=20"]]
+    with Processes(tmp_path, "smoke", own=own) as run:
+        assert run.wait(60) == [2, 2]
+        for name in ("err0", "err1"):
+            assert last_line(run.text(name)) == (
+                "error: process 0 (there) and process 1 (here) have different configs: "
+                "config.train.steps: 10 there, 20 here"
+            )
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- in this process
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("localhost:1", 2, 2), "--process_id: expected one of 0 to 1, found 2"),
+        (("localhost:1", 2, -1), "--process_id: expected one of 0 to 1, found -1"),
+        (("localhost:1", 0, 0), "--num_processes: expected at least 1, found 0"),
+        (("localhost:1", None, 0), "--distributed: --num_processes missing, expected all three"),
+        ((None, 2, None), "--distributed: --coordinator_address, --process_id missing"),
+        (("localhost", 2, 0), "--coordinator_address: expected host:port, found 'localhost'"),
+        (("localhost:123456", 2, 0), "--coordinator_address: expected host:port"),
+        ((":123", 2, 0), "--coordinator_address: expected host:port"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        initialize(*arguments)
+    with pytest.raises(ValueError, match="--connect_seconds: expected a number above 0, found nan"):
+        initialize("localhost:1", 1, 0, seconds=float("nan"))
+
+
+def test_one_process_agrees_with_itself():
+    assert everyone({"a": 1}) == [{"a": 1}]
+    assert by_first(lambda: 3) == 3
+    with pytest.raises(OSError, match="full"):
+        by_first(lambda: (_ for _ in ()).throw(OSError("full")))
+
+
+def test_deadline_lets_go():
+    with deadline(0.05, "too late"):
+        pass
+    with pytest.raises(KeyError), deadline(0.05, "too late"):
+        raise KeyError("a")
+    time.sleep(0.1)  # and this process is still there
+
+
+def test_patience_grows_with_what_it_has_seen(monkeypatch):
+    """The first wait is free; later ones may take five times the longest."""
+    limits, now = [], [0.0]
+    monkeypatch.setattr("vdm_jax.training.processes.jax.process_count", lambda: 2)
+    monkeypatch.setattr("vdm_jax.training.processes.time.monotonic", lambda: now[0])
+
+    def noted(seconds, message):
+        limits.append((seconds, message))
+        return deadline(60.0, message)
+
+    monkeypatch.setattr("vdm_jax.training.processes.deadline", noted)
+    patience = Patience(3.0)
+    for takes in (100.0, 0.5, 2.0, 0.5):
+        with patience.wait("here"):
+            now[0] += takes
+    assert [seconds for seconds, _ in limits] == [3.0, 3.0, 10.0]
+    assert limits[0][1] == "here: no progress for 3 s; another process is stuck"
