@@ -167,6 +167,7 @@ def main(folder):
 
     config = digits.config | {"train": digits.config["train"] | {"parallel": "mesh", "fsdp": 2}}
     config["train"] |= {"steps": 20, "batch_size": 16}
+    config["optimizer"] = config["optimizer"] | {"accumulate": 2}
     whole = run.train(config, folder / "run", say=partial(print, file=sys.stderr))
     found["test"] = whole.bits_per_dim()
     found["samples"] = np.asarray(whole.sample(jax.random.key(0), 5, steps=3)).tolist()

@@ -1,5 +1,8 @@
 """The loop: lines and checkpoints of a run do not depend on its dispatches, and divergence stops it."""
 
+import gzip
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.logs import MetricsLog, read_metrics
 from vdm_jax.training.loop import fit
 from vdm_jax.training.parallel import dispatcher, make_layout
+from vdm_jax.training.profile import Profiler, parse_steps
 from vdm_jax.training.state import init_state
 from vdm_jax.training.step import make_step
 from vdm_jax.typing import Batch
@@ -36,7 +40,18 @@ def stacks(first, last, size, poison=None):
         yield Batch(x, np.zeros(x.shape[:2], np.int32), np.zeros(x.shape[:2], np.float32))
 
 
-def run(folder, last, *, size, poison=None, optimizer=SGD, every=3, checkpoint_every=4, state=None):
+def run(
+    folder,
+    last,
+    *,
+    size,
+    poison=None,
+    optimizer=SGD,
+    every=3,
+    checkpoint_every=4,
+    state=None,
+    profiler=None,
+):
     """Fit to step `last` from what the folder has; return the state."""
     with CheckpointStore(folder / "checkpoints") as store:
         if store.latest() is not None:
@@ -54,6 +69,7 @@ def run(folder, last, *, size, poison=None, optimizer=SGD, every=3, checkpoint_e
                 about={"name": "toy"},
                 log_every=every,
                 checkpoint_every=checkpoint_every,
+                profiler=profiler,
             )
 
 
@@ -111,6 +127,34 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, size, latest):
             state = store.restore(jax.eval_shape(start))
             assert np.all(np.isfinite(state.params["w"]))
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [3]
+
+
+@pytest.mark.parametrize(("steps", "size"), [((4, 6), 1), ((5, 6), 3), ((4, 100), 3)])
+def test_steps_are_traced(tmp_path, monkeypatch, steps, size):
+    """The dispatches that hold them: one trace, which Perfetto and TensorBoard open."""
+    seen, whole = [], jax.profiler.start_trace
+    monkeypatch.setattr(
+        jax.profiler, "start_trace", lambda *a, **k: seen.append(a) or whole(*a, **k)
+    )
+    with Profiler(steps, tmp_path / "profile") as profiler:
+        run(tmp_path, 9, size=size, profiler=profiler)
+    assert len(seen) == 1 and not profiler.running
+    (perfetto,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    names = {
+        event.get("name")
+        for event in json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]
+    }
+    assert any("run" in str(name) for name in names)
+    assert len([*(tmp_path / "profile").rglob("*.xplane.pb")]) == 1
+
+
+@pytest.mark.parametrize("text", ["", "5", "5:5", "7:3", "-1:4", "a:b", "1:2:3", "1.5:2"])
+def test_what_is_no_range_of_steps(text):
+    assert parse_steps("100:120") == (100, 120)
+    with pytest.raises(
+        ValueError, match="--profile: expected a range of steps such as 100:120, found"
+    ):
+        parse_steps(text)
 
 
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path):

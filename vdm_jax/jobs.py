@@ -81,7 +81,9 @@ class One:
 
     def __init__(self, config: dict[str, Any], statistics: Statistics):
         if is_many(config):
-            raise ValueError("config.runs: asks for runs side by side, expected one: empty lists")
+            raise ValueError(
+                "config.runs: asks for runs side by side, expected a config of one run: empty lists"
+            )
         self.config, self.statistics = config, statistics
         self.model = build_model(config["model"], statistics)
         self.optimizer, _ = make_optimizer(**config["optimizer"])

@@ -13,6 +13,7 @@ import re
 import runpy
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,10 +23,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vdm_jax import report, run
-from vdm_jax.config import difference, to_dict, unknown_field
+from vdm_jax.config import difference, to_dict, unknown_field, with_defaults
 from vdm_jax.jobs import is_many
 from vdm_jax.specs import choose
-from vdm_jax.trained import Trained
+from vdm_jax.trained import read_json
 from vdm_jax.training.processes import everyone, initialize, is_first
 from vdm_jax.training.profile import parse_steps
 
@@ -49,7 +50,10 @@ def train(workdir: Path) -> None:
 
 def evaluate(workdir: Path) -> None:
     """Evaluate the newest checkpoint with the settings of the command line."""
-    say(f"test: {_loaded(workdir).evaluate('test')}")
+    if is_many(to_dict(CONFIG.value)):
+        report.compare(_loaded(workdir, run.load_side_by_side), workdir, say)
+    else:
+        say(f"test: {_loaded(workdir).evaluate('test')}")
 
 
 def sample(workdir: Path) -> None:
@@ -144,16 +148,16 @@ def fail(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
-def _loaded(workdir: Path) -> Trained:
-    """The run in a folder, with the evaluation and sampling settings of the command line."""
+def _loaded(workdir: Path, load: Callable[..., Any] = run.load) -> Any:
+    """What is in a folder, with the evaluation and sampling settings of the command line."""
     asked = to_dict(CONFIG.value)
-    layout = {name: asked["train"][name] for name in ("parallel", "fsdp")}
-    trained = run.load(workdir, **layout)
-    lines = difference(trained.config, asked)
+    found = load(workdir, parallel=asked["train"]["parallel"], fsdp=asked["train"]["fsdp"])
+    lines = difference(with_defaults(read_json(workdir / "config.json")), asked)
     if lines:
         raise ValueError(f"{workdir} holds a run of another config: {'; '.join(lines)}")
-    trained.config.update(evaluate=asked["evaluate"], sample=asked["sample"], data=asked["data"])
-    return trained
+    for trained in found.values() if isinstance(found, dict) else [found]:
+        trained.config.update({name: asked[name] for name in ("evaluate", "sample", "data")})
+    return found
 
 
 def parse(argv: list[str]) -> list[str]:
