@@ -26,6 +26,7 @@ from vdm_jax.training.parallel import (
     put,
     replicated,
     shardings,
+    whole,
 )
 from vdm_jax.training.state import step_of
 from vdm_jax.training.step import make_step
@@ -117,9 +118,19 @@ def program(digits, layout, **model):
     stack = next(digits.batches(0, 1, 1))
     batch = sum(leaf.nbytes for leaf in stack)
     run_ = compiled(layout, job.step(layout), shapes)
-    whole = run_.lower(shapes, layout.arrange(layout, stack), np.int32(1)).compile()
-    state = whole.memory_analysis().argument_size_in_bytes - batch / layout.mesh.size - 4
-    return {"text": whole.as_text(), "state": state}
+    program_ = run_.lower(shapes, layout.arrange(layout, stack), np.int32(1)).compile()
+    state = program_.memory_analysis().argument_size_in_bytes - batch / layout.mesh.size - 4
+    return {"text": program_.as_text(), "state": state}
+
+
+def sampling(digits, layout):
+    """FLOPs of a device that draws its part of 16 samples."""
+
+    def draw(params, key):
+        return digits.job.model.sample(params, key, 16, steps=2)
+
+    arguments = digits.shapes.ema_params, jax.eval_shape(lambda: jax.random.key(0))
+    return whole(layout, draw, 16).lower(*arguments).compile().cost_analysis()["flops"]
 
 
 def collectives(text):
@@ -165,12 +176,14 @@ def main(folder):
         for name in ("mesh 1", "mesh 8", "pmap 8")
     }
 
+    found["sampling"] = [sampling(digits, layout_of(name)) for name in ("mesh 1", "mesh 8")]
+
     config = digits.config | {"train": digits.config["train"] | {"parallel": "mesh", "fsdp": 2}}
     config["train"] |= {"steps": 20, "batch_size": 16}
     config["optimizer"] = config["optimizer"] | {"accumulate": 2}
-    whole = run.train(config, folder / "run", say=partial(print, file=sys.stderr))
-    found["test"] = whole.bits_per_dim()
-    found["samples"] = np.asarray(whole.sample(jax.random.key(0), 5, steps=3)).tolist()
+    trained = run.train(config, folder / "run", say=partial(print, file=sys.stderr))
+    found["test"] = trained.bits_per_dim()
+    found["samples"] = np.asarray(trained.sample(jax.random.key(0), 5, steps=3)).tolist()
     print(json.dumps(found))
 
 

@@ -79,6 +79,11 @@ def test_one_all_reduce_and_nothing_per_layer(measured, name):
         assert counts[name][depth]["all-reduce"] == sum(counts[name][depth].values()) == 1
 
 
+def test_samples_are_drawn_in_parts(measured):
+    one, each_of_eight = measured[0]["sampling"]
+    np.testing.assert_allclose(each_of_eight, one / 8, rtol=0.05)
+
+
 def test_a_run_of_eight_devices_is_loaded_by_one(measured):
     found, folder = measured
     trained = load(folder / "run", parallel="jit")

@@ -11,7 +11,7 @@ samples.png  loss.png, and the model's own pictures
 import json
 import math
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,12 @@ from vdm_jax.specs import choose
 from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
 from vdm_jax.training.parallel import (
     Layout,
-    gathered,
     make_layout,
     put,
-    replicated,
+    whole,
 )
 from vdm_jax.training.state import TrainState, init_state, step_of
-from vdm_jax.typing import Array, Key, Params
+from vdm_jax.typing import Array, Key
 
 STREAMS = {"params": 0, "train": 1, "evaluate": 2, "sample": 3}
 """Independent randomness of a run's parts, each folded into its seed."""
@@ -71,13 +70,12 @@ class Trained:
           **options: sampler, steps; the config's by default.
         """
         chosen = {k: v for k, v in self.config["sample"].items() if k != "count"} | options
-        draw = self._compile(partial(_positional, self.model.sample, n=n, **chosen))
-        draw = self._compiled.setdefault(repr((n, chosen)), draw)
-        return draw(self.state.ema_params, key)
 
-    def _compile(self, function: Any) -> Any:
-        """Jit a function of the parameters; what it returns is whole on every device."""
-        return jax.jit(gathered(self.layout, function), out_shardings=replicated(self.layout))
+        def draw(params, key):
+            return self.model.sample(params, key, n, **chosen)
+
+        compiled = self._compiled.setdefault(repr((n, chosen)), whole(self.layout, draw, n))
+        return compiled(self.state.ema_params, key)
 
     def bits_per_dim(self, split: str = "test") -> float:
         """The bound of "train" or "test" in bits per dimension; `evaluate` has the error and the parts."""
@@ -134,7 +132,7 @@ class Trained:
     def pictures(self, x: Any) -> dict[str, Array]:
         """What else the model shows of data [n, *d], by name: images as stored [rows, columns, *d]."""
         return {
-            name: self._compile(draw)(self.state.ema_params, x)
+            name: whole(self.layout, draw)(self.state.ema_params, x)
             for name, draw in self.model.pictures.items()
         }
 
@@ -147,10 +145,6 @@ def stream(seed: Any, name: str) -> Key:
 def fresh(seed: Any, model: Model, optimizer: Any) -> TrainState:
     """The state that training starts from."""
     return init_state(model.init(stream(seed, "params")), optimizer, stream(seed, "train"))
-
-
-def _positional(sample: Any, params: Params, key: Key, **settings: Any) -> Array:
-    return sample(params, key, **settings)
 
 
 def read_json(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 
 from vdm_jax.elbo import Elbo, check_steps
 from vdm_jax.models import Model
-from vdm_jax.training.parallel import Layout, gathered, replicated
+from vdm_jax.training.parallel import Layout, whole
 from vdm_jax.typing import Batch, Key, Params
 
 
@@ -70,11 +71,7 @@ def make_evaluator(
     check_steps(draws, "evaluate.draws: must be at least 1")
     check_steps(importance_samples, "evaluate.importance_samples: must be at least 1")
 
-    def compile(function):
-        if layout is None:
-            return jax.jit(function)
-        return jax.jit(gathered(layout, function), out_shardings=replicated(layout))
-
+    compile = jax.jit if layout is None else partial(whole, layout)
     if importance_samples == 1:
         return compile(
             lambda params, key, batch: model.elbo(params, key, batch, draws=draws)._asdict()

@@ -159,11 +159,27 @@ def gathered(layout: Layout, function: Callable[..., Any]) -> Callable[..., Any]
     if layout.mesh.shape["fsdp"] == 1:
         return function
 
-    def whole(params, *arguments):
+    def together(params, *arguments):
         params = jax.lax.with_sharding_constraint(params, replicated(layout))
         return function(params, *arguments)
 
-    return whole
+    return together
+
+
+def whole(layout: Layout, function: Callable[..., Any], examples: int = 0) -> Callable[..., Any]:
+    """Jit a function of parameters; what it returns is whole on every device.
+
+    Its result is `examples` data [n, ...] that are computed in parts, if the devices divide their number: the
+    compiler divides all that leads to them.
+    """
+    in_parts = examples > 0 and examples % layout.mesh.size == 0
+    function = gathered(layout, function)
+
+    def run(*arguments):
+        result = function(*arguments)
+        return jax.lax.with_sharding_constraint(result, divided(layout)) if in_parts else result
+
+    return jax.jit(run, out_shardings=replicated(layout))
 
 
 def over_steps(step: Step) -> Run:
