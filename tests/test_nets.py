@@ -303,6 +303,8 @@ def test_wrong_settings_of_any_network_are_named(name, settings, message):
         ("mlp", {"width": 0}, "mlp: width must be positive, found 0"),
         ("mlp", {"depth": -1}, "mlp: depth must be positive, found -1"),
         ("unet", {"channels": (8, 0)}, "unet: channels must be positive, found \\(8, 0\\)"),
+        ("unet", {"channels": 3}, "unet: channels must be a list, found 3"),
+        ("unet", {"attention": 1}, "unet: attention must be a list, found 1"),
         ("unet", {"channels": ()}, "channels must be positive, found \\(\\)"),
         ("unet", {"blocks": 0}, "unet: blocks must be positive, found 0"),
         ("unet", {"patch": 0}, "unet: patch must be positive, found 0"),

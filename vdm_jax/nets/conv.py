@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vdm_jax.nets.blocks import ResnetBlock, norm
-from vdm_jax.nets.network import Network, check_settings, from_linen
+from vdm_jax.nets.network import Network, as_tuple, check_settings, from_linen
 
 
 class EncoderModule(nn.Module):
@@ -73,7 +74,7 @@ class DecoderModule(nn.Module):
 def conv_encoder(
     *,
     outputs: Sequence[int],
-    channels: Sequence[int] = (32, 64),
+    channels: Any = (32, 64),
     blocks: int = 1,
     dropout: float = 0.0,
     dtype: str = "float32",
@@ -95,7 +96,7 @@ def conv_encoder(
 def conv_decoder(
     *,
     outputs: Sequence[int],
-    channels: Sequence[int] = (32, 64),
+    channels: Any = (32, 64),
     blocks: int = 1,
     dropout: float = 0.0,
     dtype: str = "float32",
@@ -105,7 +106,7 @@ def conv_decoder(
 
 
 def _conv(name, module, outputs, channels, blocks, dropout, dtype) -> Network:
-    outputs, channels = tuple(outputs), tuple(channels)
+    outputs, channels = tuple(outputs), as_tuple(name, "channels", channels)
     check_settings(name, dropout=dropout, dtype=dtype, channels=channels, blocks=blocks)
     return from_linen(
         module(channels=channels, blocks=blocks, dropout=dropout, dtype=dtype, outputs=outputs)

@@ -51,6 +51,13 @@ def check_settings(name: str, *, dropout: float, dtype: str, **sizes: Any) -> No
         raise ValueError(f"{name}: unknown dtype {dtype!r}; choices: {', '.join(DTYPES)}")
 
 
+def as_tuple(name: str, key: str, value: Any) -> tuple:
+    """Return a list as a tuple, or raise ValueError."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name}: {key} must be a list, found {value!r}")
+    return tuple(value)
+
+
 def dropout(x, keys, *, rate: float, layer: int):
     """Drop with one mask per example, keyed by the example and the layer; off without keys.
 

@@ -6,6 +6,7 @@ and attention in the middle. They take any H×W×C with channels last.
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from vdm_jax.nets.blocks import ZEROS, ResnetBlock, norm
 from vdm_jax.nets.network import (
     Network,
+    as_tuple,
     check_settings,
     fourier_features,
     from_linen,
@@ -146,9 +148,9 @@ def vdm_unet(
 
 def unet(
     *,
-    channels: Sequence[int] = (64, 128, 128),
+    channels: Any = (64, 128, 128),
     blocks: int = 2,
-    attention: Sequence[int] = (),
+    attention: Any = (),
     dropout: float = 0.0,
     fourier: Sequence[int] | None = None,
     patch: int = 1,
@@ -166,7 +168,10 @@ def unet(
     Raises:
       ValueError: here for a setting that cannot be, at the first call for data that are not H×W×C.
     """
-    channels, attention = tuple(channels), tuple(attention)
+    channels, attention = (
+        as_tuple("unet", "channels", channels),
+        as_tuple("unet", "attention", attention),
+    )
     check_settings(
         "unet", dropout=dropout, dtype=dtype, channels=channels, blocks=blocks, patch=patch
     )
