@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from vdm_jax import run
 from vdm_jax.config import to_dict
 from vdm_jax.data import level_counts, load_dataset, train_batches
 from vdm_jax.elbo import draw_times
-from vdm_jax.jobs import One
+from vdm_jax.jobs import Many, One
 from vdm_jax.models.keys import example_keys
 from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.training.checkpoint import CheckpointStore
@@ -35,7 +36,6 @@ from vdm_jax.typing import Batch
 STEPS, STACK = 50, 20  # the last stack is shorter
 LAYOUTS = {
     "jit": ("jit", 1, 1),
-    "pmap 1": ("pmap", 1, 1),
     "pmap 2": ("pmap", 2, 1),
     "pmap 8": ("pmap", 8, 1),
     "mesh 1": ("mesh", 1, 1),
@@ -95,6 +95,27 @@ def draws(key, batch):
     return eps, draw_times(time_key, batch.phase, None), jax.random.key_data(drop)
 
 
+def numbers(state):
+    """All that training changes, as one list."""
+    leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(state._replace(key=None))]
+    return np.concatenate(leaves).astype(np.float64).tolist()
+
+
+def side_by_side(digits, layout):
+    """Losses [4, 8] of eight runs: no axis of runs is divided."""
+    runs = {"parameterizations": ["eps", "v"], "learning_rates": [], "seeds": [0, 1, 2, 3]}
+    many = Many(digits.config | {"runs": runs}, digits.statistics)
+    shapes = jax.eval_shape(many.start)
+    places = shardings(layout, shapes)
+    assert places.step.is_fully_replicated
+    state, losses = jax.jit(many.start, out_shardings=places)(), []
+    run_ = dispatcher(layout, many.step(layout), shapes, 2)
+    for stack in many.batches(digits.data.train, batch_size=64, start_step=0, stop_step=4, stack=2):
+        state, metrics = run_(state, stack)
+        losses += np.asarray(metrics["loss"]).tolist()
+    return losses
+
+
 def drawn(layout):
     """Of a global batch of 16, as bytes."""
     x = np.zeros((16, 1), np.uint8)
@@ -147,6 +168,7 @@ def main(folder):
         losses, state, traces = digits.train(layout, digits.start(layout), STEPS)
         found[name] = {"losses": losses, "traces": traces, "drawn": drawn(layout)}
         found[name]["devices"] = len(state.step.devices())
+        found[name]["state"] = numbers(state)
 
     half = digits.train(layout_of("mesh 8, fsdp 2"), digits.start(layout_of("mesh 8, fsdp 2")), 20)
     with CheckpointStore(folder / "half") as store:
@@ -176,6 +198,9 @@ def main(folder):
         for name in ("mesh 1", "mesh 8", "pmap 8")
     }
 
+    found["side by side"] = {
+        name: side_by_side(digits, layout_of(name)) for name in ("jit", "pmap 8", "mesh 8, fsdp 8")
+    }
     found["sampling"] = [sampling(digits, layout_of(name)) for name in ("mesh 1", "mesh 8")]
 
     config = digits.config | {"train": digits.config["train"] | {"parallel": "mesh", "fsdp": 2}}
@@ -183,6 +208,14 @@ def main(folder):
     config["optimizer"] = config["optimizer"] | {"accumulate": 2}
     trained = run.train(config, folder / "run", say=partial(print, file=sys.stderr))
     found["test"] = trained.bits_per_dim()
+    backwards = make_layout("mesh", devices=jax.devices()[::-1])
+    state = jax.device_put(trained.state, replicated(backwards))
+    found["backwards"] = replace(
+        trained, layout=backwards, state=state, _compiled={}
+    ).bits_per_dim()
+    config["train"] |= {"parallel": "jit", "fsdp": 1}
+    alone = run.train(config, folder / "jit", say=partial(print, file=sys.stderr))
+    found["accumulated"] = [numbers(one.state) for one in (trained, alone)]
     found["samples"] = np.asarray(trained.sample(jax.random.key(0), 5, steps=3)).tolist()
     print(json.dumps(found))
 

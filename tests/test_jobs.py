@@ -176,6 +176,21 @@ def test_again_resumed_and_loaded(trained, tmp_path):
     assert loaded["v_seed1"].sample(jax.random.key(0), 2, steps=2).shape == (2, 8, 8, 1)
 
 
+def test_a_run_that_diverges_leaves_the_others_alone(trained, tmp_path, capsys):
+    config = tiny(learning_rates=(2e-3, 1e30))
+    config.optimizer.clip_norm = None
+    config.train.steps = 10
+    runs = run.train_side_by_side(config, tmp_path / "run", say=lambda line: None)
+    err = capsys.readouterr().err
+    assert err.count("lr1e+30 is lost, the others go on") == 1
+    assert np.isfinite(runs["lr0.002"].bits_per_dim())
+    assert np.isnan(runs["lr1e+30"].bits_per_dim())
+    assert "| lr1e+30 | nan ± nan |" in (tmp_path / "run" / "table.md").read_text()
+    config.runs.learning_rates = (1e30, 2e30)
+    with pytest.raises(FloatingPointError, match="training stopped"):
+        run.train_side_by_side(config, tmp_path / "all", say=lambda line: None)
+
+
 # ---------------------------------------------------------------- names and mistakes
 
 

@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh
 
 from vdm_jax.run import load
 from vdm_jax.training.parallel import PARALLEL, check_batch, make_layout, shardings
+from vdm_jax.training.state import TrainState
 
 WORKER = Path(__file__).with_name("eight_devices.py")
 NAMES = ["pmap 2", "pmap 8", "mesh 1", "mesh 4", "mesh 8", "mesh 8, fsdp 2", "mesh 8, fsdp 8"]
@@ -34,6 +35,12 @@ def measured(tmp_path_factory):
     return found, folder
 
 
+def distance(a, b):
+    """Of two states, by the norm of the second."""
+    a, b = np.asarray(a), np.asarray(b)
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_are_those_of_one_device(measured, name):
     """After 50 steps, the last dispatch shorter than the others."""
@@ -42,6 +49,7 @@ def test_losses_are_those_of_one_device(measured, name):
     assert len({*one["losses"]}) == 50
     np.testing.assert_allclose(found["losses"], one["losses"], rtol=1e-5)
     assert found["devices"] == int(name.split(",")[0].split()[1])
+    assert distance(found["state"], one["state"]) < 1e-5  # parameters, averages, moments
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,6 +85,22 @@ def test_one_all_reduce_and_nothing_per_layer(measured, name):
     for depth in ("1", "4"):
         assert sum(counts["mesh 1"][depth].values()) == 0
         assert counts[name][depth]["all-reduce"] == sum(counts[name][depth].values()) == 1
+
+
+def test_accumulated_gradients(measured):
+    assert distance(*measured[0]["accumulated"]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["pmap 8", "mesh 8, fsdp 8"])
+def test_runs_side_by_side_on_eight_devices(measured, name):
+    losses = measured[0]["side by side"]
+    assert np.asarray(losses["jit"]).shape == (4, 8)
+    np.testing.assert_allclose(losses[name], losses["jit"], rtol=1e-5)
+
+
+def test_an_evaluation_does_not_depend_on_the_order_of_devices(measured):
+    """297 examples are no multiple of 8: the last batch is padded."""
+    np.testing.assert_allclose(measured[0]["backwards"], measured[0]["test"], rtol=1e-6)
 
 
 def test_samples_are_drawn_in_parts(measured):
@@ -131,7 +155,12 @@ def test_a_batch_that_the_devices_cannot_share():
 
 
 def test_the_largest_axis_that_can_be_is_divided():
+    """Of each run, where there are several."""
     layout = make_layout("mesh")._replace(mesh=ELSEWHERE)
     shapes = {(16, 64): (None, "fsdp"), (64, 16): ("fsdp",), (3, 8, 9): (None, "fsdp"), (9,): ()}
-    for shape, spec in (shapes | {(): ()}).items():
-        assert tuple(shardings(layout, jax.ShapeDtypeStruct(shape, np.float32)).spec) == spec
+    for runs in ((), (128,)):
+        for shape, spec in (shapes | {(): ()}).items():
+            step, leaf = (jax.ShapeDtypeStruct((*runs, *d), np.float32) for d in ((), shape))
+            state = TrainState(step, leaf, leaf, leaf, step)
+            expected = (*[None] * len(runs), *spec) if spec else ()
+            assert tuple(shardings(layout, state).params.spec) == expected

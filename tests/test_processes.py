@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from vdm_jax.training.logs import read_metrics
-from vdm_jax.training.processes import Patience, by_first, deadline, everyone, initialize
+from vdm_jax.training.processes import (
+    AGREE_SECONDS,
+    Patience,
+    by_first,
+    deadline,
+    everyone,
+    initialize,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHORT = [
@@ -84,13 +91,21 @@ def last_line(text):
     return text.replace("\r", "\n").strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("config", SMALL)
-def test_two_processes_are_one(tmp_path, config):
+@pytest.mark.parametrize(
+    ("config", "layout"),
+    [
+        ("smoke", ["--config.train.parallel=mesh", "--config.train.fsdp=2"]),
+        ("vae", ["--config.train.parallel=pmap"]),
+        ("mhvae", []),
+    ],
+)
+def test_two_processes_are_one(tmp_path, config, layout):
     """The same losses, one checkpoint that one process continues, one log, one table of what was made."""
     folders = [tmp_path / name for name in ("two", "one")]
     for folder, count in zip(folders, (2, 1), strict=True):
         folder.mkdir()
-        with Processes(folder, config, "--config.train.steps=10", count=count) as run:
+        flags = ["--config.train.steps=10", *(layout if count > 1 else [])]
+        with Processes(folder, config, *flags, count=count) as run:
             assert run.wait() == [0] * count, run.text("err0")[-2000:]
     two, one = [read_metrics(folder / "run" / "metrics.jsonl") for folder in folders]
     assert [row["step"] for row in two] == [2, 4, 6, 8, 10] and one[0].keys() == two[0].keys()
@@ -129,6 +144,14 @@ def test_a_dead_or_stuck_process_ends_the_others(tmp_path, victim, blow):
                 signal.SIGSTOP: "error: training, after step ",
             }
             assert status == 1 and line.startswith(expected[blow])
+
+
+def test_a_slow_dispatch_is_not_a_stuck_process(tmp_path):
+    """Each takes longer than `stall_seconds`."""
+    flags = ["--config.train.steps=400", "--config.train.steps_per_dispatch=100"]
+    flags += ["--config.train.stall_seconds=0.1", "--config.train.log_every=100"]
+    with Processes(tmp_path, "smoke", *flags) as run:
+        assert run.wait(120) == [0, 0], run.text("err0")[-1000:] + run.text("err1")[-1000:]
 
 
 def test_a_coordinator_that_is_not_there(tmp_path):
@@ -192,7 +215,7 @@ def test_deadline_lets_go():
 
 
 def test_patience_grows_with_what_it_has_seen(monkeypatch):
-    """The first wait is free; later ones may take five times the longest."""
+    """The first two waits are long, the first is not measured; later ones take up to five times the longest."""
     limits, now = [], [0.0]
     monkeypatch.setattr("vdm_jax.training.processes.jax.process_count", lambda: 2)
     monkeypatch.setattr("vdm_jax.training.processes.time.monotonic", lambda: now[0])
@@ -203,8 +226,11 @@ def test_patience_grows_with_what_it_has_seen(monkeypatch):
 
     monkeypatch.setattr("vdm_jax.training.processes.deadline", noted)
     patience = Patience(3.0)
+    settling = []
     for takes in (100.0, 0.5, 2.0, 0.5):
+        settling.append(patience.settling)
         with patience.wait("here"):
             now[0] += takes
-    assert [seconds for seconds, _ in limits] == [3.0, 3.0, 10.0]
-    assert limits[0][1] == "here: no progress for 3 s; another process is stuck"
+    assert [seconds for seconds, _ in limits] == [AGREE_SECONDS, AGREE_SECONDS, 3.0, 10.0]
+    assert settling == [True, True, False, False]
+    assert limits[2][1] == "here: no progress for 3 s; another process is stuck"

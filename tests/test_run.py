@@ -487,11 +487,13 @@ def test_an_autoencoder_is_trained_and_says_what_it_is_not(tmp_path):
 
 
 def test_a_run_of_an_earlier_version_is_loaded_and_continued(unbroken, tmp_path):
-    """Before there was a choice of importance samples or of a training schedule."""
+    """Before there was a choice of importance samples, of a training schedule, of layouts, of several runs."""
     folder = tmp_path / "old"
     shutil.copytree(unbroken[0].workdir, folder)
     config = json.loads((folder / "config.json").read_text())
-    del config["evaluate"]["importance_samples"], config["model"]["train_schedule"]
+    del config["evaluate"]["importance_samples"], config["model"]["train_schedule"], config["runs"]
+    for field in ("parallel", "fsdp", "stall_seconds"):
+        del config["train"][field]
     (folder / "config.json").write_text(json.dumps(config))
     assert_same(load(folder).state, unbroken[0].state)
     lines = []

@@ -13,6 +13,7 @@ import re
 import runpy
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -77,6 +78,10 @@ def reconstruct(workdir: Path) -> None:
 MODES = {"train": train, "evaluate": evaluate, "sample": sample, "reconstruct": reconstruct}
 
 
+LOST_PEER = "Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "another task"
+"""What errors say of a collective that lost a process."""
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}; settings are given as --config.<field>=<value>")
@@ -97,7 +102,14 @@ def main(argv: list[str]) -> None:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        fail(f"another process is gone: {str(error).splitlines()[0]}", status=1)
+        line = str(error).splitlines()[0]
+        gone = any(word in line for word in LOST_PEER)
+        fail(f"another process is gone: {line}" if gone else line, status=1)
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        fail(f"{type(error).__name__}: {error}", status=1)
 
 
 def connect() -> None:

@@ -166,9 +166,15 @@ def _fit(
             return state
         if start > 0:
             say(f"continuing from step {start} in {workdir}")
+        if profile is not None:
+            if not (start < profile[1] and profile[0] < steps):
+                raise ValueError(
+                    f"--profile: steps {profile[0]}:{profile[1]} are none of this run, {start}:{steps}"
+                )
+            say(f"a trace of steps {profile[0]}:{profile[1]} goes to {workdir / 'profile'}")
         with (
             MetricsLog(workdir, start) if first else nullcontext() as log,
-            Profiler(profile if first else None, workdir / "profile") as profiler,
+            Profiler(profile, workdir / "profile") as profiler,
         ):
             return fit(
                 state,
@@ -266,7 +272,7 @@ def _claim(workdir: Path, config: dict[str, Any], dataset: Dataset, counts: np.n
     """Make the folder this config's own, or find that it is; it has the statistics afterwards."""
     path = workdir / "config.json"
     if path.exists():
-        lines = difference(read_json(path), config)
+        lines = difference(with_defaults(read_json(path)), config)
         if lines:
             raise ValueError(
                 f"{workdir} holds a run of another config; give another --workdir, or undo: "

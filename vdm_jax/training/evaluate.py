@@ -12,7 +12,8 @@ import numpy as np
 from vdm_jax.elbo import Elbo, check_steps
 from vdm_jax.models import Model
 from vdm_jax.training.parallel import Layout, whole
-from vdm_jax.typing import Batch, Key, Params
+from vdm_jax.training.processes import STALL_SECONDS, Patience
+from vdm_jax.typing import Batch, Key, Params, as_batch
 
 
 class Evaluation(NamedTuple):
@@ -54,7 +55,9 @@ PARTS = Elbo._fields
 def make_evaluator(
     model: Model, draws: int, importance_samples: int = 1, *, layout: Layout | None = None
 ) -> Any:
-    """Jit the model's bound: (params, key, batch) -> its parts in nats, a dictionary of arrays [B].
+    """Jit the model's bound: (params, key, batch) -> a dictionary of arrays [B], its parts in nats.
+
+    "index" says which examples they are of, for devices may hold them in another order.
 
     Args:
       model: whose bound.
@@ -74,7 +77,10 @@ def make_evaluator(
     compile = jax.jit if layout is None else partial(whole, layout)
     if importance_samples == 1:
         return compile(
-            lambda params, key, batch: model.elbo(params, key, batch, draws=draws)._asdict()
+            lambda params, key, batch: (
+                {"index": as_batch(batch).index}
+                | model.elbo(params, key, batch, draws=draws)._asdict()
+            )
         )
     importance = model.importance
     if importance is None:
@@ -87,7 +93,8 @@ def make_evaluator(
         def one(i):
             return importance(params, jax.random.fold_in(key, i), batch, importance_samples)
 
-        return {"bound": jnp.mean(jax.lax.map(one, jnp.arange(draws)), 0)}
+        bound = jnp.mean(jax.lax.map(one, jnp.arange(draws)), 0)
+        return {"index": as_batch(batch).index, "bound": bound}
 
     return compile(evaluator)
 
@@ -114,9 +121,13 @@ def evaluate(
       estimator, data, step: words for the report.
     """
     columns: dict[str, list[np.ndarray]] = {}
+    patience = Patience(STALL_SECONDS)
     for batch, mask in batches:
-        for name, part in evaluator(params, key, batch).items():
-            columns.setdefault(name, []).append(np.asarray(part, np.float64)[mask])
+        with patience.wait("evaluation"):
+            found = {name: np.asarray(part) for name, part in evaluator(params, key, batch).items()}
+        order = np.argsort(found.pop("index", np.arange(len(mask))))
+        for name, part in found.items():
+            columns.setdefault(name, []).append(part.astype(np.float64)[order][mask])
     bits = {name: np.concatenate(rows) / (dim * math.log(2)) for name, rows in columns.items()}
     total = sum(bits.values(), np.zeros(()))  # [examples]
     error = total.std(ddof=1) / math.sqrt(len(total)) if len(total) > 1 else math.nan

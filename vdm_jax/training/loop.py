@@ -1,6 +1,7 @@
 """The loop around the step: metrics fetched one dispatch late, logs, checkpoints."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.logs import MetricsLog
-from vdm_jax.training.processes import Patience, is_first
+from vdm_jax.training.processes import STALL_SECONDS, Patience, everyone, is_first
 from vdm_jax.training.profile import Profiler
 from vdm_jax.training.state import TrainState, step_of
 from vdm_jax.typing import Batch
@@ -28,7 +29,7 @@ def fit(
     about: dict[str, Any],
     log_every: int,
     checkpoint_every: int,
-    stall_seconds: float = 15.0,
+    stall_seconds: float = STALL_SECONDS,
     profiler: Profiler | None = None,
     names: Sequence[str] = (),
 ) -> TrainState:
@@ -64,15 +65,18 @@ def fit(
             with patience.wait(f"training, after step {before}"):
                 state, metrics = run(state, stack)
                 pending.append(metrics)
+                if patience.settling:
+                    jax.block_until_ready(metrics)
                 while len(pending) > (0 if saving else 1):  # the device is kept one dispatch ahead
                     bar.set_postfix_str(meter.add(pending.pop(0)))
             if profiler is not None:
                 profiler.after(now, metrics)
             bar.update(now - before)
             if saving:
-                if not finite((state.params, state.ema_params)):
+                if not names and not finite((state.params, state.ema_params)):
                     raise diverged("a parameter is not finite", now, store)
                 store.save(state, about | {"window": meter.window})
+                everyone("saved")  # before the next wait is measured
     return state
 
 
@@ -96,6 +100,7 @@ class Meter:
     ):
         self.log, self.store, self.every, self.step = log, store, every, step
         self.window, self.names = dict(window), names
+        self.lost: set[str] = set()
 
     def add(self, metrics: dict[str, Any]) -> str:
         """Take the metrics of a dispatch, arrays [n] or of several runs [n, R], named "run/metric" then.
@@ -118,7 +123,7 @@ class Meter:
             self.step += 1
             for name in watched:
                 if not math.isfinite(row[name]):
-                    raise diverged(f"{name} is {row[name]}", self.step, self.store)
+                    self._lose(name, row[name])
             for name, value in (row | {"steps": 1}).items():
                 self.window[name] = self.window.get(name, 0) + value
             if self.step % self.every == 0:
@@ -128,6 +133,15 @@ class Meter:
                     self.log.write(self.step, means)
                 self.window = {}
         return word
+
+    def _lose(self, name: str, value: float) -> None:
+        """A run is over; of several side by side the others go on, for they share nothing with it."""
+        what, run = f"{name} is {value}", name.rpartition("/")[0]
+        if len(self.lost | {run}) >= len(self.names):
+            raise diverged(what, self.step, self.store)
+        if run not in self.lost:
+            tqdm.write(f"{what} at step {self.step}: {run} is lost, the others go on", sys.stderr)
+        self.lost.add(run)
 
 
 @jax.jit

@@ -129,12 +129,15 @@ def divided(layout: Layout, axis: int = 0) -> NamedSharding:
     return NamedSharding(layout.mesh, PartitionSpec(*[None] * axis, AXES))
 
 
-def shardings(layout: Layout, state: PyTree) -> PyTree:
-    """How a state lies: each array divided along its largest axis that `fsdp` divides, if there is one."""
-    parts = layout.mesh.shape["fsdp"]
+def shardings(layout: Layout, state: TrainState) -> TrainState:
+    """How a state lies: each array divided along its largest axis that `fsdp` divides, if there is one.
+
+    The leading axis of runs side by side is not divided: what is a number of each of them, every device has.
+    """
+    parts, first = layout.mesh.shape["fsdp"], len(state.step.shape)
 
     def place(leaf):
-        axes = [i for i, n in enumerate(leaf.shape) if n % parts == 0]
+        axes = [i for i, n in enumerate(leaf.shape) if i >= first and n % parts == 0]
         if parts == 1 or not axes:
             return replicated(layout)
         largest = max(axes, key=lambda i: leaf.shape[i])
@@ -247,7 +250,9 @@ def dispatcher(
                 lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], missing, 0)]), batches
             )
         state, metrics = run(state, layout.arrange(layout, batches), np.int32(count))
-        return state, jax.tree.map(lambda column: column[:count], metrics)
+        return state, {
+            name: column[:count] for name, column in metrics.items()
+        } if missing else metrics
 
     return dispatch
 
@@ -274,7 +279,7 @@ def _arrange_mesh(layout: Layout, stack: Batch) -> Batch:
 
 def _wrap_pmap(layout: Layout, run: Run, state: PyTree) -> Any:
     del state  # a copy each
-    return jax.pmap(
+    mapped = jax.pmap(
         run,
         axis_name=layout.axis_name,
         in_axes=(None, 1, None),
@@ -282,6 +287,23 @@ def _wrap_pmap(layout: Layout, run: Run, state: PyTree) -> Any:
         donate_argnums=0,
         devices=list(layout.mesh.devices.flat),
     )
+    if jax.process_count() == 1:
+        return mapped
+
+    def globally(
+        state, batches, count
+    ):  # each process gets its own copies back: one array of all of them
+        state, metrics = mapped(state, batches, count)
+        plain = state._replace(key=jax.random.key_data(state.key))
+        plain = jax.tree.map(lambda leaf: _as_one(leaf, replicated(layout)), plain)
+        return plain._replace(key=jax.random.wrap_key_data(plain.key)), metrics
+
+    return globally
+
+
+def _as_one(leaf: Any, sharding: NamedSharding) -> Any:
+    copies = [shard.data for shard in leaf.addressable_shards]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
 
 
 def _arrange_pmap(layout: Layout, stack: Batch) -> Batch:

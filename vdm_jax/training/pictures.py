@@ -117,8 +117,10 @@ def curves(
         at = tests[names[0]].step * (1.01 + 0.012 * i)  # beside each other
         axes.errorbar(at, bounds.mean(), error, fmt="o", color=f"C{i}", label=text, capsize=3)
         seen.append(float(bounds.mean()))
-    room = max(seen) - min(seen) + 1e-3
-    axes.set_ylim(min(seen) - 0.1 * room, max(seen) + 0.5 * room)
+    seen = [value for value in seen if np.isfinite(value)]  # a run may be lost
+    if seen:
+        room = max(seen) - min(seen) + 1e-3
+        axes.set_ylim(min(seen) - 0.1 * room, max(seen) + 0.5 * room)
     words = f"mean of {width} log intervals" if width > 1 else "mean of a log interval"
     axes.set(xlabel="step", ylabel=f"−ELBO, bits/dim ({words})", title=title)
     axes.legend(frameon=False, fontsize=9)

@@ -16,8 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 HEARTBEAT_SECONDS = 25
 """After which JAX counts a silent process as dead, and ends the others."""
 
-AGREE_SECONDS = 600.0
-"""That the processes may take to come to a point where they agree, such as after reading the data."""
+STALL_SECONDS = 15.0
+"""Without progress in work that all processes share, after which one of them counts as stuck."""
+
+AGREE_SECONDS = 1800.0
+"""That the processes may differ by in reading data and compiling."""
 
 
 def initialize(
@@ -151,26 +154,29 @@ def deadline(seconds: float, message: str) -> Iterator[None]:
 class Patience:
     """Waits for work that all processes share, and gives up when one of them is stuck.
 
-    A collective that one process never joins blocks the others for ever. What counts as stuck is measured:
-    five times the longest wait so far, at least `seconds`; the first wait, with its compilation, is free.
+    A collective that one process never joins blocks the others for ever. What counts as stuck is measured: five
+    times the longest wait so far, at least `seconds`. The first two waits, one of them with a compilation, may
+    take `AGREE_SECONDS`, and the second is the first that is measured.
     """
 
     def __init__(self, seconds: float):
-        self.seconds, self.longest = seconds, None
+        self.seconds, self.longest, self.waits = seconds, 0.0, 0
+
+    @property
+    def settling(self) -> bool:
+        """Whether the results of this wait have to be waited for within it, or it measures nothing."""
+        return jax.process_count() > 1 and self.waits < 2
 
     @contextmanager
     def wait(self, what: str) -> Iterator[None]:
         """Wait for the block; nothing happens to a single process."""
-        began = time.monotonic()
         if jax.process_count() == 1:
             yield
-        elif self.longest is None:
+            return
+        limit = AGREE_SECONDS if self.settling else max(self.seconds, 5 * self.longest)
+        began = time.monotonic()
+        with deadline(limit, f"{what}: no progress for {limit:.0f} s; another process is stuck"):
             yield
-            self.longest = 0.0
-        else:
-            limit = max(self.seconds, 5 * self.longest)
-            with deadline(
-                limit, f"{what}: no progress for {limit:.0f} s; another process is stuck"
-            ):
-                yield
+        if self.waits > 0:
             self.longest = max(self.longest, time.monotonic() - began)
+        self.waits += 1

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from vdm_jax.training.processes import everyone, is_first
+
 
 def parse_steps(text: str) -> tuple[int, int]:
     """Read "first:last", steps counted from 0, the last one not included.
@@ -20,7 +22,10 @@ def parse_steps(text: str) -> tuple[int, int]:
 
 
 class Profiler:
-    """Traces the dispatches that hold steps [first, last), into `folder`; a context manager."""
+    """Traces the dispatches that hold steps [first, last), into `folder`; a context manager.
+
+    Process 0 traces; the others wait until it has written.
+    """
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path):
         self.steps, self.folder, self.running = steps, folder, False
@@ -34,7 +39,8 @@ class Profiler:
     def before(self, start: int, stop: int) -> None:
         """Begin, if steps [start, stop), dispatched next, are to be traced."""
         if self.steps and not self.running and start < self.steps[1] and stop > self.steps[0]:
-            jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
+            if is_first():
+                jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
             self.running = True
 
     def after(self, stop: int, result: Any) -> None:
@@ -43,9 +49,10 @@ class Profiler:
             jax.block_until_ready(result)
             self.stop()
             self.steps = None
+            everyone("traced")
 
     def stop(self) -> None:
         """Write what was traced, if anything."""
-        if self.running:
+        if self.running and is_first():
             jax.profiler.stop_trace()
-            self.running = False
+        self.running = False
