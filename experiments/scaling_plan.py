@@ -20,8 +20,9 @@ import runpy
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if "--quick" in sys.argv:
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -44,70 +45,64 @@ TOPOLOGY = "v5e:8x8"
 CIFAR10 = {"shape": (32, 32, 3), "network": {}}
 IMAGENET64 = {"shape": (64, 64, 3), "network": {"channels": 256, "blocks": 64}}
 TINY = {"shape": (8, 8, 3), "network": {"channels": 8, "blocks": 1}}
-BF16 = {"dtype": "bfloat16"}
+BF16 = "bfloat16"
 
 
-def case(model: dict, batch: int, fsdp: int = 1, devices: int | None = None, **network) -> dict:
+def case(model: dict, batch: int, *, dtype: str = "float32", fsdp: int = 1, devices: Any = None):
     """A model of configs/cifar10.py with another network, a global batch, and a layout."""
-    network = model["network"] | network
+    network = model["network"] | {"dtype": dtype}
     return model | {"network": network, "batch": batch, "fsdp": fsdp, "devices": devices}
 
 
 CASES = {
     "CIFAR-10, 128": case(CIFAR10, 128),
+    "CIFAR-10, 128, bfloat16": case(CIFAR10, 128, dtype=BF16),
+    "CIFAR-10, 128, fsdp 8": case(CIFAR10, 128, fsdp=8),
     "CIFAR-10, 1024": case(CIFAR10, 1024),
-    "CIFAR-10, 1024, bfloat16": case(CIFAR10, 1024, **BF16),
-    "CIFAR-10, 1024, fsdp 8": case(CIFAR10, 1024, fsdp=8),
     "ImageNet-64, 128": case(IMAGENET64, 128),
-    "ImageNet-64, 128, bfloat16": case(IMAGENET64, 128, **BF16),
-    "ImageNet-64, 128, fsdp 8": case(IMAGENET64, 128, fsdp=8),
 }
 QUICK = {
     "tiny, one device": case(TINY, 8, devices=1),
     "tiny": case(TINY, 8),
-    "tiny, fsdp 2, bfloat16": case(TINY, 8, fsdp=2, **BF16),
+    "tiny, fsdp 2, bfloat16": case(TINY, 8, fsdp=2, dtype=BF16),
 }
 
-MACHINES: dict[str, dict[str, Any]] = {
-    "v5e-64": {
-        "peak": {"float32": 197e12, "bfloat16": 197e12},  # one bfloat16 pass by default
-        "memory": 819e9,
-        "capacity": 16 * 2**30,
-        "node": 64,
-        "inside": lambda members: 100e9 if members > 8 else 50e9,  # 2 links a chip, or 1 along a row
-        "across": math.inf,
-        "latency": 10e-6,
-    },
-    "64 × H100": {
-        "peak": {"float32": 494e12, "bfloat16": 989e12},  # TensorFloat-32 by default
-        "memory": 3.35e12,
-        "capacity": 80 * 10**9,
-        "node": 8,
-        "inside": lambda members: 450e9,
-        "across": 50e9,
-        "latency": 20e-6,
-    },
-}
-"""FLOP/s, bytes/s and bytes of a device; bytes/s that one device sends to others of its node and beyond."""
 
-ACHIEVED = {"peak": 0.5, "memory": 0.8, "links": 0.8}
+class Machine(NamedTuple):
+    """Of a device: FLOP/s by type, bytes/s of its memory, what of a program goes through it, bytes it holds;
+    devices of a node, bytes/s that one sends inside a small or large group and to other nodes, seconds of a
+    collective's start."""
+
+    peak: dict[str, float]
+    memory: float
+    traffic: str
+    capacity: float
+    node: int
+    inside: tuple[float, float]
+    across: float
+    latency: float
+
+
+V5E = {"float32": 197e12, "bfloat16": 197e12}  # float32 factors are rounded to bfloat16 by default
+H100 = {"float32": 494e12, "bfloat16": 989e12}  # TensorFloat-32 by default
+MACHINES = {
+    "v5e-64": Machine(V5E, 819e9, "hbm", 16 * 2**30, 64, (50e9, 100e9), math.inf, 10e-6),
+    "64 × H100": Machine(H100, 3.35e12, "operands", 80e9, 8, (450e9, 450e9), 50e9, 20e-6),
+}
+ACHIEVED = {"arithmetic": 0.5, "memory": 0.8, "links": 0.8}
 """Of the rates above, by assumption."""
 
 ROUNDS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, "all-to-all": 1}
-ROUNDS |= {"collective-permute": 1}
-WHOLE = {
-    "reduce-scatter": lambda size, n: size * n,
-    "all-gather-start": lambda size, n: size * n // (n + 1),  # its tuple has the operands too
-}
-"""Bytes of the whole array, from those that the instruction's type has, in a group of n."""
-
-COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(ROUNDS)})(?P<start>-start)?\(")
-ARRAY = re.compile(r"\b[a-z]+(?P<bits>\d+)\w*\[(?P<shape>[\d,]*)\]")
-GROUPS = {
-    "mesh": re.compile(r"replica_groups=mesh\[(?P<sizes>[^\]]*)\][^{]*\{(?P<axes>[^}]*)\}"),
-    "iota": re.compile(r"replica_groups=\[(?P<g>\d+),(?P<n>\d+)\]<=\[(?P<dims>[\d,]+)\](T\((?P<t>[\d,]+)\))?"),
-    "list": re.compile(r"replica_groups=\{\{(?P<first>[\d,]+)\}"),
-}
+COLLECTIVE = re.compile(rf" (?P<kind>{'|'.join(ROUNDS)})(?P<start>-start)?\(")
+CHANNEL = re.compile(r"channel_id=(\d+)")
+COMPUTATION = re.compile(r"(?P<entry>ENTRY )?%(?P<name>\S+) \(.*\{$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(?P<name>\S+) = (?P<type>.*?) (?P<code>[a-z][\w-]*)\(")
+ARRAY = re.compile(r"\b(?:pred|[a-z]+(?P<bits>\d+)\w*)\[(?P<shape>[\d,]*)\](?P<layout>\{[^}]*\})?")
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
+MOVES = {"copy-start", "copy-done", "slice-start", "slice-done", "custom-call"}
+MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+LIST = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 
 
 def numbers(text: str) -> list[int]:
@@ -116,37 +111,77 @@ def numbers(text: str) -> list[int]:
 
 def group(line: str, devices: int) -> list[int]:
     """The first group of devices of a collective, in any of the three ways in which XLA writes it."""
-    if found := GROUPS["mesh"].search(line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found["sizes"]))
-        axes = re.findall(r"'(\w+)'", found["axes"])
-        ids = np.arange(devices).reshape([int(n) for n in sizes.values()])
+    ids = np.arange(devices)
+    if found := MESH.search(line):
+        sizes, axes = dict(re.findall(r"'(\w+)'=(\d+)", found[1])), re.findall(r"'(\w+)'", found[2])
+        ids = ids.reshape([int(n) for n in sizes.values()])
         return ids[tuple(slice(None) if name in axes else 0 for name in sizes)].ravel().tolist()
-    if found := GROUPS["iota"].search(line):
-        ids = np.arange(devices).reshape(numbers(found["dims"]))
-        ids = ids.transpose(numbers(found["t"])) if found["t"] else ids
-        return ids.reshape(-1, int(found["n"]))[0].tolist()
-    found = GROUPS["list"].search(line)
-    return numbers(found["first"]) if found else list(range(devices))
+    if found := IOTA.search(line):
+        ids = ids.reshape(numbers(found[2]))
+        ids = ids.transpose(numbers(found[3])) if found[3] else ids
+        return ids.reshape(-1, int(found[1]))[0].tolist()
+    found = LIST.search(line)
+    return numbers(found[1]) if found else ids.tolist()
+
+
+def nbytes(types: str, *, hbm: bool = False) -> int:
+    """Of the arrays that a text names; `hbm`: without those that lie in another memory space, S(n)."""
+    return sum(
+        math.prod(numbers(array["shape"])) * int(array["bits"] or 8) // 8
+        for array in ARRAY.finditer(types)
+        if not (hbm and "S(" in (array["layout"] or ""))
+    )
 
 
 def collectives(text: str, devices: int) -> list[dict]:
-    """Kinds of collective of a program's text: how many, bytes of the whole arrays, first group."""
-    found = {}
+    """Kinds of collective of a program's text: how many, bytes of the whole arrays, first group.
+
+    On a TPU one that runs beside other work is written several times with one channel, in fusions.
+    """
+    each, computation = {}, ""
     for line in text.splitlines():
+        if header := COMPUTATION.match(line):
+            computation = header["name"]
         if not (match := COLLECTIVE.search(line)):
             continue
-        members = group(line, devices)
-        size = sum(
-            math.prod(numbers(array["shape"])) * int(array["bits"]) // 8
-            for array in ARRAY.finditer(match["type"])
-        )
-        kind = match["kind"]
-        whole = WHOLE.get(kind + (match["start"] or ""), WHOLE.get(kind, lambda size, n: size))
-        row = {"kind": kind, "group": members, "count": 0, "bytes": 0}
-        row = found.setdefault((kind, tuple(members)), row)
-        row["count"] += 1
-        row["bytes"] += whole(size, len(members))
+        channel = CHANNEL.search(line)
+        kind, members = match["kind"], group(line, devices)
+        size = nbytes(line[: match.start()].partition(" = ")[2])
+        size *= len(members) if kind == "reduce-scatter" else 1  # of the whole array
+        row = {"kind": kind, "group": members, "beside": False, "bytes": size}
+        row = each.setdefault(channel[1] if channel else line, row)
+        row["beside"] |= bool(match["start"]) or "async" in computation
+    found = {}
+    for row in each.values():
+        key = (row["kind"], row["beside"], *row["group"])
+        same = found.setdefault(key, row | {"count": 0, "bytes": 0})
+        same |= {"count": same["count"] + 1, "bytes": same["bytes"] + row["bytes"]}
     return list(found.values())
+
+
+def traffic(text: str, *, hbm: bool) -> int:
+    """Bytes that the main computation's instructions read and write, by their types.
+
+    `hbm`: those of the device's memory alone, where the program says which arrays lie on the chip. Else all
+    arrays, as if each instruction read and wrote memory, without the copies from memory to chip.
+    """
+    types, total, entry = {}, 0, False
+    for line in text.splitlines():
+        if header := COMPUTATION.match(line):
+            entry = bool(header["entry"])
+        if not entry or not (found := INSTRUCTION.match(line)):
+            continue
+        code = found["code"]
+        types[found["name"]] = size = nbytes(found["type"], hbm=hbm)
+        if code in FREE or (not hbm and code in MOVES):
+            continue
+        operands = re.findall(r"%([\w.-]+)", line[found.end() :].partition(")")[0])
+        total += 0 if code.endswith("-start") else size
+        if code == "slice-done":  # a slice, of an operand that may be larger
+            total += nbytes(found["type"])
+        elif code != "slice-start" and not code.endswith("-done"):
+            total += sum(types.get(name, 0) for name in operands)
+    return total
 
 
 def arithmetic(jaxpr: Any) -> int:
@@ -178,12 +213,13 @@ def program(about: dict, devices: list, text: Path | None) -> dict:
     n = layout.mesh.size
     state = jax.eval_shape(job.start)
     like = jax.ShapeDtypeStruct
-    x = like((1, batch, *shape), np.uint8)
-    stack = Batch(x, like((1, batch), np.int32), like((1, batch), np.float32))
+    dtypes = Batch(np.uint8, np.int32, np.float32)
+    stack = Batch(*map(like, ((1, batch, *shape), (1, batch), (1, batch)), dtypes))
     step = job.step(layout)
     traced = jax.make_jaxpr(step)(state, jax.tree.map(lambda a: like(a.shape[1:], a.dtype), stack))
-    parts = jax.tree.map(lambda a, s: like(s.shard_shape(a.shape), a.dtype), state, shardings(layout, state))
-    row = {"batch": batch, "fsdp": about["fsdp"], "devices": n, "network": config["model"]["network"]}
+    lie = shardings(layout, state)
+    parts = jax.tree.map(lambda a, s: like(s.shard_shape(a.shape), a.dtype), state, lie)
+    row = {name: about[name] for name in ("batch", "fsdp", "network")} | {"devices": n}
     row["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     row["state"] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts))
     row["arithmetic"] = arithmetic(traced) // n
@@ -196,72 +232,91 @@ def program(about: dict, devices: list, text: Path | None) -> dict:
         return row | {"refused": " ".join(str(error).split())[:300]}
     row["compile_seconds"] = round(time.perf_counter() - start)
     cost, memory = whole.cost_analysis(), whole.memory_analysis()
-    row |= {"flops": cost["flops"], "bytes": cost["bytes accessed"]}
+    row |= {"flops": cost["flops"], "bytes_accessed": cost["bytes accessed"]}
     for name in ("argument", "output", "alias", "temp"):
         row[name] = getattr(memory, f"{name}_size_in_bytes")
+    written = whole.as_text()
     if text is not None:
-        text.write_text(whole.as_text())
-    return row | {"collectives": collectives(whole.as_text(), n)}
+        text.write_text(written)
+    row |= {"hbm": traffic(written, hbm=True), "operands": traffic(written, hbm=False)}
+    return row | {"collectives": collectives(written, n)}
 
 
-def wire(machine: dict, collective: dict) -> float:
+def wire(machine: Machine, collective: dict) -> float:
     """Seconds of a collective at full rate: rings inside the nodes, then between them."""
     members = collective["group"]
-    nodes = len({device // machine["node"] for device in members})
+    nodes = len({device // machine.node for device in members})
     inside = len(members) // nodes
     share = collective["bytes"] / inside  # what a device exchanges with its peers in other nodes
-    seconds = (inside - 1) * share / machine["inside"](len(members))
-    seconds += (nodes - 1) / nodes * share / machine["across"]
+    seconds = (inside - 1) * share / machine.inside[len(members) > 8]
+    seconds += (nodes - 1) / nodes * share / machine.across
     return ROUNDS[collective["kind"]] * seconds
 
 
-def times(row: dict, machine: dict) -> dict:
+def times(row: dict, machine: Machine) -> dict:
     """Milliseconds of a step: of each part at full rate, the least, the expected; and the efficiency."""
-    peak = machine["peak"][row["network"]["dtype"]]
-    parts = {"arithmetic": row["flops"] / peak, "memory": row["bytes"] / machine["memory"]}
-    parts["links"] = sum(wire(machine, each) for each in row["collectives"])
-    waits = machine["latency"] * sum(each["count"] for each in row["collectives"])
-    alone = max(
-        parts["arithmetic"] / ACHIEVED["peak"],
-        parts["memory"] / ACHIEVED["memory"],
-    )
-    step = alone + parts["links"] / ACHIEVED["links"] + waits
+    peak = machine.peak[row["network"]["dtype"]]
+    parts = {"arithmetic": row["flops"] / peak, "memory": row[machine.traffic] / machine.memory}
+    sent = {True: 0.0, False: 0.0}
+    for each in row["collectives"]:
+        latency = machine.latency * each["count"]
+        sent[each["beside"]] += wire(machine, each) / ACHIEVED["links"] + latency
+    alone = max(parts[name] / ACHIEVED[name] for name in parts)
+    links = sum(wire(machine, each) for each in row["collectives"])
+    step = max(alone, sent[True]) + sent[False]
+    parts |= {"links": links, "least": max(*parts.values(), links), "expected": step}
     found = {name: 1e3 * seconds for name, seconds in parts.items()}
-    found |= {"least": 1e3 * max(parts.values()), "expected": 1e3 * step, "efficiency": alone / step}
+    found |= {"efficiency": alone / step, "of peak": row["flops"] / peak / step}
     held = row["argument"] + row["output"] - row["alias"] + row["temp"]
-    found |= {"of_peak": row["flops"] / peak / step, "fits": held < machine["capacity"]}
-    return found | {"examples_per_second": row["batch"] / step}
+    return found | {
+        "examples/s": row["batch"] / step,
+        "held": held,
+        "fits": held < machine.capacity,
+    }
+
+
+def listed(found: list[dict]) -> str:
+    side = {True: "beside work", False: "alone"}
+    return "; ".join(
+        f"{each['count']} {each['kind']} of {len(each['group'])}, {each['bytes'] / 1e6:.0f} MB, "
+        f"{side[each['beside']]}"
+        for each in found
+    )
+
+
+PROGRAM = {
+    "parameters, M": lambda r: f"{r['parameters'] / 1e6:.1f}",
+    "state, MB": lambda r: f"{r['state'] / 1e6:.0f}",
+    "temporaries, MB": lambda r: f"{r['temp'] / 1e6:.0f}",
+    "GFLOP": lambda r: f"{r['flops'] / 1e9:.0f}",
+    "of that traced": lambda r: f"{r['arithmetic'] / r['flops']:.0%}",
+    "HBM, GB": lambda r: f"{r['hbm'] / 1e9:.1f}",
+    "operands, GB": lambda r: f"{r['operands'] / 1e9:.1f}",
+    "collectives": lambda r: listed(r["collectives"]),
+}
+PARTS = ("arithmetic", "memory", "links", "least", "expected")
+TIMES: dict[str, Callable[[dict], str]] = {
+    f"{part}, ms": lambda t, part=part: f"{t[part]:.1f}" for part in PARTS
+}
+TIMES |= {part: lambda t, part=part: f"{t[part]:.0%}" for part in ("efficiency", "of peak")}
+TIMES |= {
+    "examples/s": lambda t: f"{t['examples/s']:,.0f}",
+    "GB held": lambda t: f"{t['held'] / 1e9:.1f}",
+}
 
 
 def table(rows: dict[str, dict]) -> str:
-    """Of what the programs need, and of the times that the assumptions make of it."""
-    lines = [
-        "| program | parameters | batch of a device | GFLOP | HBM traffic, GB | state, MB | temporaries, MB "
-        "| collectives | their bytes, MB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, r in rows.items():
-        start = f"| {name} | {r['parameters'] / 1e6:.1f} M | {r['batch'] // r['devices']} "
-        if "refused" in r:
-            lines.append(start + f"| | | {r['state'] / 1e6:.0f} | does not fit | | |")
-            continue
-        kinds = "; ".join(f"{c['count']} {c['kind']} of {len(c['group'])}" for c in r["collectives"])
-        sent = sum(c["bytes"] for c in r["collectives"])
-        lines.append(
-            start + f"| {r['flops'] / 1e9:.1f} | {r['bytes'] / 1e9:.1f} | {r['state'] / 1e6:.0f} "
-            f"| {r['temp'] / 1e6:.0f} | {kinds} | {sent / 1e6:.0f} |"
-        )
-    lines += ["", "| program | machine | arithmetic, ms | memory, ms | links, ms | expected step, ms "]
-    lines[-1] += "| efficiency | of peak | examples/s | fits |"
-    lines.append("|---|---|---|---|---|---|---|---|---|---|")
-    for name, r in rows.items():
-        for machine, t in r.get("times", {}).items():
-            lines.append(
-                f"| {name} | {machine} | {t['arithmetic']:.1f} | {t['memory']:.1f} | {t['links']:.1f} "
-                f"| {t['expected']:.1f} | {t['efficiency']:.0%} | {t['of_peak']:.0%} "
-                f"| {t['examples_per_second']:,.0f} | {'yes' if t['fits'] else 'no'} |"
-            )
-    return "\n".join(lines) + "\n"
+    """What the programs need, and the times that the assumptions make of it."""
+    refused = [f"{name}: {r['refused']}\n" for name, r in rows.items() if "refused" in r]
+    whole = {name: r for name, r in rows.items() if "refused" not in r}
+    timed = {f"{name} | {m}": t for name, r in whole.items() for m, t in r["times"].items()}
+    lines = []
+    for head, columns, body in (("program", PROGRAM, whole), ("program | machine", TIMES, timed)):
+        cells = [[head, *columns]]
+        cells += [[name, *(f"{show(r)}" for show in columns.values())] for name, r in body.items()]
+        text = ["| " + " | ".join(row) + " |" for row in cells]
+        lines += [text[0], "|---" * (text[0].count("|") - 1) + "|", *text[1:], ""]
+    return "\n".join(lines + refused)
 
 
 def chips() -> list:
@@ -269,7 +324,8 @@ def chips() -> list:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices)
     except (RuntimeError, ValueError, ImportError, NotImplementedError) as error:
-        sys.exit(f"scaling_plan: no TPU compiler: pip install libtpu ({str(error).splitlines()[0]})")
+        why = str(error).splitlines()[0]
+        sys.exit(f"scaling_plan: no TPU compiler (pip install libtpu): {why}")
 
 
 def main() -> None:
@@ -282,11 +338,13 @@ def main() -> None:
     cases = QUICK if options.quick else CASES
     if options.quick:
         options.out = Path(tempfile.mkdtemp())
+        jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
     asked = list(cases) if options.cases is None else options.cases
     if unknown := [name for name in asked if name not in cases]:
         parser.error(f"unknown cases {unknown}; known: {list(cases)}")
     file = options.out / "results.json"
-    rows = json.loads(file.read_text())["programs"] if file.exists() and options.cases is not None else {}
+    kept = file.exists() and options.cases is not None
+    rows = json.loads(file.read_text())["programs"] if kept else {}
     options.out.mkdir(parents=True, exist_ok=True)
     devices = [] if not asked else jax.devices() if options.quick else chips()
     for name in [*asked, None]:
