@@ -36,7 +36,8 @@ from vdm_jax.config import to_dict
 from vdm_jax.jobs import One
 from vdm_jax.models import Statistics
 from vdm_jax.training.checkpoint import library_versions
-from vdm_jax.training.parallel import compiled, make_layout, shardings
+from vdm_jax.training.layout import shardings
+from vdm_jax.training.parallel import compiled, make_layout
 from vdm_jax.typing import Batch
 
 HERE = Path(__file__).resolve().parent

@@ -24,7 +24,8 @@ from vdm_jax.data import level_counts, load_dataset
 from vdm_jax.jobs import Many, One
 from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.training.checkpoint import library_versions
-from vdm_jax.training.parallel import dispatcher, make_layout, shardings
+from vdm_jax.training.layout import shardings
+from vdm_jax.training.parallel import dispatcher, make_layout
 
 HERE = Path(__file__).resolve().parent
 ROWS = ("mean", "x0", "eps", "v", "score")

@@ -18,17 +18,8 @@ from vdm_jax.jobs import Many, One
 from vdm_jax.models.keys import example_keys
 from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.training.checkpoint import CheckpointStore
-from vdm_jax.training.parallel import (
-    compiled,
-    dispatcher,
-    divided,
-    gathered,
-    make_layout,
-    put,
-    replicated,
-    shardings,
-    whole,
-)
+from vdm_jax.training.layout import divided, gathered, put, replicated, shardings, whole
+from vdm_jax.training.parallel import compiled, dispatcher, make_layout
 from vdm_jax.training.state import step_of
 from vdm_jax.training.step import make_step
 from vdm_jax.typing import Batch

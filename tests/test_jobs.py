@@ -15,8 +15,9 @@ from vdm_jax.jobs import Many, One, expand
 from vdm_jax.models import statistics as fitting
 from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.training.evaluate import Evaluation
+from vdm_jax.training.layout import shardings
 from vdm_jax.training.logs import read_metrics
-from vdm_jax.training.parallel import dispatcher, make_layout, shardings
+from vdm_jax.training.parallel import dispatcher, make_layout
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.py"
 ROWS = ("mean", "x0", "eps", "v", "score")

@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from vdm_jax.run import load
-from vdm_jax.training.parallel import PARALLEL, check_batch, make_layout, shardings
+from vdm_jax.training.layout import shardings
+from vdm_jax.training.parallel import PARALLEL, check_batch, make_layout
 from vdm_jax.training.state import TrainState
 
 WORKER = Path(__file__).with_name("eight_devices.py")

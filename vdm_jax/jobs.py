@@ -21,8 +21,9 @@ from vdm_jax.models import Statistics, build_model
 from vdm_jax.parameterizations import PARAMETERIZATIONS, stacked
 from vdm_jax.specs import build
 from vdm_jax.trained import Trained, fresh
+from vdm_jax.training.layout import Layout, gathered
 from vdm_jax.training.optimizer import make_optimizer
-from vdm_jax.training.parallel import Layout, gathered, over_runs
+from vdm_jax.training.parallel import over_runs
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import Step, make_step
 from vdm_jax.typing import Batch

@@ -20,15 +20,10 @@ from vdm_jax.specs import nearest
 from vdm_jax.trained import Trained, read_json, stream, write_json
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.evaluate import make_evaluator
+from vdm_jax.training.layout import Layout, shardings
 from vdm_jax.training.logs import MetricsLog
 from vdm_jax.training.loop import fit
-from vdm_jax.training.parallel import (
-    Layout,
-    check_batch,
-    dispatcher,
-    make_layout,
-    shardings,
-)
+from vdm_jax.training.parallel import check_batch, dispatcher, make_layout
 from vdm_jax.training.processes import by_first, everyone, is_first
 from vdm_jax.training.profile import Profiler
 from vdm_jax.training.state import TrainState, step_of

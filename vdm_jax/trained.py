@@ -22,12 +22,8 @@ from vdm_jax.data import Dataset, eval_batches, load_dataset
 from vdm_jax.models import Model, Statistics
 from vdm_jax.specs import choose
 from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
-from vdm_jax.training.parallel import (
-    Layout,
-    make_layout,
-    put,
-    whole,
-)
+from vdm_jax.training.layout import Layout, put, whole
+from vdm_jax.training.parallel import make_layout
 from vdm_jax.training.state import TrainState, init_state, step_of
 from vdm_jax.typing import Array, Key
 

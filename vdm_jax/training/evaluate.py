@@ -11,7 +11,7 @@ import numpy as np
 
 from vdm_jax.elbo import Elbo, check_steps
 from vdm_jax.models import Model
-from vdm_jax.training.parallel import Layout, whole
+from vdm_jax.training.layout import Layout, whole
 from vdm_jax.training.processes import STALL_SECONDS, Patience
 from vdm_jax.typing import Batch, Key, Params, as_batch
 

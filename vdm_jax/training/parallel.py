@@ -12,15 +12,24 @@ another. The noise, times and dropout of an example are keyed by its place in th
 depend on the layout; losses agree to rounding, for sums are taken in another order.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from vdm_jax.specs import choose
+from vdm_jax.training.layout import (
+    Devices,
+    Layout,
+    device_mesh,
+    divided,
+    put,
+    replicated,
+    shardings,
+)
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import Step
 from vdm_jax.typing import Batch, PyTree
@@ -28,37 +37,15 @@ from vdm_jax.typing import Batch, PyTree
 Run = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any]]]
 """(state, stack of batches [n, B, ...], how many of them) -> (state, metrics [n])."""
 
-Devices = Sequence[Any]
-"""Of `jax.Device`, which type checkers do not take for a type."""
-
-AXES = ("data", "fsdp")
-"""Of every mesh; a batch is divided over both."""
-
-
-class Layout(NamedTuple):
-    """How a state and the batches lie on devices.
-
-    Attributes:
-      mesh: devices [data, fsdp].
-      wrap: (layout, run, shardings of the state) -> the compiled run, which takes over the state's memory.
-      arrange: (layout, a process's stack [n, b, ...]) -> the stack as the compiled run takes it.
-      axis_name: the axis that a step has to average over, or None where the compiler does it.
-    """
-
-    mesh: Mesh
-    wrap: Callable[["Layout", Run, PyTree], Any]
-    arrange: Callable[["Layout", Batch], Batch]
-    axis_name: str | None = None
-
 
 def jit(devices: Devices) -> Layout:
     """The first device alone."""
-    return Layout(_mesh(devices[:1], 1), _wrap_mesh, _arrange_mesh)
+    return Layout(device_mesh(devices[:1], 1), _wrap_mesh, _arrange_mesh)
 
 
 def pmap(devices: Devices) -> Layout:
     """A replica on each device; in maintenance in JAX, which recommends a mesh."""
-    return Layout(_mesh(devices, 1), _wrap_pmap, _arrange_pmap, axis_name="data")
+    return Layout(device_mesh(devices, 1), _wrap_pmap, _arrange_pmap, axis_name="data")
 
 
 def mesh(devices: Devices, fsdp: int = 1) -> Layout:
@@ -71,7 +58,7 @@ def mesh(devices: Devices, fsdp: int = 1) -> Layout:
         raise ValueError(
             f"config.train.fsdp: expected a divisor of {len(devices)} devices, found {fsdp}"
         )
-    return Layout(_mesh(devices, fsdp), _wrap_mesh, _arrange_mesh)
+    return Layout(device_mesh(devices, fsdp), _wrap_mesh, _arrange_mesh)
 
 
 PARALLEL: dict[str, Callable[..., Layout]] = {"jit": jit, "pmap": pmap, "mesh": mesh}
@@ -117,72 +104,6 @@ def check_batch(layout: Layout, batch_size: int) -> None:
             f"config.train.batch_size: {batch_size} examples cannot be divided over "
             f"{devices} devices ({processes} process{'es' * (processes > 1)} of {devices // processes})"
         )
-
-
-def replicated(layout: Layout) -> NamedSharding:
-    """A copy on every device."""
-    return NamedSharding(layout.mesh, PartitionSpec())
-
-
-def divided(layout: Layout, axis: int = 0) -> NamedSharding:
-    """Examples along `axis`, divided over all devices."""
-    return NamedSharding(layout.mesh, PartitionSpec(*[None] * axis, AXES))
-
-
-def shardings(layout: Layout, state: TrainState) -> TrainState:
-    """How a state lies: each array divided along its largest axis that `fsdp` divides, if there is one.
-
-    The leading axis of runs side by side is not divided: what is a number of each of them, every device has.
-    """
-    parts, first = layout.mesh.shape["fsdp"], len(state.step.shape)
-
-    def place(leaf):
-        axes = [i for i, n in enumerate(leaf.shape) if i >= first and n % parts == 0]
-        if parts == 1 or not axes:
-            return replicated(layout)
-        largest = max(axes, key=lambda i: leaf.shape[i])
-        return NamedSharding(layout.mesh, PartitionSpec(*[None] * largest, "fsdp"))
-
-    return jax.tree.map(place, state)
-
-
-def put(layout: Layout, batch: PyTree, axis: int = 0) -> PyTree:
-    """Make the global arrays of which this process has its part, divided along `axis`."""
-    sharding = divided(layout, axis)
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch
-    )
-
-
-def gathered(layout: Layout, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of parameters that are divided: they are put together once, before it is computed.
-
-    Left to itself the compiler may divide the layers' arithmetic instead of their parameters.
-    """
-    if layout.mesh.shape["fsdp"] == 1:
-        return function
-
-    def together(params, *arguments):
-        params = jax.lax.with_sharding_constraint(params, replicated(layout))
-        return function(params, *arguments)
-
-    return together
-
-
-def whole(layout: Layout, function: Callable[..., Any], examples: int = 0) -> Callable[..., Any]:
-    """Jit a function of parameters; what it returns is whole on every device.
-
-    Its result is `examples` data [n, ...] that are computed in parts, if the devices divide their number: the
-    compiler divides all that leads to them.
-    """
-    in_parts = examples > 0 and examples % layout.mesh.size == 0
-    function = gathered(layout, function)
-
-    def run(*arguments):
-        result = function(*arguments)
-        return jax.lax.with_sharding_constraint(result, divided(layout)) if in_parts else result
-
-    return jax.jit(run, out_shardings=replicated(layout))
 
 
 def over_steps(step: Step) -> Run:
@@ -255,12 +176,6 @@ def dispatcher(
         } if missing else metrics
 
     return dispatch
-
-
-def _mesh(devices: Devices, fsdp: int) -> Mesh:
-    return jax.make_mesh(
-        (len(devices) // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
-    )
 
 
 def _wrap_mesh(layout: Layout, run: Run, state: PyTree) -> Any:
