@@ -37,7 +37,7 @@ AXES = {
 
 
 class Setting(NamedTuple):
-    """What distinguishes the runs, as arrays [R]."""
+    """What distinguishes the runs, as arrays [R]; `data` is the place of the seed's batches among all."""
 
     row: Any
     learning_rate: Any
@@ -142,10 +142,9 @@ class Many:
         if self.rows:
             rows = [build(PARAMETERIZATIONS, name, "config.runs") for name in self.rows]
             spec = spec | {"parameterization": stacked(rows, setting.row)}
-        rate = {"learning_rate": setting.learning_rate}
-        return build_model(spec, self.statistics), make_optimizer(
-            **self.config["optimizer"] | rate
-        )[0]
+        settings = self.config["optimizer"] | {"learning_rate": setting.learning_rate}
+        optimizer, _ = make_optimizer(**settings)
+        return build_model(spec, self.statistics), optimizer
 
     def start(self) -> TrainState:
         """The state [R, ...] that training starts from."""

@@ -171,9 +171,9 @@ def dispatcher(
                 lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], missing, 0)]), batches
             )
         state, metrics = run(state, layout.arrange(layout, batches), np.int32(count))
-        return state, {
-            name: column[:count] for name, column in metrics.items()
-        } if missing else metrics
+        if missing:
+            metrics = jax.tree.map(lambda column: column[:count], metrics)
+        return state, metrics
 
     return dispatch
 
@@ -205,9 +205,8 @@ def _wrap_pmap(layout: Layout, run: Run, state: PyTree) -> Any:
     if jax.process_count() == 1:
         return mapped
 
-    def globally(
-        state, batches, count
-    ):  # each process gets its own copies back: one array of all of them
+    def globally(state, batches, count):
+        # each process gets its own copies back, which only together are the array that all can save
         state, metrics = mapped(state, batches, count)
         plain = state._replace(key=jax.random.key_data(state.key))
         plain = jax.tree.map(lambda leaf: _as_one(leaf, replicated(layout)), plain)
