@@ -207,10 +207,8 @@ def difference(
         if any(path == part or path.startswith(part + ".") for part in free):
             continue
         old, new = before.get(path, "absent"), after.get(path, "absent")
-        if (
-            before.get(path) is None and after.get(path) is None
-        ):  # one version did not have the field
-            continue
+        if before.get(path) is None and after.get(path) is None:
+            continue  # one version did not have the field
         if old != new and not (_nan(old) and _nan(new)):
             lines.append(f"config.{path}: {old!r} there, {new!r} here")
     return lines

@@ -149,13 +149,11 @@ def enable_compilation_cache() -> None:
 def fail(message: str, status: int = 2) -> NoReturn:
     """Say what is wrong in one line and leave."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    if (
-        jax.distributed.is_initialized()
-    ):  # the usual way out waits for the others, which may wait for this one
+    if jax.distributed.is_initialized():
+        # the usual way out waits for the others, which may wait for this one; without process 0 they
+        # end at once, and they may be about to say the same
         if is_first():
-            time.sleep(
-                1
-            )  # without it the others end at once, and they may be about to say the same
+            time.sleep(1)
         os._exit(status)
     sys.exit(status)
 

@@ -81,8 +81,9 @@ def compare(runs: dict[str, Trained], workdir: Path, say: Callable[[str], None] 
     else:
         results = {name: run.evaluate("test") for name, run in runs.items()}
     groups: dict[str, list[str]] = {}
-    for name in runs:
-        groups.setdefault(name.split("seed")[0].rstrip("_") or "all", []).append(name)
+    for name, run in runs.items():
+        group = name.removesuffix(f"seed{run.config['seed']}").removesuffix("_")
+        groups.setdefault(group or "all", []).append(name)
     table = comparison_table({g: [results[n] for n in names] for g, names in groups.items()})
     say(table)
     made = {"table": workdir / "table.md", "curves": workdir / "curves.png", "evaluation": path}

@@ -200,9 +200,8 @@ def _start(asked: One | Many, store: CheckpointStore, layout: Layout) -> TrainSt
     """The state of the newest checkpoint, whatever its layout was, or a fresh one."""
     like = jax.eval_shape(asked.start)
     places = shardings(layout, like)
-    if (
-        store.latest() is None
-    ):  # made where it is to lie: nothing else may hold memory that is donated
+    if store.latest() is None:
+        # made where it is to lie: nothing else may hold memory that is donated
         return jax.jit(asked.start, out_shardings=places)()
     return store.restore(like, shardings=places)
 
