@@ -11,7 +11,7 @@ import pytest
 
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.logs import MetricsLog, read_metrics
-from vdm_jax.training.loop import fit
+from vdm_jax.training.loop import NonFinite, fit
 from vdm_jax.training.parallel import dispatcher, make_layout
 from vdm_jax.training.profile import Profiler, parse_steps
 from vdm_jax.training.state import init_state
@@ -31,12 +31,12 @@ def start(optimizer=SGD):
     return jax.jit(lambda: init_state({"w": jnp.ones(2)}, optimizer, jax.random.key(0)))()
 
 
-def stacks(first, last, size, poison=None):
-    """Batches of steps first..last−1, in stacks; the one of step `poison` has a NaN."""
+def stacks(first, last, size, poison=()):
+    """Batches of steps first..last−1, in stacks; those of the steps `poison` have NaNs."""
     for low in range(first, last, size):
         steps = np.arange(low, min(low + size, last))
         x = np.cos(steps[:, None, None] + np.arange(6.0).reshape(3, 2)).astype(np.float32)
-        x[steps == poison] = np.nan
+        x[np.isin(steps, poison)] = np.nan
         yield Batch(x, np.zeros(x.shape[:2], np.int32), np.zeros(x.shape[:2], np.float32))
 
 
@@ -45,15 +45,18 @@ def run(
     last,
     *,
     size,
-    poison=None,
+    poison=(),
     optimizer=SGD,
     every=3,
     checkpoint_every=4,
     state=None,
     profiler=None,
+    max_nonfinite_steps=3,
+    evaluate_every=None,
+    evaluate=None,
 ):
     """Fit to step `last` from what the folder has; return the state."""
-    with CheckpointStore(folder / "checkpoints") as store:
+    with CheckpointStore(folder / "checkpoints", best=evaluate is not None) as store:
         if store.latest() is not None:
             state = store.restore(jax.eval_shape(lambda: start(optimizer)))
         state = start(optimizer) if state is None else state
@@ -66,25 +69,33 @@ def run(
                 steps=last,
                 store=store,
                 log=log,
-                about={"name": "toy"},
+                about=lambda step: {"name": "toy"},
                 log_every=every,
                 checkpoint_every=checkpoint_every,
+                max_nonfinite_steps=max_nonfinite_steps,
+                evaluate_every=evaluate_every,
+                evaluate=evaluate,
                 profiler=profiler,
             )
 
 
 def checkpoints(folder):
-    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+    with CheckpointStore(folder / "checkpoints", read_only=True) as store:
+        return store.steps()
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken")
-    return run(folder, 12, size=1), read_metrics(folder / "metrics.jsonl"), folder
+    """By the steps of a dispatch: the last state, its lines and the folder."""
+    found = {}
+    for size in (1, 3, 5):
+        folder = tmp_path_factory.mktemp("unbroken")
+        found[size] = run(folder, 12, size=size), read_metrics(folder / "metrics.jsonl"), folder
+    return found
 
 
 def test_lines_are_means_at_the_multiples(unbroken):
-    _, rows, _ = unbroken
+    _, rows, _ = unbroken[1]
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
     step, state, losses = make_step(loss, SGD), start(), []
     for stack in stacks(0, 12, 1):
@@ -93,40 +104,110 @@ def test_lines_are_means_at_the_multiples(unbroken):
     means = np.asarray(losses).reshape(4, 3).mean(1)
     np.testing.assert_allclose([row["loss"] for row in rows], means, rtol=1e-5)
     np.testing.assert_allclose([row["bits_per_dim"] for row in rows], means / 2, rtol=1e-5)
-    assert all(row.keys() == {"step", "loss", "bits_per_dim", "grad_norm"} for row in rows)
+    assert all(
+        row.keys() == {"step", "loss", "bits_per_dim", "grad_norm", "skipped"} for row in rows
+    )
 
 
 def test_checkpoints_are_at_the_multiples_and_at_the_end(unbroken, tmp_path):
-    assert checkpoints(unbroken[2]) == [8, 12]
+    assert checkpoints(unbroken[1][2]) == [8, 12]
     run(tmp_path, 11, size=3)  # dispatches end at 3, 6, 9, 11
     assert checkpoints(tmp_path) == [9, 11]
 
 
+def leaves(state):
+    return jax.tree.leaves(state._replace(key=None))
+
+
 @pytest.mark.parametrize(("stops", "size"), [([12], 5), ([5, 12], 1), ([4, 7, 12], 3)])
-def test_stops_and_dispatches_change_nothing(unbroken, tmp_path, stops, size):
+def test_stops_change_nothing(unbroken, tmp_path, stops, size):
     """Neither in step with the lines nor with the checkpoints."""
     for last in stops:
         state = run(tmp_path, last, size=size)
-    expected, rows, _ = unbroken
+    expected, rows, _ = unbroken[size]
     assert read_metrics(tmp_path / "metrics.jsonl") == rows
-    for a, b in zip(
-        *(jax.tree.leaves(s._replace(key=None)) for s in (state, expected)), strict=True
-    ):
+    for a, b in zip(leaves(state), leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
+def test_dispatches_change_nothing_but_rounding(unbroken):
+    for size in (3, 5):
+        for a, b in zip(leaves(unbroken[size][0]), leaves(unbroken[1][0]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+# ---------------------------------------------------------------- what is not finite
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_bad_step_is_passed_over(tmp_path, capsys, size):
+    """Nothing of it is applied or averaged; two in a row are not the end, nor are four apart."""
+    state = run(tmp_path, 12, size=size, poison=[2, 3, 6, 9])
+    assert np.all(np.isfinite(state.params["w"])) and int(state.step) == 12
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["skipped"] for row in rows] == [1, 1, 1, 1]
+    assert all(np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"]) for row in rows)
+    said = [line for line in capsys.readouterr().err.splitlines() if "not applied" in line]
+    assert said[:2] == [
+        "loss is nan at step 3: update not applied (1 in a row, the run ends at 3)",
+        "loss is nan at step 4: update not applied (2 in a row, the run ends at 3)",
+    ]
+    assert len(said) == 4 and "step 7" in said[2] and "1 in a row" in said[3]
+
+
+def test_an_interval_of_bad_steps_has_no_means(tmp_path):
+    run(tmp_path, 9, size=1, poison=[3, 4, 5], max_nonfinite_steps=4)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert rows[1] == {"step": 6, "skipped": 3.0} and "loss" in rows[2]
+
+
 @pytest.mark.parametrize(("size", "latest"), [(1, 4), (6, None)])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, size, latest):
+def test_too_many_in_a_row_end_the_run(tmp_path, size, latest):
     safe = "none" if latest is None else f"step {latest}"
     message = f"loss is nan at step 6: training stopped; last good checkpoint: {safe}, in"
-    with pytest.raises(FloatingPointError, match=message):
-        run(tmp_path, 12, size=size, poison=5)
+    with pytest.raises(NonFinite, match=message) as caught:
+        run(tmp_path, 12, size=size, poison=[3, 4, 5])
+    assert caught.value.step == 6 and caught.value.batch.x.shape == (3, 2)
+    assert np.all(np.isnan(caught.value.batch.x))
     with CheckpointStore(tmp_path / "checkpoints") as store:
         assert store.latest() == latest
         if latest is not None:
             state = store.restore(jax.eval_shape(start))
             assert np.all(np.isfinite(state.params["w"]))
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [3]
+
+
+def test_a_streak_goes_on_where_the_run_was_interrupted(tmp_path):
+    run(tmp_path, 5, size=1, poison=[3, 4])
+    with pytest.raises(NonFinite, match="loss is nan at step 6"):
+        run(tmp_path, 12, size=1, poison=[3, 4, 5])
+
+
+# ---------------------------------------------------------------- evaluation on the way
+
+
+def test_the_best_bound_is_kept_beside_the_newest(tmp_path):
+    bounds = iter([3.0, 1.0, 2.0, 2.5, 1.5])
+    run(
+        tmp_path,
+        10,
+        size=1,
+        evaluate_every=2,
+        evaluate=lambda s: {"test_bits_per_dim": next(bounds)},
+    )
+    assert checkpoints(tmp_path) == [4, 8, 10]
+    with CheckpointStore(tmp_path / "checkpoints", read_only=True) as store:
+        assert store.best() == 4 and store.latest() == 10 and store.about(4)["bound"] == 1.0
+        state = store.restore(jax.eval_shape(start), 4)
+    assert int(state.step) == 4
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "test_bits_per_dim" in row]
+    assert [(row["step"], row["test_bits_per_dim"]) for row in rows] == [
+        (2, 3.0),
+        (4, 1.0),
+        (6, 2.0),
+        (8, 2.5),
+        (10, 1.5),
+    ]
 
 
 @pytest.mark.parametrize(("steps", "size"), [((4, 6), 1), ((5, 6), 3), ((4, 100), 3)])
@@ -164,8 +245,6 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
         return jax.tree.map(lambda u: jnp.where(state == 3, jnp.inf, u), updates), state + 1
 
     optimizer = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), explode)
-    with pytest.raises(
-        FloatingPointError, match=r"a parameter is not finite at step 4: .* step 2, in"
-    ):
+    with pytest.raises(NonFinite, match=r"a parameter is not finite at step 4: .* step 2, in"):
         run(tmp_path, 4, size=1, optimizer=optimizer, checkpoint_every=2)
     assert checkpoints(tmp_path) == [2]

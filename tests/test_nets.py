@@ -127,6 +127,30 @@ def test_gradient_is_finite_and_reaches_every_parameter_and_the_second_input(nam
         assert is_key_bias or np.any(np.abs(leaf) > 0), path
 
 
+@pytest.mark.parametrize("name", ["unet", "vdm_unet"])
+def test_computing_blocks_again_changes_nothing(name):
+    """The same parameters and gradients, from a program that keeps less."""
+    shape = ONE_SHAPE[name]
+    plain, again = (NETS[name](**SMALL[name], remat=remat) for remat in (False, True))
+    params = params_of(plain, shape)
+    xt, gamma_t, _ = inputs(shape)
+    assert jax.tree.structure(params_of(again, shape)) == jax.tree.structure(params)
+
+    def loss(net, params):
+        keys = jax.random.split(jax.random.key(5), len(xt))
+        return jnp.sum(jnp.square(net.apply(params, xt, gamma_t, None, keys)))
+
+    here, there = (jit(jax.grad(partial(loss, net)))(params) for net in (plain, again))
+    largest = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(here))
+    for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest)
+    kept = [
+        str(jax.make_jaxpr(jax.grad(partial(loss, net)))(params)).count("remat")
+        for net in (plain, again)
+    ]
+    assert kept[0] == 0 < kept[1]
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_examples_do_not_see_each_other(name):
     net, apply = small(name)

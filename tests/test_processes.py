@@ -1,6 +1,7 @@
 """Several processes of one run, on this machine: the same numbers as one, and none is left waiting."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from vdm_jax.training.processes import (
     deadline,
     everyone,
     initialize,
+    vote,
 )
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -201,7 +203,7 @@ def test_mistakes(arguments, message):
 
 def test_one_process_agrees_with_itself():
     assert everyone({"a": 1}) == [{"a": 1}]
-    assert by_first(lambda: 3) == 3
+    assert by_first(lambda: 3) == 3 and int(vote(15)) == 15
     with pytest.raises(OSError, match="full"):
         by_first(lambda: (_ for _ in ()).throw(OSError("full")))
 
@@ -214,23 +216,41 @@ def test_deadline_lets_go():
     time.sleep(0.1)  # and this process is still there
 
 
-def test_patience_grows_with_what_it_has_seen(monkeypatch):
+@pytest.mark.parametrize(
+    ("count", "limits"),
+    [
+        (2, [AGREE_SECONDS, AGREE_SECONDS, 3.0, 10.0, 10.0]),
+        (1, [math.inf, math.inf, 60.0, 60.0, 60.0]),
+    ],
+)
+def test_patience_grows_with_what_it_has_seen(monkeypatch, count, limits):
     """The first two waits are long, the first is not measured; later ones take up to five times the longest."""
-    limits, now = [], [0.0]
-    monkeypatch.setattr("vdm_jax.training.processes.jax.process_count", lambda: 2)
+    now = [0.0]
+    monkeypatch.setattr("vdm_jax.training.processes.jax.process_count", lambda: count)
     monkeypatch.setattr("vdm_jax.training.processes.time.monotonic", lambda: now[0])
-
-    def noted(seconds, message):
-        limits.append((seconds, message))
-        return deadline(60.0, message)
-
-    monkeypatch.setattr("vdm_jax.training.processes.deadline", noted)
-    patience = Patience(3.0)
-    settling = []
+    patience, settling, seen = Patience(3.0), [], []
     for takes in (100.0, 0.5, 2.0, 0.5):
         settling.append(patience.settling)
+        seen.append(patience.limit)
         with patience.wait("here"):
             now[0] += takes
-    assert [seconds for seconds, _ in limits] == [AGREE_SECONDS, AGREE_SECONDS, 3.0, 10.0]
-    assert settling == [True, True, False, False]
-    assert limits[2][1] == "here: no progress for 3 s; another process is stuck"
+    assert [*seen, patience.limit] == limits
+    assert settling == [count > 1, count > 1, False, False]
+
+
+def test_what_is_stuck_ends_the_process(tmp_path):
+    """With the stacks of its threads, and one line."""
+    code = (
+        "import time; from vdm_jax.training import processes as p; p.ALONE = 1\n"
+        "with p.Patience(0.4) as patience:\n"
+        "    for _ in range(3):\n"
+        "        with patience.wait('training, after step 7'): pass\n"
+        "    time.sleep(1)  # between waits nothing is watched\n"
+        "    print('here', flush=True)\n"
+        "    with patience.wait('training, after step 8'): time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and done.stdout == "here\n"
+    assert "Current thread" in done.stderr or "Thread 0x" in done.stderr
+    line = "error: training, after step 8: no progress for 0.4 s; it is stuck"
+    assert done.stderr.strip().splitlines()[-1] == line

@@ -16,8 +16,10 @@ from vdm_jax import jobs, report, run
 from vdm_jax import trained as runs
 from vdm_jax.config import to_dict
 from vdm_jax.models import statistics
+from vdm_jax.replay import replay
 from vdm_jax.run import load
 from vdm_jax.training.logs import read_metrics
+from vdm_jax.training.loop import NonFinite
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.py"
 STEPS, STACK, SAVE = 16, 4, 8  # saved at 8 and 16
@@ -112,7 +114,7 @@ def test_a_run_leaves_what_it_says(unbroken):
         "loss.png",
     }
     assert json.loads((folder / "config.json").read_text()) == to_dict(tiny()) == trained.config
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["16", "8"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["16", "8", "lock"]
     assert [r["step"] for r in read_metrics(folder / "metrics.jsonl")] == [3, 6, 9, 12, 15]
     assert lines[0].startswith(f"test: {trained.evaluate().bits_per_dim:.4f} ± ")
     said = [Path(line.split()[-1]) for line in lines[1:]]
@@ -302,18 +304,41 @@ def test_another_seed_is_another_run_and_a_run_may_be_shorter_than_a_line(unbrok
 # ---------------------------------------------------------------- divergence
 
 
-def test_divergence_names_the_step_and_keeps_the_last_good_state(tmp_path):
-    """The rate is 0 at the first update, so the second ruins the parameters and the third loss shows it."""
-    config = tiny(**{"optimizer.learning_rate": 1e30, "train.checkpoint_every": 1})
+def test_divergence_is_found_and_can_be_replayed(tmp_path):
+    """The rate is 0 at the first update, so the second ruins the parameters, and the third loss shows it."""
+    config = tiny(**{"optimizer.learning_rate": 1e30, "train.checkpoint_every": 2})
     config.train.steps_per_dispatch = 1
     message = (
-        rf"loss is nan at step 3: training stopped; last good checkpoint: step 2, in {tmp_path}"
+        rf"loss is nan at step 5: training stopped; last good checkpoint: step 4, in {tmp_path}/checkpoints; "
+        rf"its batch: {tmp_path}/nonfinite/step_5\.npz"
     )
-    with pytest.raises(FloatingPointError, match=message):
+    with pytest.raises(NonFinite, match=message):
         run.train(config, tmp_path, say=silent)
     loaded = load(tmp_path)
-    assert int(loaded.state.step) == 2
+    assert int(loaded.state.step) == 4
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(loaded.state.params))
+    trained, key, batch = replay(tmp_path, 5)
+    assert_same(trained.state, loaded.state)
+    with np.load(tmp_path / "nonfinite" / "step_5.npz") as written:
+        for name, value in batch._asdict().items():
+            np.testing.assert_array_equal(written[name], value)
+    value, _ = trained.model.loss(trained.state.params, key, batch)
+    assert np.isnan(value)
+
+
+def test_any_step_can_be_replayed(unbroken, tmp_path):
+    """From a checkpoint before it or from the start, without changing the folder."""
+    folder = tmp_path / "copy"
+    shutil.copytree(unbroken[0].workdir, folder)
+    before = contents(folder)
+    for step, start in ((12, 8), (3, 0)):
+        trained, key, batch = replay(folder, step)
+        assert int(trained.state.step) == step - 1 and step > start
+        loss, _ = trained.model.loss(trained.state.params, key, batch)
+        assert np.isfinite(loss) and batch.x.shape == (16, 8, 8, 1)
+    assert contents(folder) == before
+    with pytest.raises(ValueError, match="step: expected one of 1 to 16, found 17"):
+        replay(folder, 17)
 
 
 # ---------------------------------------------------------------- mistakes

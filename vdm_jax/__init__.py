@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vdm_jax.data import DATASETS
     from vdm_jax.models import MODELS, Model, Statistics
     from vdm_jax.nets import NETS, Network
+    from vdm_jax.replay import replay
     from vdm_jax.run import load, load_side_by_side, train, train_side_by_side
     from vdm_jax.trained import Trained
     from vdm_jax.training.state import TrainState, init_state
@@ -41,6 +42,7 @@ _LATER = {
     "NETS": "vdm_jax.nets",
     "Network": "vdm_jax.nets",
     "Trained": "vdm_jax.trained",
+    "replay": "vdm_jax.replay",
     "load": "vdm_jax.run",
     "load_side_by_side": "vdm_jax.run",
     "train_side_by_side": "vdm_jax.run",
@@ -84,6 +86,7 @@ __all__ = [
     "marginal",
     "negative_elbo",
     "posterior",
+    "replay",
     "stacked",
     "to_x0",
     "train",

@@ -64,6 +64,9 @@ def default() -> Any:  # a ConfigDict; as such its fields would have no types
                 "ema_warmup": True,
                 "log_every": 10,
                 "checkpoint_every": 500,
+                "keep_checkpoints": 2,
+                "evaluate_every": config_dict.placeholder(int),
+                "max_nonfinite_steps": 3,
                 "parallel": "auto",
                 "fsdp": 1,
                 "stall_seconds": 15.0,
@@ -104,6 +107,7 @@ def default_vae() -> Any:
 
 Rule = tuple[str, Callable[[Any], bool]]
 POSITIVE: Rule = ("a whole number of at least 1", lambda v: v >= 1)
+AT_LEAST_TWO: Rule = ("a whole number of at least 2", lambda v: v >= 2)
 NOT_NEGATIVE: Rule = ("a finite number of at least 0", lambda v: 0 <= v < math.inf)
 SEED: Rule = ("a whole number in [0, 2**32)", lambda v: 0 <= v < 2**32)
 FRACTION: Rule = ("a number in [0, 1)", lambda v: 0 <= v < 1)
@@ -127,6 +131,9 @@ RULES: dict[str, Rule] = {
     "train.ema_decay": FRACTION,
     "train.log_every": POSITIVE,
     "train.checkpoint_every": POSITIVE,
+    "train.keep_checkpoints": AT_LEAST_TWO,
+    "train.evaluate_every": POSITIVE,
+    "train.max_nonfinite_steps": POSITIVE,
     "train.fsdp": POSITIVE,
     "train.stall_seconds": ABOVE_ZERO,
     "evaluate.batch_size": POSITIVE,
@@ -140,6 +147,9 @@ FREE_TO_CHANGE = (
     "train.steps",
     "train.log_every",
     "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.evaluate_every",
+    "train.max_nonfinite_steps",
     "train.parallel",
     "train.fsdp",
     "train.stall_seconds",
@@ -251,6 +261,7 @@ OPTIONAL = {
     "data.test_split": str,
     "optimizer.decay_steps": int,
     "optimizer.clip_norm": float,
+    "train.evaluate_every": int,
 }
 
 

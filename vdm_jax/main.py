@@ -1,11 +1,15 @@
 """Train, evaluate or sample from the command line.
 
-    python -m vdm_jax.main --config=configs/eps.py [--workdir=DIR] [--mode=train|evaluate|sample|reconstruct]
+    python -m vdm_jax.main --config=configs/eps.py [--name=NAME | --workdir=DIR]
+                           [--mode=train|evaluate|sample|reconstruct [--checkpoint=newest|best|STEP]]
                            [--config.train.steps=...] [--profile=FIRST:LAST]
                            [--distributed [--coordinator_address=HOST:PORT --num_processes=N --process_id=I]]
 
-A mistake in the config, the flags, the data or the folder is one line on stderr and exit status 2; a loss that
-is not finite, or another process that is gone, is one line and exit status 1.
+Whatever ends it is one line on stderr, and an exit status:
+
+    2          a mistake in the config, the flags, the data or the folder; a file that cannot be written
+    1          a loss that is not finite, no memory left, another process that is gone, a step that is stuck
+    143, 130   SIGTERM, SIGINT: the step was finished and saved, and the same command continues
 """
 
 import os
@@ -28,12 +32,17 @@ from vdm_jax.config import difference, to_dict, unknown_field, with_defaults
 from vdm_jax.jobs import is_many
 from vdm_jax.specs import choose
 from vdm_jax.trained import read_json
+from vdm_jax.training.interrupt import Interrupted, listening
 from vdm_jax.training.processes import everyone, initialize, is_first
 from vdm_jax.training.profile import parse_steps
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/eps.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> by default.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name> by default.")
+NAME = flags.DEFINE_string("name", None, "Name of the run; that of the config file by default.")
 MODE = flags.DEFINE_string("mode", "train", "train, evaluate, sample or reconstruct.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "newest", "newest, best or a step; for all modes but train."
+)
 PROFILE = flags.DEFINE_string("profile", None, "Steps to trace, as first:last, e.g. 100:120.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes of one run.")
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
@@ -50,7 +59,7 @@ def train(workdir: Path) -> None:
 
 
 def evaluate(workdir: Path) -> None:
-    """Evaluate the newest checkpoint with the settings of the command line."""
+    """Evaluate a checkpoint with the settings of the command line."""
     if is_many(to_dict(CONFIG.value)):
         report.compare(_loaded(workdir, run.load_side_by_side), workdir, say)
     else:
@@ -58,14 +67,14 @@ def evaluate(workdir: Path) -> None:
 
 
 def sample(workdir: Path) -> None:
-    """Draw from the newest checkpoint with the settings of the command line."""
+    """Draw from a checkpoint with the settings of the command line."""
     path = workdir / "samples.png"
     report.draw_samples(_loaded(workdir), path)
     say(f"samples: {path}")
 
 
 def reconstruct(workdir: Path) -> None:
-    """Show test images beside what the newest checkpoint makes of their codes."""
+    """Show test images beside what a checkpoint makes of their codes."""
     trained = _loaded(workdir)
     if not trained.model.pictures:
         raise ValueError(
@@ -78,6 +87,9 @@ def reconstruct(workdir: Path) -> None:
 MODES = {"train": train, "evaluate": evaluate, "sample": sample, "reconstruct": reconstruct}
 
 
+NO_MEMORY = "RESOURCE_EXHAUSTED", "Out of memory", "out of memory"
+"""What errors say of memory."""
+
 LOST_PEER = "Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "another task"
 """What errors say of a collective that lost a process."""
 
@@ -88,28 +100,70 @@ def main(argv: list[str]) -> None:
     if CONFIG.value is None:
         fail("--config is missing, expected a config file such as --config=configs/eps.py")
     try:
-        mode = choose(MODES, MODE.value, "--mode")
-        enable_compilation_cache()
-        connect()
-        mode(Path(WORKDIR.value or Path("runs") / default_name()))
-        everyone("done")  # JAX's own wait at the end of a process is short
+        with listening(leave=True):
+            mode = choose(MODES, MODE.value, "--mode")
+            enable_compilation_cache()
+            connect()
+            mode(folder())
+            everyone("done")  # JAX's own wait at the end of a process is short
+    except Interrupted as interrupted:
+        fail(str(interrupted), status=128 + interrupted.signum)
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("VDM_JAX_DEBUG"):
             raise
         fail(str(error))
     except FloatingPointError as error:
         fail(str(error), status=1)
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        line = explanation(error)
+        if line is None:
             raise
-        line = str(error).splitlines()[0]
-        gone = any(word in line for word in LOST_PEER)
-        fail(f"another process is gone: {line}" if gone else line, status=1)
+        fail(line, status=1)
     except BaseException as error:
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
         fail(f"{type(error).__name__}: {error}", status=1)
+
+
+def explanation(error: Exception) -> str | None:
+    """What to say of an error of the device, or None if it needs its traceback."""
+    line = next(iter(str(error).splitlines()), "")
+    if isinstance(error, MemoryError) or any(word in line for word in NO_MEMORY):
+        size = to_dict(CONFIG.value)["train"]["batch_size"]
+        return (
+            f"out of memory with config.train.batch_size = {size}: {line or 'no memory left'}; "
+            "give a smaller one, with config.optimizer.accumulate for as many examples per update, "
+            "or a network with remat = True"
+        )
+    if jax.process_count() == 1:
+        return None
+    gone = any(word in line for word in LOST_PEER)
+    return f"another process is gone: {line}" if gone else line
+
+
+def folder() -> Path:
+    """Where the run is.
+
+    Raises:
+      ValueError: a name that leads out of `runs/`.
+    """
+    name = NAME.value
+    if name is None:
+        return Path(WORKDIR.value or Path("runs") / default_name())
+    if WORKDIR.value is not None:
+        raise ValueError("--name: names a folder in runs/, expected no --workdir beside it")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            f"--name: expected up to 100 letters, digits, '.', '_' and '-', not first, found {name!r}; "
+            "other folders are given as --workdir"
+        )
+    path = Path("runs") / name
+    if path.resolve().parent != Path("runs").resolve():
+        raise ValueError(
+            f"--name: {name!r} is a link to {path.resolve()}, expected a folder in runs/"
+        )
+    return path
 
 
 def connect() -> None:
@@ -161,7 +215,11 @@ def fail(message: str, status: int = 2) -> NoReturn:
 def _loaded(workdir: Path, load: Callable[..., Any] = run.load) -> Any:
     """What is in a folder, with the evaluation and sampling settings of the command line."""
     asked = to_dict(CONFIG.value)
-    found = load(workdir, parallel=asked["train"]["parallel"], fsdp=asked["train"]["fsdp"])
+    step = CHECKPOINT.value
+    if step not in ("newest", "best") and not step.isdigit():
+        raise ValueError(f"--checkpoint: expected newest, best or a step, found {step!r}")
+    layout = {name: asked["train"][name] for name in ("parallel", "fsdp")}
+    found = load(workdir, int(step) if step.isdigit() else step, **layout)
     lines = difference(with_defaults(read_json(workdir / "config.json")), asked)
     if lines:
         raise ValueError(f"{workdir} holds a run of another config: {'; '.join(lines)}")

@@ -3,15 +3,16 @@
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from vdm_jax.config import difference, to_dict, with_defaults
-from vdm_jax.data import Dataset, level_counts, load_dataset
+from vdm_jax.data import Dataset, fingerprint, level_counts, load_dataset
 from vdm_jax.jobs import Many, One, expand
 from vdm_jax.models import Model, base_of, build_model
 from vdm_jax.models.statistics import fit_statistics, load_statistics, save_statistics
@@ -20,9 +21,10 @@ from vdm_jax.specs import nearest
 from vdm_jax.trained import Trained, read_json, stream, write_json
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.evaluate import make_evaluator
+from vdm_jax.training.interrupt import listening
 from vdm_jax.training.layout import Layout, shardings
 from vdm_jax.training.logs import MetricsLog
-from vdm_jax.training.loop import fit
+from vdm_jax.training.loop import NonFinite, fit
 from vdm_jax.training.parallel import check_batch, dispatcher, make_layout
 from vdm_jax.training.processes import by_first, everyone, is_first
 from vdm_jax.training.profile import Profiler
@@ -48,16 +50,21 @@ def train(
       The trained run, evaluated on the test split, with its pictures written.
 
     Raises:
-      ValueError, TypeError, OSError: a mistake in the config, the data or the folder; before compilation.
-      FloatingPointError: the loss is not finite.
+      ValueError, TypeError, OSError: a mistake in the config, the data or the folder, before compilation; a
+        last checkpoint that could not be written.
+      NonFinite: the loss or its gradient was not finite for too many steps in a row. The batch of the last of
+        them is in the folder's `nonfinite/`.
+      Interrupted: SIGTERM or SIGINT came; the step was finished and its state saved. It is a
+        `KeyboardInterrupt`.
     """
     plain, workdir = to_dict(config), Path(workdir)
-    asked, dataset, layout = _prepare(One, plain, workdir)
     say = say if is_first() else _nothing
-    state = _fit(asked, dataset, layout, workdir, say, profile)
-    trained = asked.trained(state, workdir, layout)
-    trained.__dict__["dataset"] = dataset  # loaded already
-    report(trained, say)
+    with listening():
+        asked, data, layout = _prepare(One, plain, workdir)
+        state = _fit(asked, data, layout, workdir, say, profile)
+        trained = asked.trained(state, workdir, layout)
+        trained.__dict__["dataset"] = data.dataset  # loaded already
+        report(trained, say)
     return trained
 
 
@@ -77,43 +84,63 @@ def train_side_by_side(
       figure written.
     """
     plain, workdir = to_dict(config), Path(workdir)
-    asked, dataset, layout = _prepare(Many, plain, workdir)
     say = say if is_first() else _nothing
-    state = _fit(asked, dataset, layout, workdir, say, profile)
-    trained = asked.trained(state, workdir, layout)
-    for run in trained.values():
-        run.__dict__["dataset"] = dataset  # loaded already
-    compare(trained, workdir, say)
+    with listening():
+        asked, data, layout = _prepare(Many, plain, workdir)
+        state = _fit(asked, data, layout, workdir, say, profile)
+        trained = asked.trained(state, workdir, layout)
+        for run in trained.values():
+            run.__dict__["dataset"] = data.dataset  # loaded already
+        compare(trained, workdir, say)
     return trained
 
 
-def load(workdir: str | Path, *, parallel: str = "auto", fsdp: int = 1) -> Trained:
-    """Load the newest checkpoint of a run, on the devices that are here.
+def load(
+    workdir: str | Path,
+    step: int | Literal["newest", "best"] = "newest",
+    *,
+    parallel: str = "auto",
+    fsdp: int = 1,
+) -> Trained:
+    """Load a checkpoint of a run, on the devices that are here; the run may be going on.
 
     Args:
       workdir: the run's folder.
+      step: one that was kept; "newest": that is whole; "best": with the lowest bound of those that
+        `train.evaluate_every` evaluated on the test split, which is then no longer a test.
       parallel, fsdp: of `make_layout`; not necessarily those that it was trained with.
 
     Raises:
-      FileNotFoundError: there is no run, or none with a checkpoint.
-      ValueError: a layout that the devices do not allow, a folder of runs side by side.
+      FileNotFoundError: there is no run, or none with that checkpoint.
+      ValueError: a layout that the devices do not allow, a folder of runs side by side, a damaged checkpoint.
     """
-    asked, state, layout = _restore(One, Path(workdir), parallel, fsdp)
+    asked, state, layout = _restore(One, Path(workdir), step, parallel, fsdp)
     return asked.trained(state, Path(workdir), layout)
 
 
 def load_side_by_side(
-    workdir: str | Path, *, parallel: str = "auto", fsdp: int = 1
+    workdir: str | Path,
+    step: int | Literal["newest", "best"] = "newest",
+    *,
+    parallel: str = "auto",
+    fsdp: int = 1,
 ) -> dict[str, Trained]:
-    """Load the newest checkpoint of runs that were trained side by side, by name; otherwise as `load`."""
-    asked, state, layout = _restore(Many, Path(workdir), parallel, fsdp)
+    """Load runs that were trained side by side, by name; otherwise as `load`. "best" is so on average."""
+    asked, state, layout = _restore(Many, Path(workdir), step, parallel, fsdp)
     return asked.trained(state, Path(workdir), layout)
 
 
 Job = TypeVar("Job", One, Many)
 
 
-def _prepare(kind: type[Job], config: dict[str, Any], workdir: Path) -> tuple[Job, Dataset, Layout]:
+class Data(NamedTuple):
+    """A data set, and what a checkpoint says of it."""
+
+    dataset: Dataset
+    about: dict[str, Any]
+
+
+def _prepare(kind: type[Job], config: dict[str, Any], workdir: Path) -> tuple[Job, Data, Layout]:
     """Build and try everything before the folder is touched, so that a mistake leaves nothing behind."""
     _agree(config)
     batch_size = config["train"]["batch_size"]
@@ -134,12 +161,20 @@ def _prepare(kind: type[Job], config: dict[str, Any], workdir: Path) -> tuple[Jo
             tried.append(single["model"])
             _rehearse(single, build_model(single["model"], statistics), dataset)
     by_first(partial(_claim, workdir, config, dataset, counts))
-    return kind(config, load_statistics(workdir / "statistics.npz")), dataset, layout
+    about = {
+        "name": dataset.name,
+        "version": dataset.version,
+        "split": dataset.train.name,
+        "examples": len(dataset.train.images),
+        "fingerprint": fingerprint(dataset, counts),
+    }
+    asked = kind(config, load_statistics(workdir / "statistics.npz"))
+    return asked, Data(dataset, about), layout
 
 
 def _fit(
     asked: One | Many,
-    dataset: Dataset,
+    data: Data,
     layout: Layout,
     workdir: Path,
     say: Callable[[str], None],
@@ -150,11 +185,21 @@ def _fit(
     for used in ("parallel", "fsdp"):
         del settings[used]
     steps, batch_size = settings["steps"], settings.pop("batch_size")
-    stack = settings.pop("steps_per_dispatch")
+    stack, keep = settings.pop("steps_per_dispatch"), settings.pop("keep_checkpoints")
     ema = {name: settings.pop(name) for name in ("ema_decay", "ema_warmup")}
-    first = is_first()
-    with CheckpointStore(workdir / "checkpoints") as store:
-        state = _start(asked, store, layout)
+    best = settings["evaluate_every"] is not None
+
+    def about(step):
+        seed = asked.config["seed"]
+        position = {"step": step, "examples_seen": step * batch_size, "batch_size": batch_size}
+        return {
+            "config": asked.config,
+            "data": data.about,
+            "position": position | {"seed": seed},
+        }
+
+    with CheckpointStore(workdir / "checkpoints", keep, best=best) as store:
+        state = _start(asked, store, layout, data.about)
         start = step_of(state)
         if start >= steps:
             say(f"already trained: {workdir} is at step {start}, {steps} asked for")
@@ -168,46 +213,94 @@ def _fit(
                 )
             say(f"a trace of steps {profile[0]}:{profile[1]} goes to {workdir / 'profile'}")
         with (
-            MetricsLog(workdir, start) if first else nullcontext() as log,
+            MetricsLog(workdir, start) if is_first() else nullcontext() as log,
             Profiler(profile, workdir / "profile") as profiler,
         ):
-            return fit(
-                state,
-                dispatcher(layout, asked.step(layout, **ema), state, stack),
-                asked.batches(
-                    dataset.train,
-                    batch_size=batch_size,
-                    start_step=start,
-                    stop_step=steps,
-                    stack=stack,
-                    process_index=jax.process_index(),
-                    process_count=jax.process_count(),
-                ),
-                store=store,
-                log=log,
-                about={
-                    "config": asked.config,
-                    "seed": asked.config["seed"],
-                    "data": dataset.name,
-                },
-                profiler=profiler,
-                names=asked.names,
-                **settings,
-            )
+            try:
+                return fit(
+                    state,
+                    dispatcher(layout, asked.step(layout, **ema), state, stack),
+                    asked.batches(
+                        data.dataset.train,
+                        batch_size=batch_size,
+                        start_step=start,
+                        stop_step=steps,
+                        stack=stack,
+                        process_index=jax.process_index(),
+                        process_count=jax.process_count(),
+                    ),
+                    store=store,
+                    log=log,
+                    about=about,
+                    evaluate=_bounds(asked, workdir, layout, data.dataset),
+                    profiler=profiler,
+                    names=asked.names,
+                    **settings,
+                )
+            except NonFinite as error:
+                _keep(error, workdir)
+                raise
 
 
-def _start(asked: One | Many, store: CheckpointStore, layout: Layout) -> TrainState:
+def _start(
+    asked: One | Many, store: CheckpointStore, layout: Layout, data: dict[str, Any]
+) -> TrainState:
     """The state of the newest checkpoint, whatever its layout was, or a fresh one."""
     like = jax.eval_shape(asked.start)
     places = shardings(layout, like)
-    if store.latest() is None:
+    step = store.latest()
+    if step is None:
         # made where it is to lie: nothing else may hold memory that is donated
         return jax.jit(asked.start, out_shardings=places)()
-    return store.restore(like, shardings=places)
+    state, about = store.restore(like, shardings=places), store.about(step)
+    lines = difference(with_defaults(about["config"]), asked.config)
+    if lines:
+        raise ValueError(f"checkpoint {step} in {store.folder}: {'; '.join(lines)}")
+    there, here = about["data"]["fingerprint"], data["fingerprint"]
+    if there != here:
+        raise ValueError(
+            f"config.data: {data['name']!r} has other images than those that {store.folder} was trained "
+            f"on: fingerprint {here}, expected {there}"
+        )
+    return state
+
+
+def _bounds(
+    asked: One | Many, workdir: Path, layout: Layout, dataset: Dataset
+) -> Callable[[TrainState], dict[str, float]]:
+    """The test bound of each run of a state, in bits/dim; compiled once."""
+    compiled: dict[str, Any] = {}
+
+    def bounds(state):
+        found = asked.trained(state, workdir, layout)
+        results = {}
+        for name, run in (found if isinstance(found, dict) else {"": found}).items():
+            run = replace(run, _compiled=compiled.setdefault(name, {}))
+            run.__dict__["dataset"] = dataset
+            results[f"{name}/test_bits_per_dim".lstrip("/")] = run.bits_per_dim("test")
+        return results
+
+    return bounds
+
+
+def _keep(error: NonFinite, workdir: Path) -> None:
+    """Write the batch that ended a run, for `replay`; each process its part."""
+    if error.batch is None:
+        return
+    of = f".process_{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = workdir / "nonfinite" / f"step_{error.step}{of}.npz"
+    path.parent.mkdir(exist_ok=True)
+    batch: Any = error.batch._asdict()
+    np.savez(path, step=error.step, **batch)
+    error.args = (f"{error}; its batch: {path}",)
 
 
 def _restore(
-    kind: type[Job], workdir: Path, parallel: str, fsdp: int
+    kind: type[Job],
+    workdir: Path,
+    step: int | Literal["newest", "best"],
+    parallel: str,
+    fsdp: int,
 ) -> tuple[Job, TrainState, Layout]:
     layout = make_layout(parallel, fsdp)
     for name in ("config.json", "statistics.npz", "checkpoints"):
@@ -216,8 +309,15 @@ def _restore(
     config = to_dict(with_defaults(read_json(workdir / "config.json")))
     asked = kind(config, load_statistics(workdir / "statistics.npz"))
     like = jax.eval_shape(asked.start)
-    with CheckpointStore(workdir / "checkpoints") as store:
-        return asked, store.restore(like, shardings=shardings(layout, like)), layout
+    with CheckpointStore(workdir / "checkpoints", read_only=True) as store:
+        number = (
+            {"newest": store.latest, "best": store.best}[step]() if isinstance(step, str) else step
+        )
+        if step == "best" and number is None:
+            raise FileNotFoundError(
+                f"no best checkpoint in {store.folder}: config.train.evaluate_every evaluated none"
+            )
+        return asked, store.restore(like, number, shardings=shardings(layout, like)), layout
 
 
 def _nothing(line: str) -> None:
@@ -249,6 +349,8 @@ def _rehearse(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
             f"config.model: cannot be computed on {data}: {type(error).__name__}: {line}"
         ) from error
     if model.refusal is not None:
+        if config["train"]["evaluate_every"] is not None:
+            raise ValueError(f"config.train.evaluate_every: {model.refusal}")
         return
     settings = {name: value for name, value in config["sample"].items() if name != "count"}
     known = list(inspect.signature(model.sample).parameters)[3:]  # after params, key and n

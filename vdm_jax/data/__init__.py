@@ -8,6 +8,7 @@ from vdm_jax.data.datasets import (
     array_dataset,
     load_dataset,
 )
+from vdm_jax.data.fingerprint import fingerprint
 from vdm_jax.data.pipeline import batch_indices, eval_batches, train_batches
 from vdm_jax.data.statistics import level_counts
 
@@ -19,6 +20,7 @@ __all__ = [
     "array_dataset",
     "batch_indices",
     "eval_batches",
+    "fingerprint",
     "level_counts",
     "load_dataset",
     "train_batches",

@@ -65,6 +65,7 @@ class UNetModule(nn.Module):
     fourier: tuple[int, int] | None
     patch: int
     dtype: str
+    remat: bool
 
     def condition(self, gamma_t):
         width = 4 * self.channels[0]
@@ -80,10 +81,11 @@ class UNetModule(nn.Module):
                 f"found shape {xt.shape[1:]}"
             )
         layer = itertools.count()
+        kind = nn.remat(ResnetBlock) if self.remat else ResnetBlock
 
         def block(x, channels):
             i = next(layer)
-            module = ResnetBlock(channels, self.dropout, self.dtype, i, name=f"block_{i}")
+            module = kind(channels, self.dropout, self.dtype, i, name=f"block_{i}")
             return module(x, condition, keys)
 
         def attend(x, level):
@@ -133,6 +135,7 @@ def vdm_unet(
     dropout: float = 0.1,
     fourier: Sequence[int] | None = (7, 8),
     dtype: str = "float32",
+    remat: bool = False,
 ) -> Network:
     """The flat U-Net of Kingma et al. 2021; the defaults are their CIFAR-10 model, 30.6 M parameters.
 
@@ -142,8 +145,11 @@ def vdm_unet(
       dropout: rate, in [0, 1).
       fourier: first and last n of the features sin, cos 2^n π x_t, or None.
       dtype: of the computation; parameters, norms, γ and Fourier features and output stay float32.
+      remat: compute a block's inner values again in the backward pass instead of keeping them: less memory,
+        the same numbers, more time.
     """
-    return unet(channels=(channels,), blocks=blocks, dropout=dropout, fourier=fourier, dtype=dtype)
+    settings = {"dropout": dropout, "fourier": fourier, "dtype": dtype, "remat": remat}
+    return unet(channels=(channels,), blocks=blocks, **settings)
 
 
 def unet(
@@ -155,6 +161,7 @@ def unet(
     fourier: Sequence[int] | None = None,
     patch: int = 1,
     dtype: str = "float32",
+    remat: bool = False,
 ) -> Network:
     """Strided U-Net: each entry of `channels` is a level at half the resolution of the one before.
 
@@ -162,7 +169,7 @@ def unet(
       channels: of each level.
       blocks: residual blocks of a level on the way down (one more on the way up).
       attention: levels with attention after every block; the middle always has it.
-      dropout, fourier, dtype: as in `vdm_unet`.
+      dropout, fourier, dtype, remat: as in `vdm_unet`.
       patch: side of the square of pixels that the network sees as one position; divides H and W.
 
     Raises:
@@ -189,5 +196,6 @@ def unet(
         fourier=None if fourier is None else (fourier[0], fourier[1]),
         patch=patch,
         dtype=dtype,
+        remat=remat,
     )
     return from_linen(module)

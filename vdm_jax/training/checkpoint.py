@@ -1,15 +1,44 @@
-"""Checkpoints: orbax, written in the background, two newest kept."""
+"""Checkpoints: written in the background by orbax, counted when their manifest is there, verified when read.
 
+    checkpoints/<step>/state            the arrays of a `TrainState`
+                       about            JSON: config, position in the data, versions, what the loop carries
+                       manifest.json    size and CRC-32 of every other file; written last
+    checkpoints/<step>.damaged          what did not verify, set aside
+    checkpoints/lock                    held by the process that writes here
+
+Orbax renames a complete folder into place, but neither notices a bit that changes later nor says before the
+next save that one failed. Whatever is read here has been verified, or is not returned.
+"""
+
+import json
+import re
+import shutil
+import sys
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from tqdm import tqdm
 
+from vdm_jax.training.processes import by_first, is_first
 from vdm_jax.training.state import TrainState, step_of
 
+try:
+    import fcntl
+except ImportError:  # Windows has other locks
+    fcntl = None
+
 LIBRARIES = "vdm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
+MANIFEST = "manifest.json"
+CHUNK = 2**20
 
 
 def library_versions() -> dict[str, str]:
@@ -23,34 +52,114 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-class CheckpointStore:
-    """The checkpoints of one run, in `folder`; a context manager that waits for the last save."""
+def warn(line: str) -> None:
+    """Say a line beside the progress bar."""
+    tqdm.write(f"warning: {line}", sys.stderr)
 
-    def __init__(self, folder: Path | str, keep: int = 2):
+
+class CheckpointStore:
+    """The checkpoints of one run, in `folder`; a context manager that waits for the last save.
+
+    Opening it finds the newest step that is whole. To write, it also removes what a killed run left
+    half-written and sets aside what is damaged.
+
+    Args:
+      folder: made if missing, unless it is only read.
+      keep: how many of the newest steps are kept; at least 2, for orbax deletes the oldest before the manifest
+        of the newest is written.
+      best: keep the one with the lowest bound as well.
+      read_only: change nothing: the run may be going on.
+      say: gets the warnings, in process 0.
+
+    Raises:
+      ValueError: there are steps, and all of them are damaged; fewer than 2 are to be kept.
+      OSError: another process writes here, or the folder cannot be written.
+
+    Attributes:
+      failure: why the last save failed, or None.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        keep: int = 2,
+        *,
+        best: bool = False,
+        read_only: bool = False,
+        say: Callable[[str], None] = warn,
+    ):
+        if keep < 2:
+            raise ValueError(f"keep: expected at least 2 checkpoints, found {keep}")
         self.folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self.keep, self.track, self.read_only, self.say = keep, best, read_only, say
+        self.failure: str | None = None
+        self.saving: tuple[int, Future] | None = None
+        self.thread = ThreadPoolExecutor(1)
+        self.lock: Any = None
+        self.newest: int | None = by_first(self._open)
+        self.manager = self._manager()
 
     def __enter__(self) -> "CheckpointStore":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.manager.close()
+        self.wait()
+        with suppress(Exception):  # what failed has been said
+            self.manager.close()
+        self.thread.shutdown()
+        if self.lock is not None:
+            self.lock.close()
+
+    def steps(self) -> list[int]:
+        """The committed steps, oldest first."""
+        return [step for step in _numbers(self.folder) if (self._path(step) / MANIFEST).exists()]
 
     def latest(self) -> int | None:
-        """Number of the newest complete step, or None."""
-        return self.manager.latest_step()
+        """The newest committed step, or None; the newest that was whole when the store was opened, at least."""
+        return self.newest
 
-    def save(self, state: TrainState, about: dict[str, Any]) -> None:
-        """Begin to save a state under its step; returns before it is written."""
+    def best(self) -> int | None:
+        """The step with the lowest bound, or None if none was saved with one."""
+        bounds = {step: self.about(step).get("bound") for step in self.steps()}
+        known = {step: bound for step, bound in bounds.items() if bound is not None}
+        return min(known, key=known.__getitem__) if known else None
+
+    def save(self, state: TrainState, about: dict[str, Any], *, bound: float | None = None) -> None:
+        """Begin to save a state under its step; returns before it is written.
+
+        A save that fails is said when it does, and `failure` is set until another one succeeds; in one of
+        several processes it is raised, for the others wait.
+        """
         step, plain = step_of(state), _plain(state)
-        if step == self.latest():
+        self.wait()
+        if step == self.newest:
             return
-        more = {"arrays": _arrays(plain), "versions": library_versions()}
+        more = {"arrays": _arrays(plain), "versions": library_versions(), "bound": bound}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(plain), about=ocp.args.JsonSave(about | more)
         )
-        self.manager.save(step, args=items)
+        metrics = {"bound": float("inf") if bound is None else bound} if self.track else None
+        try:
+            self.manager.save(step, args=items, metrics=metrics)
+            self.saving = step, self.thread.submit(self._commit, step)
+        except Exception as error:
+            self._failed(step, error)
+
+    def poll(self) -> None:
+        """Take notice of a save that has ended; costs nothing while it goes on."""
+        if self.saving is not None and self.saving[1].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save that is going on."""
+        if self.saving is None:
+            return
+        (step, saved), self.saving = self.saving, None
+        try:
+            saved.result()
+            self.newest, self.failure = step, None
+        except Exception as error:
+            self._failed(step, error)
 
     def about(self, step: int) -> dict[str, Any]:
         """What a checkpoint says of itself: what it was saved with, its arrays, the libraries' versions."""
@@ -60,18 +169,22 @@ class CheckpointStore:
     def restore(
         self, like: TrainState, step: int | None = None, *, shardings: Any = None
     ) -> TrainState:
-        """Restore a step (the newest) in the structure, shapes and types of `like`.
+        """Restore a step (the newest that is whole) in the structure, shapes and types of `like`.
 
         `shardings`, a tree like it, say where its arrays are to lie, wherever they lay when they were saved;
         on the first device by default.
 
         Raises:
           FileNotFoundError: there is none.
-          ValueError: its arrays are not those of `like`, by name, shape and type.
+          ValueError: it is damaged, or its arrays are not those of `like`, by name, shape and type.
         """
-        step = self.latest() if step is None else step
         if step is None:
-            raise FileNotFoundError(f"no checkpoint in {self.folder}")
+            if (step := self.newest) is None:
+                raise FileNotFoundError(f"no checkpoint in {self.folder}")
+        elif step not in (there := self.steps()):
+            raise FileNotFoundError(f"no checkpoint {step} in {self.folder}, found {there}")
+        elif fault := by_first(partial(verify, self._path(step))):
+            raise ValueError(f"checkpoint {step} in {self.folder} is damaged: {fault}")
         shapes = jax.eval_shape(_plain, like)
         found, expected = self.about(step)["arrays"], _arrays(shapes)
         for name in [*expected, *found]:  # orbax would convert types without a word
@@ -86,6 +199,160 @@ class CheckpointStore:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         plain = self.manager.restore(step, args=items)["state"]
         return plain._replace(key=jax.random.wrap_key_data(plain.key))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def _open(self) -> int | None:
+        """The newest step that is whole; in process 0."""
+        if not self.read_only:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = _locked(self.folder / "lock")
+            for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+        faults: dict[int, str] = {}
+        for step in reversed(_numbers(self.folder)):
+            fault = verify(self._path(step))
+            if fault is None:
+                self._set_aside(faults, f"going back to step {step}")
+                return step
+            if not (self.read_only and fault == UNFINISHED):
+                faults[step] = fault
+        if any(fault != UNFINISHED for fault in faults.values()):
+            raise ValueError(
+                f"no checkpoint in {self.folder} is whole: "
+                + "; ".join(f"{step}: {fault}" for step, fault in faults.items())
+                + "; move them away to start anew"
+            )
+        self._set_aside(faults, "starting anew")
+        return None
+
+    def _set_aside(self, faults: dict[int, str], instead: str) -> None:
+        for step, fault in faults.items():
+            path = self._path(step)
+            words = f"checkpoint {step} in {self.folder} is damaged: {fault}"
+            if not self.read_only:
+                aside = path.with_name(f"{step}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+                words += f"; set aside as {aside.name}"
+            self.say(f"{words}; {instead}")
+
+    def _manager(self) -> ocp.CheckpointManager:
+        policies: list[Any] = [LatestN(self.keep)]
+        best: dict[str, Any] = {}
+        if self.track:
+            best = {"best_fn": _bound, "best_mode": "min"}
+            policies.append(BestN(get_metric_fn=_bound, reverse=True, n=1))
+        options = ocp.CheckpointManagerOptions(
+            create=not self.read_only,
+            preservation_policy=AnyPreservationPolicy(policies),
+            **best,
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _commit(self, step: int) -> None:
+        """In a thread: orbax renames the complete folder into place, and has no hook for what comes after."""
+        self.manager.wait_until_finished()
+        if is_first():
+            write_manifest(self._path(step))
+
+    def _failed(self, step: int, error: Exception) -> None:
+        if jax.process_count() > 1:
+            raise OSError(f"checkpoint {step} could not be written: {_line(error)}") from error
+        self.failure = f"checkpoint {step} in {self.folder} could not be written: {_line(error)}"
+        safe = "there is none yet" if self.newest is None else f"the last good one is {self.newest}"
+        self.say(f"{self.failure}; {safe}")
+        with suppress(Exception):  # says the same again
+            self.manager.close()
+        for left in [self.folder / f"{step}", *self.folder.glob(f"{step}.orbax-checkpoint-tmp*")]:
+            shutil.rmtree(left, ignore_errors=True)
+        self.manager = self._manager()
+
+
+UNFINISHED = f"{MANIFEST} is missing"
+
+
+def write_manifest(folder: Path) -> None:
+    """Note the size and the CRC-32 of every file below a folder; whole or not at all."""
+    files = {name: _fingerprint(folder / name) for name in _files(folder)}
+    new = folder / f"{MANIFEST}.new"
+    new.write_text(json.dumps({"files": files, "checksum": _checksum(files)}))
+    new.replace(folder / MANIFEST)
+
+
+def verify(folder: Path) -> str | None:
+    """What is wrong with a folder that has a manifest, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        files = manifest["files"]
+        if _checksum(files) != manifest["checksum"]:
+            return f"{MANIFEST} has another checksum"
+    except FileNotFoundError:
+        return UNFINISHED
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} cannot be read"
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(lambda name: _fingerprint(folder / name), files)
+        for (name, (size, checksum)), there in zip(files.items(), found, strict=True):
+            if there is None:
+                return f"{name} is missing"
+            if there[0] != size:
+                return f"{name} has {there[0]} bytes, expected {size}"
+            if there[1] != checksum:
+                return f"{name} has CRC-32 {there[1]:08x}, expected {checksum:08x}"
+    return None
+
+
+def _fingerprint(path: Path) -> list[int] | None:
+    size = checksum = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(CHUNK):
+                size, checksum = size + len(block), zlib.crc32(block, checksum)
+    except OSError:
+        return None
+    return [size, checksum]
+
+
+def _checksum(files: Any) -> int:
+    return zlib.crc32(json.dumps(files, sort_keys=True).encode())
+
+
+def _files(folder: Path) -> list[str]:
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in found)
+
+
+def _numbers(folder: Path) -> list[int]:
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
+
+
+def _locked(path: Path) -> Any:
+    """An open file that no other process has locked."""
+    file = path.open("a")
+    if fcntl is None:
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise OSError(f"{path.parent}: another process is training there") from error
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
+def _bound(metrics: Any) -> float:
+    return metrics["bound"]
+
+
+def _line(error: BaseException) -> str:
+    """What the system said, if it did, else the first line."""
+    text = str(error)
+    of_system = re.search(r"\[?(?:OS error|Errno) \d+[^\]\n]*\]?[^\n\[]{0,80}", text)
+    return of_system[0] if of_system else (text.splitlines() or [type(error).__name__])[0]
 
 
 def _plain(state: TrainState) -> TrainState:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vdm_jax.elbo import Elbo, check_steps
 from vdm_jax.models import Model
+from vdm_jax.training.interrupt import check, deferred
 from vdm_jax.training.layout import Layout, whole
 from vdm_jax.training.processes import STALL_SECONDS, Patience
 from vdm_jax.typing import Batch, Key, Params, as_batch
@@ -119,15 +120,20 @@ def evaluate(
       batches: (batch, mask) pairs that hold each example once.
       dim: dimensions of an example.
       estimator, data, step: words for the report.
+
+    Raises:
+      Interrupted: a signal came; between two batches.
     """
     columns: dict[str, list[np.ndarray]] = {}
-    patience = Patience(STALL_SECONDS)
-    for batch, mask in batches:
-        with patience.wait("evaluation"):
-            found = {name: np.asarray(part) for name, part in evaluator(params, key, batch).items()}
-        order = np.argsort(found.pop("index", np.arange(len(mask))))
-        for name, part in found.items():
-            columns.setdefault(name, []).append(part.astype(np.float64)[order][mask])
+    with deferred(), Patience(STALL_SECONDS) as patience:  # several processes end at the same batch
+        for batch, mask in batches:
+            check()
+            with patience.wait("evaluation"):
+                parts = evaluator(params, key, batch)
+                found = {name: np.asarray(part) for name, part in parts.items()}
+            order = np.argsort(found.pop("index", np.arange(len(mask))))
+            for name, part in found.items():
+                columns.setdefault(name, []).append(part.astype(np.float64)[order][mask])
     bits = {name: np.concatenate(rows) / (dim * math.log(2)) for name, rows in columns.items()}
     total = sum(bits.values(), np.zeros(()))  # [examples]
     error = total.std(ddof=1) / math.sqrt(len(total)) if len(total) > 1 else math.nan

@@ -1,21 +1,60 @@
-"""The loop around the step: metrics fetched one dispatch late, logs, checkpoints."""
+"""The loop around the step: metrics fetched one dispatch late, logs, checkpoints, and when it has to end."""
 
-import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from operator import itemgetter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from vdm_jax.training.checkpoint import CheckpointStore
+from vdm_jax.training.interrupt import Interrupted, asked, deferred, unsaved
 from vdm_jax.training.logs import MetricsLog
-from vdm_jax.training.processes import STALL_SECONDS, Patience, everyone, is_first
+from vdm_jax.training.meter import Meter
+from vdm_jax.training.processes import STALL_SECONDS, Patience, everyone, is_first, vote
 from vdm_jax.training.profile import Profiler
 from vdm_jax.training.state import TrainState, step_of
 from vdm_jax.typing import Batch
+
+
+class NonFinite(FloatingPointError):
+    """The run has diverged.
+
+    Attributes:
+      step: at which it was given up.
+      batch: this process's part of the batch of that step, if the loss or the gradient was not finite there.
+    """
+
+    def __init__(self, message: str, step: int, batch: Batch | None = None):
+        super().__init__(message)
+        self.step, self.batch = step, batch
+
+
+class _Dispatches:
+    """What was sent to the device and not yet looked at, oldest first."""
+
+    def __init__(self, meter: Meter, store: CheckpointStore):
+        self.meter, self.store = meter, store
+        self.sent: list[tuple[dict[str, Any], Batch, Any]] = []
+        self.signum, self.word = 0, ""
+
+    def add(self, metrics: dict[str, Any], stack: Batch) -> None:
+        """Send the signal, if there was one, along: all processes see it with the same dispatch."""
+        self.sent.append((metrics, stack, vote(asked())))
+
+    def look(self, left: int) -> None:
+        """Look at all but the newest so many."""
+        while len(self.sent) > left:
+            metrics, stack, signum = self.sent.pop(0)
+            first = self.meter.step
+            self.word = self.meter.add(metrics)
+            self.signum = max(self.signum, int(signum))
+            if self.meter.ended is not None:
+                what, step = self.meter.ended
+                batch = jax.tree.map(itemgetter(step - first - 1), stack)
+                raise NonFinite(f"{what} at step {step}: {_stopped(self.store)}", step, batch)
 
 
 def fit(
@@ -26,9 +65,12 @@ def fit(
     steps: int,
     store: CheckpointStore,
     log: MetricsLog | None,
-    about: dict[str, Any],
+    about: Callable[[int], dict[str, Any]],
     log_every: int,
     checkpoint_every: int,
+    evaluate_every: int | None = None,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    max_nonfinite_steps: int = 3,
     stall_seconds: float = STALL_SECONDS,
     profiler: Profiler | None = None,
     names: Sequence[str] = (),
@@ -40,108 +82,85 @@ def fit(
       run: of `parallel.dispatcher`.
       batches: stacks from the state's own step on, this process's part of them.
       steps: number of the last step.
-      store: gets a state about every `checkpoint_every` steps and the last one.
+      store: gets a state about every `checkpoint_every` steps, with every evaluation, and the last one.
       log: gets the mean of the metrics at every multiple of `log_every`; None in all processes but one.
-      about: what a checkpoint says of itself.
-      stall_seconds: see `Patience`; for several processes.
+      about: what a checkpoint of a step says of itself.
+      evaluate_every: steps between evaluations, whose bound is logged and kept with the state; None for none.
+      evaluate: the test bound of a state, of each run if there are several, in bits/dim.
+      max_nonfinite_steps: so many steps in a row whose loss or gradient is not finite end the run.
+      stall_seconds: see `Patience`.
       profiler: traces some of the steps.
       names: of the runs, if the state is of several side by side.
 
     Raises:
-      FloatingPointError: a loss, gradient or parameter is not finite; nothing is saved from there on.
+      NonFinite: too many steps in a row, or a parameter, are not finite; nothing is saved from there on.
+      Interrupted: a signal came; the step was finished and its state saved.
+      OSError: the last state could not be saved.
     """
-    start = now = step_of(state)
-    began = store.about(start)["window"] if store.latest() == start else {}
-    meter = Meter(log, store, every=log_every, step=start, window=began, names=names)
-    pending: list[dict[str, Any]] = []
-    patience = Patience(stall_seconds)
+    start = now = saved = step_of(state)
+    begun = store.about(start)["meter"] if store.latest() == start else {}
+    watched = {"every": log_every, "patience": max_nonfinite_steps, "names": names}
+    meter = Meter(log, step=start, begun=begun, **watched)
+    sent = _Dispatches(meter, store)
     shown = {"total": steps, "initial": start, "desc": "train", "unit": "step", "smoothing": 0.05}
-    with tqdm(**shown, disable=not is_first()) as bar:
-        for stack in batches:
-            before, now = now, now + len(stack.index)
-            saving = now // checkpoint_every > before // checkpoint_every or now >= steps
-            if profiler is not None:
-                profiler.before(before, now)
-            with patience.wait(f"training, after step {before}"):
+
+    def save(bound: float | None) -> None:
+        if not names and not finite((state.params, state.ema_params)):
+            raise NonFinite(f"a parameter is not finite at step {now}: {_stopped(store)}", now)
+        store.save(state, about(now) | {"meter": meter.carried}, bound=bound)
+        everyone("saved")  # before the next wait is measured
+
+    with ExitStack() as inside:
+        inside.enter_context(deferred())
+        patience = inside.enter_context(Patience(stall_seconds))
+        bar = inside.enter_context(tqdm(**shown, disable=not is_first()))
+        while now < steps and not sent.signum:
+            with patience.wait(f"training, after step {now}"):
+                stack = next(batches)
+                before, now = now, now + len(stack.index)
+                if profiler is not None:
+                    profiler.before(before, now)
                 state, metrics = run(state, stack)
-                pending.append(metrics)
+                sent.add(metrics, stack)
+                if before == start:
+                    inside.enter_context(unsaved())
                 if patience.settling:
                     jax.block_until_ready(metrics)
-                while len(pending) > (0 if saving else 1):  # the device is kept one dispatch ahead
-                    bar.set_postfix_str(meter.add(pending.pop(0)))
+                evaluating = evaluate is not None and _crosses(before, now, evaluate_every)
+                saving = evaluating or _crosses(before, now, checkpoint_every) or now >= steps
+                sent.look(0 if saving else 1)  # the device is kept one dispatch ahead
             if profiler is not None:
                 profiler.after(now, metrics)
+            bar.set_postfix_str(sent.word, refresh=False)
             bar.update(now - before)
+            store.poll()
+            if jax.process_count() == 1:  # at once
+                sent.signum = asked()
             if saving:
-                if not names and not finite((state.params, state.ema_params)):
-                    raise diverged("a parameter is not finite", now, store)
-                store.save(state, about | {"window": meter.window})
-                everyone("saved")  # before the next wait is measured
+                bound = None
+                if evaluating and not sent.signum:
+                    bound, sent.signum = _evaluate(evaluate, state, meter)
+                save(bound)
+                saved = now
+        sent.look(0)
+        if saved < now:
+            save(None)
+        store.wait()
+        if store.failure:
+            raise OSError(store.failure)
+        if sent.signum:
+            raise Interrupted(sent.signum, f" at step {now}; saved in {store.folder}")
     return state
 
 
-class Meter:
-    """Takes the metrics of each step, watches them and writes their means.
-
-    Attributes:
-      window: sums since the last line and their "steps"; a checkpoint keeps them, so that the lines of a run
-        do not depend on where it was interrupted.
-    """
-
-    def __init__(
-        self,
-        log: MetricsLog | None,
-        store: CheckpointStore,
-        *,
-        every: int,
-        step: int,
-        window: dict[str, float],
-        names: Sequence[str] = (),
-    ):
-        self.log, self.store, self.every, self.step = log, store, every, step
-        self.window, self.names = dict(window), names
-        self.lost: set[str] = set()
-
-    def add(self, metrics: dict[str, Any]) -> str:
-        """Take the metrics of a dispatch, arrays [n] or of several runs [n, R], named "run/metric" then.
-
-        Returns a word on them for the progress bar.
-        """
-        arrays = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
-        shown = "bits_per_dim" if "bits_per_dim" in arrays else "loss"
-        word = f"{shown.replace('_per_', '/')} {np.mean(arrays[shown]):.3f}"
-        if self.names:
-            arrays = {
-                f"{run}/{name}": value[:, i]
-                for i, run in enumerate(self.names)
-                for name, value in arrays.items()
-            }
-        columns = {name: value.tolist() for name, value in arrays.items()}
-        watched = [n for m in ("loss", "grad_norm") for n in columns if n.split("/")[-1] == m]
-        for values in zip(*columns.values(), strict=True):
-            row = dict(zip(columns, values, strict=True))
-            self.step += 1
-            for name in watched:
-                if not math.isfinite(row[name]):
-                    self._lose(name, row[name])
-            for name, value in (row | {"steps": 1}).items():
-                self.window[name] = self.window.get(name, 0) + value
-            if self.step % self.every == 0:
-                steps = self.window.pop("steps")
-                if self.log is not None:
-                    means = {name: s / steps for name, s in self.window.items()}
-                    self.log.write(self.step, means)
-                self.window = {}
-        return word
-
-    def _lose(self, name: str, value: float) -> None:
-        """A run is over; of several side by side the others go on, for they share nothing with it."""
-        what, run = f"{name} is {value}", name.rpartition("/")[0]
-        if len(self.lost | {run}) >= len(self.names):
-            raise diverged(what, self.step, self.store)
-        if run not in self.lost:
-            tqdm.write(f"{what} at step {self.step}: {run} is lost, the others go on", sys.stderr)
-        self.lost.add(run)
+def _evaluate(evaluate: Any, state: TrainState, meter: Meter) -> tuple[float | None, int]:
+    """The bound, noted; or the signal that came."""
+    try:
+        bounds = evaluate(state)
+    except Interrupted as interrupted:
+        return None, interrupted.signum
+    meter.note(bounds)
+    return sum(bounds.values()) / len(bounds), 0
 
 
 @jax.jit
@@ -150,10 +169,14 @@ def finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
-def diverged(what: str, step: int, store: CheckpointStore) -> FloatingPointError:
-    """The error that ends a run, naming where it can be continued from."""
+def _crosses(before: int, now: int, every: int | None) -> bool:
+    """Whether there is a multiple of `every` in (before, now]."""
+    return every is not None and now // every > before // every
+
+
+def _stopped(store: CheckpointStore) -> str:
+    """How a run that diverged ends, and where it can be continued from."""
+    store.wait()
     latest = store.latest()
     safe = "none" if latest is None else f"step {latest}"
-    return FloatingPointError(
-        f"{what} at step {step}: training stopped; last good checkpoint: {safe}, in {store.folder}"
-    )
+    return f"training stopped; last good checkpoint: {safe}, in {store.folder}"

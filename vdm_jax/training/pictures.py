@@ -67,8 +67,11 @@ def loss_curve(
 ) -> None:
     """Save the training bound in bits/dim against steps, and the loss beside it where it is another number.
 
-    `test` is an `Evaluation` to mark on the bound.
+    `test` is an `Evaluation` to mark on the bound. Rows with "test_bits_per_dim" are a line of their own; an
+    interval in which every step was skipped has nothing to show.
     """
+    tests = [row for row in rows if "test_bits_per_dim" in row]
+    rows = [row for row in rows if "bits_per_dim" in row or "loss" in row]
     bounded = all("bits_per_dim" in row for row in rows)
     same = bounded and all(
         row.get("loss", row["bits_per_dim"]) == row["bits_per_dim"] for row in rows
@@ -76,7 +79,8 @@ def loss_curve(
     panels = ["bits_per_dim"] * bounded + ["loss"] * (not same)
     figure = Figure(figsize=(7 * len(panels), 4.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _curve(axes, rows, name, test if name == "bits_per_dim" else None)
+        of_test = (test, tests) if name == "bits_per_dim" else (None, [])
+        _curve(axes, rows, name, *of_test)
     figure.suptitle(title, fontsize=8)
     FigureCanvasAgg(figure).print_png(str(path))
 
@@ -100,12 +104,15 @@ def curves(
     """
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
-    step = np.asarray([row["step"] for row in rows])
     width = max(len(rows) // 40, 1)
     seen: list[float] = []
     for i, (group, names) in enumerate(groups.items()):
-        for name in names if rows else []:
-            values = np.asarray([row[f"{name}/bits_per_dim"] for row in rows])
+        for name in names:
+            key = f"{name}/bits_per_dim"
+            shown = [(row["step"], row[key]) for row in rows if key in row]
+            if len(shown) < width:  # lost early, or the run is shorter than a log interval
+                continue
+            step, values = np.asarray(shown, float).T
             smooth = np.convolve(values, np.ones(width) / width, "valid")
             axes.plot(step[width - 1 :], smooth, color=f"C{i}", alpha=0.8, linewidth=1)
             seen += smooth[4 * len(smooth) // 5 :].tolist()  # a start far above hides the rest
@@ -128,7 +135,9 @@ def curves(
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def _curve(axes: Any, rows: list[dict[str, Any]], name: str, test: Any) -> None:
+def _curve(
+    axes: Any, rows: list[dict[str, Any]], name: str, test: Any, tests: list[dict[str, Any]]
+) -> None:
     step = np.asarray([row["step"] for row in rows])
     values = np.asarray([row[name] for row in rows])
     if rows:  # a run may be shorter than a log interval
@@ -141,6 +150,9 @@ def _curve(axes: Any, rows: list[dict[str, Any]], name: str, test: Any) -> None:
         axes.plot(
             step[width - 1 :], smooth, color="C0", label=f"training, mean of {width} intervals"
         )
+    if tests:
+        bounds = [row["test_bits_per_dim"] for row in tests]
+        axes.plot([row["step"] for row in tests], bounds, "C3.-", linewidth=1, label="test")
     if test is not None:
         text = f"test, {test.bits_per_dim:.3f} ± {test.standard_error:.3f}"
         axes.errorbar(

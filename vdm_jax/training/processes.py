@@ -1,15 +1,20 @@
 """Several processes of one run: how they find each other, agree, and end together."""
 
+import faulthandler
 import json
+import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -18,6 +23,9 @@ HEARTBEAT_SECONDS = 25
 
 STALL_SECONDS = 15.0
 """Without progress in work that all processes share, after which one of them counts as stuck."""
+
+ALONE = 20
+"""Times as long in a single process, where nothing but the device and the files can be stuck."""
 
 AGREE_SECONDS = 1800.0
 """That the processes may differ by in reading data and compiling."""
@@ -99,6 +107,15 @@ def everyone(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:size]).decode()) for row, size in zip(texts, sizes, strict=True)]
 
 
+def vote(value: int) -> Any:
+    """Begin to find the largest value of all processes; `int` of what is returned waits for it."""
+    if jax.process_count() == 1:
+        return value
+    values = np.full(jax.local_device_count(), value, np.int32)
+    _, divided, largest = _programs()
+    return largest(jax.make_array_from_process_local_data(divided, values))
+
+
 def by_first(action: Callable[[], Any]) -> Any:
     """Let process 0 alone do something; all get its JSON result.
 
@@ -121,14 +138,23 @@ def by_first(action: Callable[[], Any]) -> Any:
 
 def _gather(row: np.ndarray) -> np.ndarray:
     """Rows [n] of one length, of all processes: [processes, n]."""
-    devices = jax.devices()
-    mesh = Mesh(np.asarray(devices), ("all",))
-    rows = jax.make_array_from_process_local_data(
-        NamedSharding(mesh, PartitionSpec("all")), np.tile(row, (jax.local_device_count(), 1))
+    same, divided, _ = _programs()
+    rows = np.tile(row, (jax.local_device_count(), 1))
+    owners = [device.process_index for device in jax.devices()]
+    found = np.asarray(same(jax.make_array_from_process_local_data(divided, rows)))
+    return found[[owners.index(i) for i in range(jax.process_count())]]
+
+
+@cache
+def _programs() -> tuple[Any, NamedSharding, Any]:
+    """Over all devices: a copy of rows for everyone, how the rows are divided, the largest of numbers."""
+    mesh = Mesh(np.asarray(jax.devices()), ("all",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return (
+        jax.jit(lambda rows: rows, out_shardings=everywhere),
+        NamedSharding(mesh, PartitionSpec("all")),
+        jax.jit(jnp.max, out_shardings=everywhere),
     )
-    same = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    owners = [device.process_index for device in devices]
-    return np.asarray(same(rows))[[owners.index(i) for i in range(jax.process_count())]]
 
 
 @contextmanager
@@ -152,31 +178,72 @@ def deadline(seconds: float, message: str) -> Iterator[None]:
 
 
 class Patience:
-    """Waits for work that all processes share, and gives up when one of them is stuck.
+    """Watches waits for the device, the data or other processes, and ends the process if one of them is stuck.
 
-    A collective that one process never joins blocks the others for ever. What counts as stuck is measured: five
-    times the longest wait so far, at least `seconds`. The first two waits, one of them with a compilation, may
-    take `AGREE_SECONDS`, and the second is the first that is measured.
+    A collective that one process never joins blocks the others for ever, as does a device or a file system that
+    hangs. What counts as stuck is measured: five times the longest wait so far, at least `seconds`, and twenty
+    times that in a process that is alone. The first two waits, one of them with a compilation, may take
+    `AGREE_SECONDS`, or as long as they like in one that is alone; the second is the first that is measured.
+    Time in which the process itself is suspended does not count. A context manager: one thread watches.
     """
 
     def __init__(self, seconds: float):
-        self.seconds, self.longest, self.waits = seconds, 0.0, 0
+        self.alone = jax.process_count() == 1
+        self.seconds = seconds * ALONE if self.alone else seconds
+        self.longest, self.waits, self.watched = 0.0, 0, None
+        self.over = threading.Event()
+
+    def __enter__(self) -> "Patience":
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.over.set()
 
     @property
     def settling(self) -> bool:
         """Whether the results of this wait have to be waited for within it, or it measures nothing."""
-        return jax.process_count() > 1 and self.waits < 2
+        return not self.alone and self.waits < 2
+
+    @property
+    def limit(self) -> float:
+        """How long the next wait may take, in seconds."""
+        if self.waits < 2:
+            return math.inf if self.alone else AGREE_SECONDS
+        return max(self.seconds, 5 * self.longest)
 
     @contextmanager
     def wait(self, what: str) -> Iterator[None]:
-        """Wait for the block; nothing happens to a single process."""
-        if jax.process_count() == 1:
-            yield
-            return
-        limit = AGREE_SECONDS if self.settling else max(self.seconds, 5 * self.longest)
+        """Wait for the block."""
         began = time.monotonic()
-        with deadline(limit, f"{what}: no progress for {limit:.0f} s; another process is stuck"):
+        self.watched = _Wait(what, self.limit)
+        try:
             yield
+        finally:
+            self.watched = None
         if self.waits > 0:
             self.longest = max(self.longest, time.monotonic() - began)
         self.waits += 1
+
+    def _watch(self) -> None:
+        tick = min(0.5, self.seconds / 4)
+        while not self.over.wait(tick):
+            if (wait := self.watched) is None:
+                continue
+            wait.waited += tick  # not by the clock, which goes on while a process is suspended
+            if wait.waited > wait.limit:
+                faulthandler.dump_traceback()
+                who = "it" if self.alone else "another process"
+                print(
+                    f"\nerror: {wait.what}: no progress for {wait.limit:.3g} s; {who} is stuck",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)
+
+
+@dataclass
+class _Wait:
+    what: str
+    limit: float
+    waited: float = 0.0

@@ -36,7 +36,8 @@ def make_step(
         divided batch must be `Batch`es with their indices in the whole one, or all draw the same noise.
 
     Returns:
-      The step. Its metrics are the loss's own and "grad_norm".
+      The step. Its metrics are the loss's own, "grad_norm", and "skipped": 1 where the loss or the gradient was
+      not finite, so that nothing but the number of the step was changed, else 0.
 
     Raises:
       ValueError: ema_decay outside [0, 1).
@@ -46,9 +47,11 @@ def make_step(
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, key, batch)
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, key, batch)
         if axis_name is not None:
-            grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+            value, grads, metrics = jax.lax.pmean((value, grads, metrics), axis_name)
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
@@ -56,7 +59,9 @@ def make_step(
         if ema_warmup:
             decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
-        metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
+        new = state._replace(params=params, ema_params=ema_params, opt_state=opt_state)
+        new = jax.tree.map(lambda here, before: jnp.where(finite, here, before), new, state)
+        metrics = metrics | {"grad_norm": grad_norm, "skipped": 1 - finite.astype(jnp.float32)}
+        return new._replace(step=state.step + 1), metrics
 
     return step
