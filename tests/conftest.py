@@ -4,9 +4,40 @@ from jaxtyping import install_import_hook
 
 install_import_hook("vdm_jax", "beartype.beartype")
 
+import json  # noqa: E402
+from importlib.metadata import version  # noqa: E402
+from pathlib import Path  # noqa: E402
+
 import jax  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("deterministic")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--table", help="where the faults write what was tried and what became of it, as JSON"
+    )
+
+
+ROWS = []
+
+
+def pytest_runtest_logreport(report):
+    """Also in the process that collects those of several."""
+    if report.when == "call":
+        ROWS.extend(
+            row | {"passed": report.passed}
+            for kind, row in report.user_properties
+            if kind == "fault"
+        )
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--table")
+    if path and not hasattr(session.config, "workerinput"):
+        versions = {name: version(name) for name in ("jax", "orbax-checkpoint")}
+        rows = sorted(ROWS, key=lambda row: (row["fault"], json.dumps(row)))
+        Path(path).write_text(json.dumps({"versions": versions, "faults": rows}, indent=1) + "\n")

@@ -110,10 +110,11 @@ def test_every_field_is_an_argument_of_what_reads_it():
     assert fields("model") == {"name"} | keywords(MODELS["vdm"]) - {"where"}
     given = {"store", "log", "about", "axis_name", "process_index", "process_count", "prefetch"}
     given |= {"seed", "start_step", "stop_step", "stack", "names", "profiler", "devices"}
+    given |= {"evaluate"}
     # `given` is of the run, not of the config's section
     read = keywords(fit) | keywords(make_step) | keywords(train_batches)
     read |= set(inspect.signature(make_layout).parameters)
-    assert fields("train") == read - given | {"steps_per_dispatch"}
+    assert fields("train") == read - given | {"steps_per_dispatch", "keep_checkpoints"}
     assert set(default().keys()) == {
         "seed",
         "runs",
@@ -231,6 +232,9 @@ BAD = [
     ("train.steps_per_dispatch", 0, "config.train.steps_per_dispatch: .* found 0"),
     ("train.log_every", 0, "config.train.log_every: .* found 0"),
     ("train.checkpoint_every", 0, "config.train.checkpoint_every: .* found 0"),
+    ("train.keep_checkpoints", 1, "config.train.keep_checkpoints: .* at least 2, found 1"),
+    ("train.evaluate_every", 0, "config.train.evaluate_every: .* found 0"),
+    ("train.max_nonfinite_steps", 0, "config.train.max_nonfinite_steps: .* found 0"),
     ("train.fsdp", 0, "config.train.fsdp: .* found 0"),
     ("train.stall_seconds", 0.0, "config.train.stall_seconds: .* above 0, found 0.0"),
     ("runs.seeds", 3, "config.runs.seeds: expected a list, found 3"),

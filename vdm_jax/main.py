@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
             mode(folder())
             everyone("done")  # JAX's own wait at the end of a process is short
     except Interrupted as interrupted:
-        fail(str(interrupted), status=128 + interrupted.signum)
+        leave(str(interrupted), 128 + interrupted.signum)
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("VDM_JAX_DEBUG"):
             raise
@@ -202,7 +202,12 @@ def enable_compilation_cache() -> None:
 
 def fail(message: str, status: int = 2) -> NoReturn:
     """Say what is wrong in one line and leave."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    leave(f"error: {' '.join(message.split())}", status)
+
+
+def leave(line: str, status: int) -> NoReturn:
+    """Say a line and leave."""
+    print(line, file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
         # the usual way out waits for the others, which may wait for this one; without process 0 they
         # end at once, and they may be about to say the same

@@ -1,0 +1,49 @@
+"""Shared by the faults: compiled programs, processes, an unbroken run, and what is noted for the table."""
+
+import shutil
+
+import pytest
+from harness import Forks, Real, digest
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def forks(cache):
+    server = Forks(cache)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def real(tmp_path, cache):
+    return Real(tmp_path, cache)
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory, cache):
+    """A run of 40 steps that nothing happened to, with checkpoints of 32 and 40: its folder and its digest."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    outcome = Real(folder, cache)()
+    assert outcome.status == 0, outcome.err
+    return folder / "run", digest(folder / "run")
+
+
+@pytest.fixture
+def copy(unbroken, tmp_path):
+    """A copy of the unbroken run to be damaged."""
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def note(request):
+    """Note a row of the table of faults."""
+
+    def note(fault, **facts):
+        request.node.user_properties.append(("fault", {"fault": fault, **facts}))
+
+    return note

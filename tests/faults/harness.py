@@ -1,0 +1,147 @@
+"""Real processes of the command line, what is left of them, and what is done to it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vdm_jax.training.checkpoint import MANIFEST
+
+HERE = Path(__file__).parent
+CONFIG = f"--config={HERE / 'faulty.py'}"
+QUICK = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    "TQDM_MININTERVAL": "1",
+}
+
+
+class Outcome(NamedTuple):
+    """How a process ended; status None: it did not within its time."""
+
+    status: int | None
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def last(self):
+        """The last line that it said of an error."""
+        lines = [line for line in self.err.replace("\r", "\n").splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+
+class Forks:
+    """A server of forked processes; see forked.py."""
+
+    def __init__(self, cache):
+        self.env = QUICK | {"XDG_CACHE_HOME": str(cache)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.server = subprocess.Popen(
+            [sys.executable, HERE / "forked.py"], env=os.environ | self.env, **pipes
+        )
+        assert self.server.stdout.readline() == "ready\n"
+
+    def __call__(self, folder, *flags, fault=None, limit=60, argv0="main"):
+        """Run the command line in a folder."""
+        out, err = folder / "out", folder / "err"
+        order = {
+            "argv": [argv0, *map(str, flags)],
+            "cwd": str(folder),
+            "env": {"FAULT": json.dumps(fault or {})},
+            "out": str(out),
+            "err": str(err),
+            "limit": limit,
+        }
+        began = time.monotonic()
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+        status = json.loads(self.server.stdout.readline())
+        return Outcome(status, out.read_text(), err.read_text(), time.monotonic() - began)
+
+    def close(self):
+        self.server.stdin.close()
+        self.server.wait(60)
+
+
+class Real:
+    """`python -m vdm_jax.main` in a folder."""
+
+    def __init__(self, folder, cache):
+        self.folder = folder
+        self.env = os.environ | QUICK | {"XDG_CACHE_HOME": str(cache)}
+
+    def start(self, *flags, fault=None, env=None, **options):
+        command = [sys.executable, "-m", "vdm_jax.main", CONFIG, "--workdir=run", *map(str, flags)]
+        env = self.env | {"FAULT": json.dumps(fault or {})} | (env or {})
+        with (self.folder / "out").open("w") as out, (self.folder / "err").open("w") as err:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=env, stdout=out, stderr=err, **options
+            )
+
+    def __call__(self, *flags, limit=120, **options):
+        began = time.monotonic()
+        process = self.start(*flags, **options)
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            status = None
+            process.kill()
+            process.wait()
+        return self.outcome(status, time.monotonic() - began)
+
+    def outcome(self, status, seconds=0.0):
+        """Of a process that has ended."""
+        out, err = ((self.folder / name).read_text() for name in ("out", "err"))
+        return Outcome(status, out, err, seconds)
+
+
+def steps(run):
+    """The committed steps of a run's folder."""
+    folder = run / "checkpoints"
+    return sorted(
+        int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / MANIFEST).exists()
+    )
+
+
+def arrays(run, step=None):
+    """The arrays of a step (the newest) by name, read by orbax alone."""
+    step = steps(run)[-1] if step is None else step
+    with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as reader:
+        warnings.filterwarnings("ignore", message="Sharding info not provided")
+        tree = reader.restore(run / "checkpoints" / str(step) / "state")
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def digest(run):
+    """SHA-256 of the last state and of every logged line."""
+    found = hashlib.sha256()
+    for name, value in sorted(arrays(run).items()):
+        found.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
+    found.update((run / "metrics.jsonl").read_bytes())
+    return found.hexdigest()
+
+
+def continued_from(outcome):
+    """The step that a process says it continued from; 0 if it does not."""
+    words = outcome.out.split("continuing from step ")
+    return int(words[1].split()[0]) if len(words) > 1 else 0
+
+
+def last_logged(run):
+    """The step of the last whole line."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+    return whole[-1] if whole else 0

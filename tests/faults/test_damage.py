@@ -1,0 +1,194 @@
+"""Files of a checkpoint damaged in every way: the values are exact or the step is not used, and that is said."""
+
+import random
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+from harness import CONFIG, continued_from, digest, steps
+
+from vdm_jax import load
+from vdm_jax.training.checkpoint import CheckpointStore, verify
+
+LONGER = "--config.train.steps=48"
+WAYS = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+def files(step):
+    return sorted(path for path in step.rglob("*") if path.is_file())
+
+
+def flip(path, bit):
+    """Flip a bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def longer(unbroken, forks, tmp_path_factory):
+    """The digest of the unbroken run at step 48."""
+    folder = tmp_path_factory.mktemp("longer")
+    shutil.copytree(unbroken[0], folder / "run")
+    assert forks(folder, CONFIG, "--workdir=run", LONGER).status == 0
+    return digest(folder / "run")
+
+
+def go_on(forks, folder, longer):
+    """Train the damaged run to step 48; it falls back to step 32 and says why, or it is an error."""
+    outcome = forks(folder, CONFIG, "--workdir=run", LONGER)
+    assert outcome.status == 0, outcome.err
+    (warning,) = [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
+    assert re.search(
+        r"checkpoint 40 in .* is damaged: .*; set aside as 40\.damaged; going back to step 32",
+        warning,
+    )
+    assert continued_from(outcome) == 32
+    assert digest(folder / "run") == longer
+    return warning.split("is damaged: ")[1].split(";")[0]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("way", WAYS)
+def test_every_file_of_the_newest_step(unbroken, longer, forks, tmp_path, note, way):
+    whole, found = unbroken[0], {}
+    for i, path in enumerate(files(whole / "checkpoints" / "40")):
+        name = str(path.relative_to(whole / "checkpoints" / "40"))
+        folder = tmp_path / str(i)
+        shutil.copytree(whole, folder / "run")
+        broken = folder / "run" / "checkpoints" / "40" / name
+        if way == "emptied" and not broken.stat().st_size:
+            continue
+        WAYS[way](broken)
+        found[name] = go_on(forks, folder, longer)
+        shutil.rmtree(folder)
+    assert len(found) > 10
+    note(f"a file {way}", files=len(found), fell_back=len(found), wrong_values=0, said=found)
+
+
+@pytest.mark.faults
+def test_single_bits(unbroken, longer, forks, tmp_path, note):
+    """A hundred, each in a file and at a place drawn at random."""
+    draw, whole, said = random.Random(0), unbroken[0], []
+    for i in range(100):
+        folder = tmp_path / str(i)
+        shutil.copytree(whole, folder / "run")
+        path = draw.choice(
+            [p for p in files(folder / "run" / "checkpoints" / "40") if p.stat().st_size]
+        )
+        flip(path, draw.randrange(8 * path.stat().st_size))
+        said.append(go_on(forks, folder, longer))
+        shutil.rmtree(folder)
+    kinds = {re.sub(r"^\S+/|\b[0-9a-f]{8,}\b", "", line) for line in said}
+    note("a bit flipped", flips=100, detected=len(said), bit_equal=True, said=sorted(kinds))
+
+
+def test_bits_and_files_are_noticed(copy):
+    """The quick one: every file in every way, and a thousand bits, by the function that reading goes through."""
+    step, draw = copy / "checkpoints" / "40", random.Random(1)
+    assert verify(step) is None
+    for path in files(step):
+        content, name = path.read_bytes(), path.relative_to(step).as_posix()
+        for way, damage in WAYS.items():
+            if content or way == "deleted":
+                damage(path)
+                assert name in (verify(step) or ""), (name, way)
+                path.write_bytes(content)
+    for _ in range(1000):
+        path = draw.choice([p for p in files(step) if p.stat().st_size])
+        bit = draw.randrange(8 * path.stat().st_size)
+        flip(path, bit)
+        assert verify(step) is not None, (path, bit)
+        flip(path, bit)
+    assert verify(step) is None
+
+
+def test_a_run_falls_back(copy, longer, forks, note):
+    (data,) = {p for p in (copy / "checkpoints" / "40" / "state" / "d").iterdir()}
+    flip(data, 77)
+    assert "CRC-32" in go_on(forks, copy.parent, longer)
+    assert steps(copy) == [40, 48]
+
+
+def test_nothing_whole_is_an_error_and_nothing_is_lost(copy, forks):
+    for step in (32, 40):
+        WAYS["deleted"](copy / "checkpoints" / str(step) / "_CHECKPOINT_METADATA")
+    for mode in ("train", "evaluate"):
+        outcome = forks(copy.parent, CONFIG, "--workdir=run", LONGER, f"--mode={mode}")
+        assert outcome.status == 2
+        assert outcome.last == (
+            f"error: no checkpoint in {copy}/checkpoints is whole: "
+            "40: _CHECKPOINT_METADATA is missing; 32: _CHECKPOINT_METADATA is missing; "
+            "move them away to start anew"
+        )
+    assert {path.name for path in (copy / "checkpoints").iterdir()} == {"32", "40", "lock"}
+
+
+def test_a_reader_changes_nothing(copy, forks):
+    """Not even a damaged step, or one that is being written: the run may be going on."""
+    flip(copy / "checkpoints" / "40" / "about" / "metadata", 3)
+    (copy / "checkpoints" / "48").mkdir()
+    (copy / "checkpoints" / "56.orbax-checkpoint-tmp").mkdir()
+    before = {path: path.is_file() and path.read_bytes() for path in copy.rglob("*")}
+    outcome = forks(copy.parent, CONFIG, "--workdir=run", "--mode=evaluate")
+    assert outcome.status == 0 and "EMA weights of step 32" in outcome.out
+    assert "checkpoint 40 in" in outcome.err and "going back to step 32" in outcome.err
+    assert {path: path.is_file() and path.read_bytes() for path in copy.rglob("*")} == before
+
+
+# ---------------------------------------------------------------- of another run
+
+MISFITS = {  # what is asked for, and what is said of the leaf or of the field
+    "width": (
+        ["--config.model.network.width=9"],
+        r"expected float32\[9\] at state\.params.*, found float32\[8\]",
+    ),
+    "depth": (
+        ["--config.model.network.depth=2"],
+        r"expected float32\[.*\] at state\.params.*, found nothing",
+    ),
+    "optimizer": (["--config.optimizer.accumulate=2"], r"at state\.opt_state.*, found "),
+    "side by side": (
+        ["--config.runs.seeds=(0, 1)"],
+        r"expected int32\[2\] at state\.step, found int32\[\]",
+    ),
+    "type": ([], r"expected float32\[.*\] at state\.ema_params.*, found float16\[.*\]"),
+    "schedule": (
+        ["--config.model.schedule.gamma_max=4.0"],
+        r"config\.model\.schedule\.gamma_max: 5\.0 there, 4\.0",
+    ),
+    "batch size": (["--config.train.batch_size=8"], r"config\.train\.batch_size: 16 there, 8 here"),
+    "seed": (["--config.seed=1"], r"config\.seed: 0 there, 1 here"),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", MISFITS)
+def test_the_checkpoint_of_another_config(copy, forks, note, kind):
+    """The config beside it is gone: what the checkpoint says of itself decides."""
+    flags, message = MISFITS[kind]
+    if kind == "type":
+        save_with_half_precision(copy)
+    (copy / "config.json").unlink()
+    before = steps(copy)
+    outcome = forks(copy.parent, CONFIG, "--workdir=run", LONGER, *flags)
+    assert outcome.status == 2 and steps(copy) == before
+    assert re.match(
+        rf"error: checkpoint {before[-1]} in {copy}/checkpoints: .*{message}", outcome.last
+    )
+    note("a checkpoint of another config", kind=kind, said=outcome.last.split("checkpoints: ")[1])
+
+
+def save_with_half_precision(run):
+    """A step 41 whose average is of another type."""
+    state = load(run).state
+    average = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), state.ema_params)
+    with CheckpointStore(run / "checkpoints") as store:
+        about = store.about(40)
+        store.save(state._replace(step=state.step + 1, ema_params=average), about)

@@ -1,0 +1,69 @@
+"""SIGTERM and SIGINT in every phase: the step is finished and saved, and nothing is lost."""
+
+import signal
+import time
+
+import pytest
+from harness import CONFIG, Real, continued_from, digest, steps
+
+TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
+EVALUATED = ["--config.train.evaluate_every=16", "--config.train.steps=40"]
+CASES = {  # phase, signals, flags
+    "compilation": ("compilation", [TERM], []),
+    "training": ("training", [TERM], []),
+    "training, SIGINT": ("training", [INT], []),
+    "training, twice": ("training", [INT, TERM, INT], []),
+    "a save": ("save", [TERM], []),
+    "a save, twice": ("save", [TERM, TERM], []),
+    "evaluation": ("evaluation", [TERM], []),
+    "evaluation while training": ("evaluation", [INT], EVALUATED),
+    "sampling": ("sampling", [INT], []),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", CASES)
+def test_a_signal_loses_nothing(real, forks, unbroken, note, name):
+    phase, signals, flags = CASES[name]
+    outcome = real(*flags, fault={"signals": signals, "at": phase, "slow": 0.01})
+    ended = time.time() - float((real.folder / "signalled").read_text())
+    assert outcome.status == 128 + signals[0], outcome.err
+    assert outcome.last.startswith(f"ended by {signal.Signals(signals[0]).name}")
+    assert "Traceback" not in outcome.err and ended < 10
+    run = real.folder / "run"
+    saved = max(steps(run))
+    if phase not in ("evaluation", "sampling") or flags:
+        assert outcome.last.split(" at step ")[1].startswith(f"{saved}; saved in ")
+    else:
+        assert saved == 40
+    again = forks(real.folder, CONFIG, "--workdir=run", *flags)
+    assert again.status == 0, again.err
+    assert continued_from(again) == (saved if saved < 40 else 0)
+    if not flags:  # whose lines hold the bounds of the test split
+        assert digest(run) == unbroken[1]
+    note("SIGTERM, SIGINT", phase=name, seconds=round(ended, 2), at=saved, steps_lost=0)
+
+
+@pytest.mark.faults
+def test_ended_at_every_step(forks, tmp_path, cache, note):
+    """Thirty lives of one step each."""
+    flags = ["--config.train.steps=30", "--config.train.steps_per_dispatch=1"]
+    (tmp_path / "whole").mkdir()
+    assert Real(tmp_path / "whole", cache)(*flags).status == 0
+    run = tmp_path / "run"
+    for life in range(1, 31):
+        fault = {"signals": [TERM], "at": "first step"}
+        outcome = forks(tmp_path, CONFIG, "--workdir=run", *flags, fault=fault)
+        assert outcome.status == 128 + TERM, outcome.err
+        assert max(steps(run)) == life and continued_from(outcome) == life - 1
+    assert forks(tmp_path, CONFIG, "--workdir=run", *flags).status == 0
+    assert digest(run) == digest(tmp_path / "whole" / "run")
+    note("interrupted at every step", steps=30, bit_equal=True)
+
+
+def test_ended_by_sigterm(real, unbroken):
+    """The quick one, of every run of the tests."""
+    outcome = real(fault={"signals": [TERM], "at": "training"})
+    assert outcome.status == 143 and outcome.last.startswith("ended by SIGTERM at step ")
+    assert real().status == 0
+    assert digest(real.folder / "run") == unbroken[1]
