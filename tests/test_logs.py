@@ -41,6 +41,40 @@ def test_resuming_drops_what_will_be_written_again(tmp_path):
     assert [path.name for path in tmp_path.glob("metrics*")] == ["metrics.jsonl"]
 
 
+class Full:
+    """A file that fails for a while, having written a part."""
+
+    def __init__(self, file, times):
+        self.file, self.times = file, times
+
+    def fileno(self):
+        return self.file.fileno()
+
+    def close(self):
+        self.file.close()
+
+    def write(self, line):
+        if self.times:
+            self.times -= 1
+            self.file.write(line[:5])
+            raise OSError(28, "No space left on device")
+        return self.file.write(line)
+
+
+def test_lines_wait_until_there_is_room(tmp_path, capsys):
+    with MetricsLog(tmp_path) as log:
+        log.write(1, {"loss": 0.5})
+        log.file = Full(log.file, times=2)
+        for step in (2, 3):
+            log.write(step, {"loss": 0.5})
+            assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.5}\n'
+        log.write(4, {"loss": 0.5})
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    said = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert [line.split("; ")[1] for line in said] == ["1 lines are waiting", "2 lines are waiting"]
+    assert "metrics.jsonl cannot be written: No space left on device" in said[0]
+
+
 def board(folder):
     """Scalars by (tag, step) as TensorBoard shows them: a start event purges the steps from its own on."""
     shown = {}

@@ -197,9 +197,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def with_defaults(saved: Any) -> Any:
-    """The config of a run by a version that did not have some fields yet, with their defaults."""
+    """The config of a run by a version that did not have some fields yet, with their defaults.
+
+    Raises:
+      ValueError: it is none.
+    """
     if not isinstance(saved, dict):
-        return saved
+        raise ValueError(f"the config of the run: expected fields, found {saved!r}")
     expected = _plain(default())
     for section in ("runs", "train", "evaluate"):
         if isinstance(saved.get(section, {}), dict):

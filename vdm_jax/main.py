@@ -12,6 +12,7 @@ Whatever ends it is one line on stderr, and an exit status:
     143, 130   SIGTERM, SIGINT: the step was finished and saved, and the same command continues
 """
 
+import io
 import os
 import re
 import runpy
@@ -104,6 +105,7 @@ def main(argv: list[str]) -> None:
             mode = choose(MODES, MODE.value, "--mode")
             enable_compilation_cache()
             connect()
+            check_devices()
             mode(folder())
             everyone("done")  # JAX's own wait at the end of a process is short
     except Interrupted as interrupted:
@@ -128,7 +130,7 @@ def main(argv: list[str]) -> None:
 
 def explanation(error: Exception) -> str | None:
     """What to say of an error of the device, or None if it needs its traceback."""
-    line = next(iter(str(error).splitlines()), "")
+    line = next(iter(str(error).splitlines()), "").rstrip(".")
     if isinstance(error, MemoryError) or any(word in line for word in NO_MEMORY):
         size = to_dict(CONFIG.value)["train"]["batch_size"]
         return (
@@ -175,6 +177,20 @@ def connect() -> None:
         raise ValueError(
             "--coordinator_address, --num_processes, --process_id: are for --distributed"
         )
+
+
+def check_devices() -> None:
+    """Find JAX's devices.
+
+    Raises:
+      ValueError: there are none of the kind that JAX was told to use.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX's own, for the second there are no words
+        asked = jax.config.values["jax_platforms"]
+        words = next(iter(str(error).splitlines()), "") or "it has no such device"
+        raise ValueError(f"JAX cannot use JAX_PLATFORMS={asked!r} here: {words}") from error
 
 
 def say(line: str) -> None:
@@ -266,6 +282,9 @@ def _unknown_override(config: Any, argv: list[str]) -> str | None:
 
 
 def cli() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not all of them know ±
     logging.set_verbosity(logging.WARNING)
     app.run(main, flags_parser=parse)
 

@@ -201,6 +201,7 @@ def _fit(
     with CheckpointStore(workdir / "checkpoints", keep, best=best) as store:
         state = _start(asked, store, layout, data.about)
         start = step_of(state)
+        by_first(partial(write_json, workdir / "config.json", asked.config))
         if start >= steps:
             say(f"already trained: {workdir} is at step {start}, {steps} asked for")
             return state
@@ -367,8 +368,10 @@ def _rehearse(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
 def _claim(workdir: Path, config: dict[str, Any], dataset: Dataset, counts: np.ndarray) -> None:
     """Make the folder this config's own, or find that it is; it has the statistics afterwards."""
     path = workdir / "config.json"
+    saved = config
     if path.exists():
-        lines = difference(with_defaults(read_json(path)), config)
+        saved = read_json(path)
+        lines = difference(with_defaults(saved), config)
         if lines:
             raise ValueError(
                 f"{workdir} holds a run of another config; give another --workdir, or undo: "
@@ -376,7 +379,9 @@ def _claim(workdir: Path, config: dict[str, Any], dataset: Dataset, counts: np.n
             )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(path, config)
+        write_json(
+            path, saved
+        )  # what may differ is changed when the checkpoints turn out to be whole
     except OSError as error:
         raise OSError(f"workdir {workdir} cannot be written: {error.strerror}") from error
     path = workdir / "statistics.npz"

@@ -151,7 +151,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from vdm_jax.training.checkpoint import MANIFEST
 
 HERE = Path(__file__).parent
+CONFIGS = HERE.parents[1] / "configs"
 CONFIG = f"--config={HERE / 'faulty.py'}"
 QUICK = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -75,35 +76,45 @@ class Forks:
 
 
 class Real:
-    """`python -m vdm_jax.main` in a folder."""
+    """`python -m vdm_jax.main` in a folder; `ulimit` are arguments of the shell's limits."""
 
-    def __init__(self, folder, cache):
-        self.folder = folder
+    def __init__(self, folder, cache, config=CONFIG):
+        self.folder, self.config = folder, config
         self.env = os.environ | QUICK | {"XDG_CACHE_HOME": str(cache)}
 
-    def start(self, *flags, fault=None, env=None, **options):
-        command = [sys.executable, "-m", "vdm_jax.main", CONFIG, "--workdir=run", *map(str, flags)]
-        env = self.env | {"FAULT": json.dumps(fault or {})} | (env or {})
+    def command(self, flags, ulimit=None):
+        python = [
+            sys.executable,
+            "-m",
+            "vdm_jax.main",
+            self.config,
+            "--workdir=run",
+            *map(str, flags),
+        ]
+        return ["bash", "-c", f'ulimit {ulimit}; exec "$@"', "_", *python] if ulimit else python
+
+    def environment(self, fault, env):
+        return self.env | {"FAULT": json.dumps(fault or {})} | (env or {})
+
+    def start(self, *flags, fault=None, env=None):
         with (self.folder / "out").open("w") as out, (self.folder / "err").open("w") as err:
-            return subprocess.Popen(
-                command, cwd=self.folder, env=env, stdout=out, stderr=err, **options
-            )
+            options = {"cwd": self.folder, "env": self.environment(fault, env)}
+            return subprocess.Popen(self.command(flags), stdout=out, stderr=err, **options)
 
-    def __call__(self, *flags, limit=120, **options):
+    def __call__(self, *flags, limit=120, fault=None, env=None, ulimit=None):
         began = time.monotonic()
-        process = self.start(*flags, **options)
+        options = {"cwd": self.folder, "env": self.environment(fault, env), "timeout": limit}
+        command = self.command(flags, ulimit)
         try:
-            status = process.wait(limit)
+            done = subprocess.run(command, capture_output=True, text=True, **options)
         except subprocess.TimeoutExpired:
-            status = None
-            process.kill()
-            process.wait()
-        return self.outcome(status, time.monotonic() - began)
+            return Outcome(None, "", "", time.monotonic() - began)
+        return Outcome(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
-    def outcome(self, status, seconds=0.0):
-        """Of a process that has ended."""
+    def outcome(self, status):
+        """Of a process that was started and has ended."""
         out, err = ((self.folder / name).read_text() for name in ("out", "err"))
-        return Outcome(status, out, err, seconds)
+        return Outcome(status, out, err, 0.0)
 
 
 def steps(run):

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: no update of theirs is applied, and too many in a row are the end."""
+"""Losses and gradients that are not finite: no update of theirs is applied, and three in a row are the end."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Files of a checkpoint damaged in every way: the values are exact or the step is not used, and that is said."""
+"""Files of a checkpoint damaged in every way: the step is not used, and that is said."""
 
 import random
 import re
@@ -90,7 +90,7 @@ def test_single_bits(unbroken, longer, forks, tmp_path, note):
 
 
 def test_bits_and_files_are_noticed(copy):
-    """The quick one: every file in every way, and a thousand bits, by the function that reading goes through."""
+    """The quick one: every file in every way, and a thousand bits, by the function that restoring calls."""
     step, draw = copy / "checkpoints" / "40", random.Random(1)
     assert verify(step) is None
     for path in files(step):
@@ -110,7 +110,7 @@ def test_bits_and_files_are_noticed(copy):
 
 
 def test_a_run_falls_back(copy, longer, forks, note):
-    (data,) = {p for p in (copy / "checkpoints" / "40" / "state" / "d").iterdir()}
+    (data,) = (copy / "checkpoints" / "40" / "state" / "d").iterdir()
     flip(data, 77)
     assert "CRC-32" in go_on(forks, copy.parent, longer)
     assert steps(copy) == [40, 48]

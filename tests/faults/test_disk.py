@@ -1,14 +1,14 @@
 """A disk that is full or read-only, a folder that is in use, no memory, data that never come."""
 
+import json
 import os
-import resource
 import shutil
 import subprocess
 import time
 from contextlib import contextmanager
 
 import pytest
-from harness import Real, continued_from, digest, steps
+from harness import CONFIGS, Real, continued_from, digest, last_logged, steps
 
 
 @contextmanager
@@ -34,9 +34,15 @@ def fill(folder, leave):
     return folder / "ballast"
 
 
+def wait_until(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
 @pytest.mark.faults
 def test_the_disk_is_full(tmp_path, cache, unbroken, note):
-    """Said at the steps whose save fails; what was saved is intact, and the run can go on when there is room."""
+    """Said at the steps whose save fails; what was saved is intact, and goes on when there is room."""
     with mounted(tmp_path / "disk", "size=4m") as disk:
         real = Real(disk, cache)
         assert real("--config.train.steps=16").status == 0
@@ -63,34 +69,26 @@ def test_the_disk_is_full(tmp_path, cache, unbroken, note):
 
 @pytest.mark.faults
 def test_the_disk_is_full_for_a_while(tmp_path, cache, unbroken, note):
-    """The run goes on, and what could not be logged in between is there afterwards."""
+    """The run goes on and saves when there is room, and no line of its log is lost."""
     with mounted(tmp_path / "disk", "size=4m") as disk:
-        assert Real(disk, cache)("--config.train.steps=16").status == 0
-        ballast = fill(disk, 0)
         out = tmp_path / "elsewhere"
         out.mkdir()
         real = Real(out, cache)
-        process = real.start(f"--workdir={disk / 'run'}", fault={"slow": 0.15})
-        until = time.monotonic() + 60
-        while "could not be written" not in (out / "err").read_text() and time.monotonic() < until:
-            time.sleep(0.05)
+        process = real.start(f"--workdir={disk / 'run'}", fault={"slow": 0.3})
+        wait_until(lambda: last_logged(disk / "run") >= 4)
+        ballast = fill(disk, 0)
+        wait_until(lambda: "could not be written" in (out / "err").read_text())
         ballast.unlink()
         outcome = real.outcome(process.wait(60))
         assert outcome.status == 0, outcome.err
-        assert "metrics.jsonl cannot be written: No space left on device" in outcome.err
         assert steps(disk / "run")[-1] == 40 and digest(disk / "run") == unbroken[1]
     note("disk full for a while", kind="tmpfs", status=0, lines_lost=0, bit_equal=True)
-
-
-def smaller(kilobytes):
-    """In a new process: no file may grow beyond this."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024,) * 2)
 
 
 def test_files_cannot_grow(copy, real, unbroken, note):
     """The same where nothing can be mounted."""
     shutil.rmtree(copy / "checkpoints" / "40")
-    outcome = real(preexec_fn=smaller(12))
+    outcome = real(ulimit="-f 12")
     assert outcome.status == 2, outcome.err
     assert "could not be written" in outcome.last and "File too large" in outcome.last
     assert steps(copy) == [32]
@@ -121,10 +119,8 @@ def test_a_folder_that_is_read_only(tmp_path, cache, unbroken, note, there):
 def test_a_folder_that_is_in_use(real, unbroken, note):
     """The first goes on as if nothing had happened."""
     first = real.start(fault={"slow": 0.1})
-    run, until = real.folder / "run", time.monotonic() + 60
-    while not (run / "checkpoints" / "lock").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    time.sleep(0.2)
+    run = real.folder / "run"
+    wait_until(lambda: last_logged(run) > 0)
     (real.folder / "second").mkdir()
     second = Real(real.folder / "second", real.env["XDG_CACHE_HOME"])(f"--workdir={run}")
     assert second.status == 2
@@ -134,21 +130,16 @@ def test_a_folder_that_is_in_use(real, unbroken, note):
 
 
 @pytest.mark.faults
-def test_no_memory_left(copy, real, note):
-    """A limit on the process's memory that the data fit in and a batch does not."""
-    shutil.rmtree(copy)
-    flags = ["--config.train.batch_size=1500", "--config.model.network.width=300000"]
-    limit = 8 * 2**30
-
-    def little():
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-    outcome = real(*flags, preexec_fn=little)
+def test_no_memory_left(tmp_path, cache, note):
+    """A batch of all digits through a wide U-Net in 3 GB; what was saved before stays."""
+    real = Real(tmp_path, cache, config=f"--config={CONFIGS / 'eps.py'}")
+    small = ["--config.model.network.channels=(128, 128)", "--config.model.network.blocks=1"]
+    outcome = real(*small, "--config.train.batch_size=1500", ulimit="-v 3000000")
     assert outcome.status == 1, outcome.err
     assert outcome.last.startswith("error: out of memory with config.train.batch_size = 1500: ")
     for advice in ("a smaller one", "config.optimizer.accumulate", "remat = True"):
         assert advice in outcome.last
-    note("out of memory", status=1, said=outcome.last[:120])
+    note("out of memory", status=1, said=outcome.last)
 
 
 @pytest.mark.faults
@@ -166,8 +157,6 @@ def test_data_that_never_come(real, note):
 @pytest.mark.parametrize(("count", "flags"), [(2, []), (4, ["--config.train.fsdp=2"])])
 def test_on_other_devices(copy, real, note, count, flags):
     """The examples come in the same order: the losses are those of one device, to rounding."""
-    import json
-
     rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(copy / "checkpoints" / "40")
     env = {

@@ -206,6 +206,8 @@ def _prepared_builder(name: str, data_dir: str | os.PathLike | None, where: str)
         raise type(error)(f"{setting}: cannot read {root!r}: {_line(error)}") from None
     except (AssertionError, KeyError, ValueError) as error:  # no such config, no such version
         raise ValueError(f"{where}.name: TFDS cannot load {name!r}: {_line(error)}") from None
+    except Exception as error:  # of protobuf, for a file that is damaged
+        raise OSError(f"{setting}: cannot read {name!r} in {root!r}: {_line(error)}") from None
     if not prepared:
         missing = f"{name!r} is not prepared, for {builder.data_dir!r} has no dataset_info.json"
         raise FileNotFoundError(f"{setting}: {missing}; {how}")

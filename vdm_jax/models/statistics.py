@@ -1,6 +1,7 @@
 """What a model may know of its training split before training: fitted once, kept beside the run."""
 
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,20 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
 
 
 def load_statistics(path: Path) -> Statistics:
-    """Read what `save_statistics` wrote; nothing is unpickled."""
-    with np.load(path, allow_pickle=False) as file:
-        fields: dict[str, Any] = {name: file[name] for name in file.files}
+    """Read what `save_statistics` wrote; nothing is unpickled.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            fields: dict[str, Any] = {name: file[name] for name in file.files}
+        return _from_fields(fields)
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _from_fields(fields: dict[str, Any]) -> Statistics:
     levels, residual = fields.get("levels"), fields.get("residual")
     return Statistics(
         shape=tuple(int(n) for n in fields["shape"]),

@@ -36,8 +36,8 @@ def make_step(
         divided batch must be `Batch`es with their indices in the whole one, or all draw the same noise.
 
     Returns:
-      The step. Its metrics are the loss's own, "grad_norm", and "skipped": 1 where the loss or the gradient was
-      not finite, so that nothing but the number of the step was changed, else 0.
+      The step. Its metrics are the loss's own, "loss", "grad_norm", and "skipped": 1 where the loss or the
+      gradient was not finite, so that nothing but the number of the step was changed, else 0.
 
     Raises:
       ValueError: ema_decay outside [0, 1).
@@ -61,7 +61,8 @@ def make_step(
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
         new = state._replace(params=params, ema_params=ema_params, opt_state=opt_state)
         new = jax.tree.map(lambda here, before: jnp.where(finite, here, before), new, state)
-        metrics = metrics | {"grad_norm": grad_norm, "skipped": 1 - finite.astype(jnp.float32)}
+        metrics = metrics | {"loss": value, "grad_norm": grad_norm}
+        metrics["skipped"] = 1 - finite.astype(jnp.float32)
         return new._replace(step=state.step + 1), metrics
 
     return step
