@@ -9,11 +9,22 @@ from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("deterministic")
+
+
+@pytest.fixture
+def note(request):
+    """Note a row of the table of faults, which `--table` writes."""
+
+    def note(fault, **facts):
+        request.node.user_properties.append(("fault", {"fault": fault, **facts}))
+
+    return note
 
 
 def pytest_addoption(parser):

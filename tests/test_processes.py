@@ -126,19 +126,27 @@ def test_two_processes_are_one(tmp_path, config, layout):
     assert read_metrics(folders[0] / "run" / "metrics.jsonl")[-1]["step"] == 12
 
 
+def wait_for_lines(run, count):
+    log, until = run.folder / "run" / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < until and len(read_metrics(log)) < count:
+        assert {process.poll() for process in run.running} == {None}
+        time.sleep(0.2)
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("victim", "blow"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)]
 )
-def test_a_dead_or_stuck_process_ends_the_others(tmp_path, victim, blow):
+def test_a_dead_or_stuck_process_ends_the_others(tmp_path, note, victim, blow):
     flags = ["--config.train.steps=1000000", "--config.train.stall_seconds=8"]
     with Processes(tmp_path, "smoke", *flags) as run:
-        log, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
-        while time.monotonic() < until and len(read_metrics(log)) < 10:
-            assert [process.poll() for process in run.running] == [None, None]
-            time.sleep(0.2)
+        wait_for_lines(run, 10)
+        began = time.monotonic()
         run.running[victim].send_signal(blow)
         status = run.running[1 - victim].wait(30)
+        seconds = round(time.monotonic() - began, 1)
         assert status != 0
+        note("a peer process", signal=blow.name, process=victim, survivor=status, seconds=seconds)
         if victim == 1:  # without process 0, JAX may end the others first, in its own words
             line = last_line(run.text("err0"))
             expected = {
@@ -146,6 +154,24 @@ def test_a_dead_or_stuck_process_ends_the_others(tmp_path, victim, blow):
                 signal.SIGSTOP: "error: training, after step ",
             }
             assert status == 1 and line.startswith(expected[blow])
+
+
+@pytest.mark.parametrize("signalled", [[1], [0, 1]])
+def test_a_signal_ends_all_at_the_same_step(tmp_path, note, signalled):
+    """Whichever of them it came to; one process goes on from there."""
+    with Processes(tmp_path, "smoke", "--config.train.steps=1000000") as run:
+        wait_for_lines(run, 4)
+        began = time.monotonic()
+        for i in signalled:
+            run.running[i].send_signal(signal.SIGTERM)
+        assert run.wait(60) == [143, 143], run.text("err0")[-1000:] + run.text("err1")[-1000:]
+        note("SIGTERM", processes=signalled, of=2, seconds=round(time.monotonic() - began, 1))
+        ends = [last_line(run.text(name)) for name in ("err0", "err1")]
+        assert ends[0] == ends[1] and ends[0].startswith("ended by SIGTERM at step ")
+    step = int(ends[0].split(" at step ")[1].split(";")[0])
+    with Processes(tmp_path, "smoke", f"--config.train.steps={step + 4}", count=1) as run:
+        assert run.wait() == [0]
+        assert f"continuing from step {step} in run" in run.text("out0")
 
 
 def test_a_slow_dispatch_is_not_a_stuck_process(tmp_path):

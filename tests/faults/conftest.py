@@ -1,4 +1,4 @@
-"""Shared by the faults: compiled programs, processes, an unbroken run, and what is noted for the table."""
+"""Shared by the faults: compiled programs, processes, and an unbroken run."""
 
 import shutil
 
@@ -37,13 +37,3 @@ def copy(unbroken, tmp_path):
     """A copy of the unbroken run to be damaged."""
     shutil.copytree(unbroken[0], tmp_path / "run")
     return tmp_path / "run"
-
-
-@pytest.fixture
-def note(request):
-    """Note a row of the table of faults."""
-
-    def note(fault, **facts):
-        request.node.user_properties.append(("fault", {"fault": fault, **facts}))
-
-    return note

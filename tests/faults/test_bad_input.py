@@ -217,13 +217,13 @@ CASES["data"] = [
     (
         "no description",
         TINY,
-        ["'tiny'", "dataset_info.json"],
+        ["config.data.data_dir", "dataset_info.json"],
         damaged(("dataset_info.json", os.unlink)),
     ),
     (
         "a broken description",
         TINY,
-        ["'tiny'"],
+        ["config.data.data_dir", "'tiny'", "JSON"],
         damaged(("dataset_info.json", lambda path: path.write_text("{"))),
     ),
 ]

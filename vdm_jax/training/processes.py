@@ -74,6 +74,8 @@ def initialize(
     where = f" at {coordinator_address}" if coordinator_address else ""
     with deadline(seconds, f"{who} did not meet{where} within {seconds:.0f} s"):
         try:
+            # its service takes SIGTERM over, which is `training/interrupt.py`'s
+            jax.config.update("jax_enable_preemption_service", False)
             jax.distributed.initialize(
                 coordinator_address,
                 num_processes,
