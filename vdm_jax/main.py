@@ -16,6 +16,7 @@ import io
 import os
 import re
 import runpy
+import signal
 import sys
 import time
 import traceback
@@ -33,7 +34,7 @@ from vdm_jax.config import difference, to_dict, unknown_field, with_defaults
 from vdm_jax.jobs import is_many
 from vdm_jax.specs import choose
 from vdm_jax.trained import read_json
-from vdm_jax.training.interrupt import Interrupted, listening
+from vdm_jax.training.interrupt import SIGNALS, Interrupted, listening
 from vdm_jax.training.processes import everyone, initialize, is_first
 from vdm_jax.training.profile import parse_steps
 
@@ -54,6 +55,10 @@ CONNECT = flags.DEFINE_float("connect_seconds", 300.0, "Time for the processes t
 
 def train(workdir: Path) -> None:
     """Train, or continue, and report."""
+    if CHECKPOINT.value != "newest":
+        raise ValueError(
+            f"--checkpoint: training goes on from the newest, found {CHECKPOINT.value!r}"
+        )
     profile = None if PROFILE.value is None else parse_steps(PROFILE.value)
     go = run.train_side_by_side if is_many(to_dict(CONFIG.value)) else run.train
     go(CONFIG.value, workdir, profile=profile)
@@ -109,6 +114,8 @@ def main(argv: list[str]) -> None:
             mode(folder())
             everyone("done")  # JAX's own wait at the end of a process is short
     except Interrupted as interrupted:
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)  # already leaving
         leave(str(interrupted), 128 + interrupted.signum)
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("VDM_JAX_DEBUG"):

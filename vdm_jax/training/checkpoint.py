@@ -120,7 +120,8 @@ class CheckpointStore:
 
     def best(self) -> int | None:
         """The step with the lowest bound, or None if none was saved with one."""
-        bounds = {step: self.about(step).get("bound") for step in self.steps()}
+        whole = by_first(lambda: [n for n in self.steps() if verify(self._path(n)) is None])
+        bounds = {step: self.about(step).get("bound") for step in whole}
         known = {step: bound for step, bound in bounds.items() if bound is not None}
         return min(known, key=known.__getitem__) if known else None
 
