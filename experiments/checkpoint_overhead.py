@@ -31,7 +31,7 @@ from vdm_jax.training.parallel import dispatcher, make_layout
 from vdm_jax.training.state import step_of
 
 HERE = Path(__file__).resolve().parent
-ABOUT = {"config": {}, "meter": {}}
+ABOUT = {"config": {}, "loop": {}}
 
 
 def measure(config: dict[str, Any], options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back bit for bit, and what does not fit is one line."""
 
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from vdm_jax.training import checkpoint
 from vdm_jax.training.checkpoint import LIBRARIES, CheckpointStore
 from vdm_jax.training.optimizer import make_optimizer
 from vdm_jax.training.state import init_state
@@ -137,3 +139,69 @@ def test_nothing_to_restore(tmp_path):
         assert store.latest() is None
         with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}/new"):
             store.restore(shapes())
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_a_file_that_cannot_be_read_says_nothing_of_the_step(saved, tmp_path, monkeypatch):
+    """An error of the file system is no damage: nothing is set aside."""
+    folder = tmp_path / "copy"
+    shutil.copytree(saved[0], folder)
+
+    def refuse(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(checkpoint, "_fingerprint", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        CheckpointStore(folder)
+    monkeypatch.undo()
+    with CheckpointStore(folder) as store:  # nor is it locked
+        assert store.latest() == 3
+        assert_same(numbers(store.restore(shapes())), saved[1][3])
+
+
+def test_a_reader_of_a_run_that_goes_on(saved, tmp_path, monkeypatch):
+    """Whose newest step is deleted while it is verified, or before it is restored."""
+    folder, whole = tmp_path / "copy", checkpoint.verify
+    shutil.copytree(saved[0], folder)
+
+    def deleted_meanwhile(path):
+        if path.name == "3":
+            shutil.rmtree(path)
+        return whole(path)
+
+    monkeypatch.setattr(checkpoint, "verify", deleted_meanwhile)
+    with CheckpointStore(folder, read_only=True) as store:
+        assert store.latest() == 2
+    monkeypatch.undo()
+    shutil.copytree(saved[0] / "3", folder / "3")
+    with CheckpointStore(folder, read_only=True) as store:
+        assert store.latest() == 3
+        shutil.rmtree(folder / "3")
+        assert_same(numbers(store.restore(shapes())), saved[1][2])
+
+
+def test_older_steps_are_not_saved_and_the_same_one_on_demand(saved, tmp_path):
+    folder, last = tmp_path / "copy", saved[2]
+    shutil.copytree(saved[0], folder)
+    with CheckpointStore(folder, best=True) as store:
+        with pytest.raises(ValueError, match="step 2 is older than 3"):
+            store.save(last._replace(step=jnp.asarray(2, jnp.int32)), {})
+        store.save(last, {"note": "not"})
+        store.save(last, {"note": "again"}, bound=1.5, again=True)
+    with CheckpointStore(folder) as store:
+        assert store.whole() == [2, 3] and store.best() == 3
+        assert store.about(3)["note"] == "again" and store.about(3)["bound"] == 1.5
+        assert_same(numbers(store.restore(shapes())), numbers(last))
+
+
+def test_a_damaged_best_is_said(saved, tmp_path):
+    said, folder = [], tmp_path / "copy"
+    shutil.copytree(saved[0], folder)
+    (folder / "2" / "about" / "metadata").write_text("{}")
+    with CheckpointStore(folder, read_only=True, say=said.append) as store:
+        assert store.best() is None
+    assert (
+        len(said) == 1 and "checkpoint 2 in" in said[0] and "about/metadata has 2 bytes" in said[0]
+    )

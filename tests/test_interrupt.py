@@ -29,7 +29,14 @@ def test_handlers_are_given_back(leave):
     assert handlers() == before
     with pytest.raises(Interrupted), listening(leave=leave):
         send()
-    assert handlers() == before
+    try:
+        assert handlers() == ([signal.SIG_IGN] * 2 if leave else before)
+        assert asked() == 0
+        with deferred():  # of an evaluation afterwards
+            check()
+    finally:
+        for signum, handler in zip(interrupt.SIGNALS, before, strict=True):
+            signal.signal(signum, handler)
 
 
 @pytest.mark.parametrize("signum", interrupt.SIGNALS)
@@ -89,7 +96,8 @@ def test_a_command_leaves_unless_something_is_unsaved(monkeypatch, risk):
     """When the interpreter does not come to the signal: here, because the handler is deferred for long."""
     left = threading.Event()
     monkeypatch.setattr(interrupt, "GRACE_SECONDS", 0.2)
-    monkeypatch.setattr(interrupt.os, "_exit", lambda status: left.set())
+    monkeypatch.setattr(interrupt, "end", lambda line, status: left.set())
+    monkeypatch.setattr(interrupt.signal, "SIG_IGN", signal.default_int_handler)  # after it
 
     def work():
         send()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 from vdm_jax.training.checkpoint import CheckpointStore
+from vdm_jax.training.interrupt import Interrupted
 from vdm_jax.training.logs import MetricsLog, read_metrics
 from vdm_jax.training.loop import NonFinite, fit
 from vdm_jax.training.parallel import dispatcher, make_layout
@@ -183,7 +185,49 @@ def test_a_streak_goes_on_where_the_run_was_interrupted(tmp_path):
         run(tmp_path, 12, size=1, poison=[3, 4, 5])
 
 
+def test_a_streak_is_not_longer_than_what_is_allowed_now(tmp_path):
+    run(tmp_path, 5, size=1, poison=[3, 4])
+    with pytest.raises(NonFinite, match="loss is nan at step 6"):
+        run(tmp_path, 12, size=1, poison=[3, 4, 5], max_nonfinite_steps=2)
+
+
 # ---------------------------------------------------------------- evaluation on the way
+
+
+def test_a_bound_that_is_no_number_is_not_the_best(tmp_path):
+    bounds = iter([1.0, np.nan, 3.0, np.inf, 4.0])
+
+    def evaluate(state):
+        return {"a/test_bits_per_dim": next(bounds), "b/test_bits_per_dim": np.nan}
+
+    run(tmp_path, 10, size=1, evaluate_every=2, evaluate=evaluate)
+    assert checkpoints(tmp_path) == [2, 8, 10]
+    with CheckpointStore(tmp_path / "checkpoints", read_only=True) as store:
+        assert store.best() == 2
+
+
+@pytest.mark.parametrize("last", [4, 9])
+def test_an_evaluation_that_was_interrupted_is_made_up_for(tmp_path, last):
+    """The lines and the best are those of the run that was not."""
+
+    def evaluate(state):
+        return {"test_bits_per_dim": float(abs(5 - state.step))}
+
+    def interrupted(state):
+        raise Interrupted(signal.SIGTERM)
+
+    options = {"size": 1, "evaluate_every": 4}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, last, evaluate=evaluate, **options)
+    with pytest.raises(Interrupted, match="at step 4; saved"):
+        run(parts, last, evaluate=interrupted, **options)
+    run(parts, last, evaluate=evaluate, **options)
+    assert read_metrics(parts / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
+    found = []
+    for folder in (whole, parts):
+        with CheckpointStore(folder / "checkpoints", read_only=True) as store:
+            found.append((store.best(), store.latest(), store.about(store.latest())["loop"]))
+    assert found[0] == found[1] and found[0][:2] == (4, last)
 
 
 def test_the_best_bound_is_kept_beside_the_newest(tmp_path):

@@ -268,7 +268,7 @@ def test_what_is_stuck_ends_the_process(tmp_path):
     """With the stacks of its threads, and one line."""
     code = (
         "import time; from vdm_jax.training import processes as p; p.ALONE = 1\n"
-        "with p.Patience(0.4) as patience:\n"
+        "with p.Patience(0.4, command=True) as patience:\n"
         "    for _ in range(3):\n"
         "        with patience.wait('training, after step 7'): pass\n"
         "    time.sleep(1)  # between waits nothing is watched\n"

@@ -12,11 +12,12 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
+import vdm_jax
 from vdm_jax import jobs, report, run
 from vdm_jax import trained as runs
 from vdm_jax.config import to_dict
 from vdm_jax.models import statistics
-from vdm_jax.replay import replay
+from vdm_jax.rerun import replay
 from vdm_jax.run import load
 from vdm_jax.training.logs import read_metrics
 from vdm_jax.training.loop import NonFinite
@@ -337,8 +338,12 @@ def test_any_step_can_be_replayed(unbroken, tmp_path):
         loss, _ = trained.model.loss(trained.state.params, key, batch)
         assert np.isfinite(loss) and batch.x.shape == (16, 8, 8, 1)
     assert contents(folder) == before
-    with pytest.raises(ValueError, match="step: expected one of 1 to 16, found 17"):
-        replay(folder, 17)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="step: expected one of 1 to 16, found 17"):
+            vdm_jax.replay(folder, 17)  # and not the module of that name
+    (folder / "checkpoints" / "8" / "about" / "metadata").write_text("{}")
+    again, _, _ = replay(folder, 12)  # from the start then
+    assert_same(again.state, replay(unbroken[0].workdir, 12)[0].state)
 
 
 # ---------------------------------------------------------------- mistakes

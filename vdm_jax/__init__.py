@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vdm_jax.data import DATASETS
     from vdm_jax.models import MODELS, Model, Statistics
     from vdm_jax.nets import NETS, Network
-    from vdm_jax.replay import replay
+    from vdm_jax.rerun import replay
     from vdm_jax.run import load, load_side_by_side, train, train_side_by_side
     from vdm_jax.trained import Trained
     from vdm_jax.training.state import TrainState, init_state
@@ -42,7 +42,7 @@ _LATER = {
     "NETS": "vdm_jax.nets",
     "Network": "vdm_jax.nets",
     "Trained": "vdm_jax.trained",
-    "replay": "vdm_jax.replay",
+    "replay": "vdm_jax.rerun",
     "load": "vdm_jax.run",
     "load_side_by_side": "vdm_jax.run",
     "train_side_by_side": "vdm_jax.run",

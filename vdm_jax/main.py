@@ -16,11 +16,11 @@ import io
 import os
 import re
 import runpy
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,7 +34,7 @@ from vdm_jax.config import difference, to_dict, unknown_field, with_defaults
 from vdm_jax.jobs import is_many
 from vdm_jax.specs import choose
 from vdm_jax.trained import read_json
-from vdm_jax.training.interrupt import SIGNALS, Interrupted, listening
+from vdm_jax.training.interrupt import Interrupted, listening
 from vdm_jax.training.processes import everyone, initialize, is_first
 from vdm_jax.training.profile import parse_steps
 
@@ -114,8 +114,6 @@ def main(argv: list[str]) -> None:
             mode(folder())
             everyone("done")  # JAX's own wait at the end of a process is short
     except Interrupted as interrupted:
-        for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_IGN)  # already leaving
         leave(str(interrupted), 128 + interrupted.signum)
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("VDM_JAX_DEBUG"):
@@ -230,12 +228,17 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 def leave(line: str, status: int) -> NoReturn:
     """Say a line and leave."""
-    print(line, file=sys.stderr, flush=True)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it; the status is to be right nevertheless
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if jax.distributed.is_initialized():
         # the usual way out waits for the others, which may wait for this one; without process 0 they
         # end at once, and they may be about to say the same
         if is_first():
             time.sleep(1)
+        with suppress(OSError):
+            sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
 
@@ -292,7 +295,8 @@ def cli() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not all of them know ±
-    logging.set_verbosity(logging.WARNING)
+    # a save that fails is said by the loop, in one line instead of orbax's tracebacks
+    logging.set_verbosity(logging.INFO if os.environ.get("VDM_JAX_DEBUG") else logging.FATAL)
     app.run(main, flags_parser=parse)
 
 

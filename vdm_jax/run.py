@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from vdm_jax.config import difference, to_dict, with_defaults
-from vdm_jax.data import Dataset, fingerprint, level_counts, load_dataset
+from vdm_jax.data import Dataset, level_counts, load_dataset
 from vdm_jax.jobs import Many, One, expand
 from vdm_jax.models import Model, base_of, build_model
 from vdm_jax.models.statistics import fit_statistics, load_statistics, save_statistics
 from vdm_jax.report import compare, report
 from vdm_jax.specs import nearest
-from vdm_jax.trained import Trained, read_json, stream, write_json
+from vdm_jax.trained import Trained, about_data, check_data, read_json, stream, write_json
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.evaluate import make_evaluator
 from vdm_jax.training.interrupt import listening
@@ -161,13 +161,7 @@ def _prepare(kind: type[Job], config: dict[str, Any], workdir: Path) -> tuple[Jo
             tried.append(single["model"])
             _rehearse(single, build_model(single["model"], statistics), dataset)
     by_first(partial(_claim, workdir, config, dataset, counts))
-    about = {
-        "name": dataset.name,
-        "version": dataset.version,
-        "split": dataset.train.name,
-        "examples": len(dataset.train.images),
-        "fingerprint": fingerprint(dataset, counts),
-    }
+    about = about_data(dataset, counts)
     asked = kind(config, load_statistics(workdir / "statistics.npz"))
     return asked, Data(dataset, about), layout
 
@@ -202,7 +196,8 @@ def _fit(
         state = _start(asked, store, layout, data.about)
         start = step_of(state)
         by_first(partial(write_json, workdir / "config.json", asked.config))
-        if start >= steps:
+        due = start > 0 and store.about(start)["loop"].get("evaluation_due", False)
+        if start >= steps and not due:
             say(f"already trained: {workdir} is at step {start}, {steps} asked for")
             return state
         if start > 0:
@@ -257,12 +252,7 @@ def _start(
     lines = difference(with_defaults(about["config"]), asked.config)
     if lines:
         raise ValueError(f"checkpoint {step} in {store.folder}: {'; '.join(lines)}")
-    there, here = about["data"]["fingerprint"], data["fingerprint"]
-    if there != here:
-        raise ValueError(
-            f"config.data: {data['name']!r} has other images than those that {store.folder} was trained "
-            f"on: fingerprint {here}, expected {there}"
-        )
+    check_data(about, data, store.folder)
     return state
 
 
@@ -290,10 +280,13 @@ def _keep(error: NonFinite, workdir: Path) -> None:
         return
     of = f".process_{jax.process_index()}" if jax.process_count() > 1 else ""
     path = workdir / "nonfinite" / f"step_{error.step}{of}.npz"
-    path.parent.mkdir(exist_ok=True)
     batch: Any = error.batch._asdict()
-    np.savez(path, step=error.step, **batch)
-    error.args = (f"{error}; its batch: {path}",)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, step=error.step, **batch)
+        error.args = (f"{error}; its batch: {path}",)
+    except OSError as failure:
+        error.args = (f"{error}; its batch could not be written: {failure.strerror}",)
 
 
 def _restore(

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vdm_jax.data import Dataset, eval_batches, load_dataset
+from vdm_jax.data import Dataset, eval_batches, fingerprint, load_dataset
 from vdm_jax.models import Model, Statistics
 from vdm_jax.specs import choose
 from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
@@ -131,6 +131,31 @@ class Trained:
             name: whole(self.layout, draw)(self.state.ema_params, x)
             for name, draw in self.model.pictures.items()
         }
+
+
+def about_data(dataset: Dataset, counts: np.ndarray) -> dict[str, Any]:
+    """What a checkpoint says of its data; `counts` are of `level_counts` on the training split."""
+    return {
+        "name": dataset.name,
+        "version": dataset.version,
+        "split": dataset.train.name,
+        "examples": len(dataset.train.images),
+        "fingerprint": fingerprint(dataset, counts),
+    }
+
+
+def check_data(about: dict[str, Any], here: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on from a checkpoint, of which `about` tells, on other images.
+
+    Raises:
+      ValueError: with both fingerprints.
+    """
+    expected, found = about["data"]["fingerprint"], here["fingerprint"]
+    if found != expected:
+        raise ValueError(
+            f"config.data: {here['name']!r} has other images than those that {folder} was trained on: "
+            f"fingerprint {found}, expected {expected}"
+        )
 
 
 def stream(seed: Any, name: str) -> Key:

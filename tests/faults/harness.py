@@ -27,6 +27,9 @@ QUICK = {
 }
 
 
+UNREPORTED = {"report": False}
+
+
 class Outcome(NamedTuple):
     """How a process ended; status None: it did not within its time."""
 
@@ -96,10 +99,12 @@ class Real:
     def environment(self, fault, env):
         return self.env | {"FAULT": json.dumps(fault or {})} | (env or {})
 
-    def start(self, *flags, fault=None, env=None):
+    def start(self, *flags, fault=None, env=None, stderr=None):
         with (self.folder / "out").open("w") as out, (self.folder / "err").open("w") as err:
             options = {"cwd": self.folder, "env": self.environment(fault, env)}
-            return subprocess.Popen(self.command(flags), stdout=out, stderr=err, **options)
+            return subprocess.Popen(
+                self.command(flags), stdout=out, stderr=stderr or err, **options
+            )
 
     def __call__(self, *flags, limit=120, fault=None, env=None, ulimit=None):
         began = time.monotonic()

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from harness import CONFIG, arrays, steps
+from harness import CONFIG, UNREPORTED, arrays, steps
 
 EVERY_STEP = [
     "--config.train.steps=12",
@@ -31,7 +31,7 @@ def changing(run, step):
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_bad_update_is_not_applied(forks, tmp_path, note, poison, when, value):
     bad = WHEN[when]
-    fault = {"poison": poison, "value": value, "steps": [bad]}
+    fault = {"poison": poison, "value": value, "steps": [bad]} | UNREPORTED
     outcome = forks(tmp_path, CONFIG, "--workdir=run", *EVERY_STEP, fault=fault)
     assert outcome.status == 0, outcome.err
     assert f"at step {bad}: update not applied (1 in a row, the run ends at 3)" in outcome.err

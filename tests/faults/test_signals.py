@@ -1,10 +1,11 @@
 """SIGTERM and SIGINT in every phase: the step is finished and saved, and nothing is lost."""
 
+import os
 import signal
 import time
 
 import pytest
-from harness import CONFIG, Real, continued_from, digest, steps
+from harness import CONFIG, UNREPORTED, Real, continued_from, digest, steps
 
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
 EVALUATED = ["--config.train.evaluate_every=16", "--config.train.steps=40"]
@@ -36,12 +37,25 @@ def test_a_signal_loses_nothing(real, forks, unbroken, note, name):
         assert outcome.last.split(" at step ")[1].startswith(f"{saved}; saved in ")
     else:
         assert saved == 40
-    again = forks(real.folder, CONFIG, "--workdir=run", *flags)
+    again = forks(real.folder, CONFIG, "--workdir=run", *flags, fault=UNREPORTED)
     assert again.status == 0, again.err
     assert continued_from(again) == (saved if saved < 40 else 0)
-    if not flags:  # whose lines hold the bounds of the test split
+    if flags:  # the lines hold the bounds of the test split
+        (real.folder / "whole").mkdir()
+        assert (
+            forks(real.folder / "whole", CONFIG, "--workdir=run", *flags, fault=UNREPORTED).status
+            == 0
+        )
+        assert digest(run) == digest(real.folder / "whole" / "run")
+    else:
         assert digest(run) == unbroken[1]
-    note("SIGTERM, SIGINT", phase=name, seconds=round(ended, 2), at=saved, steps_lost=0)
+    note(
+        "SIGTERM, SIGINT",
+        phase=name,
+        seconds=round(ended, 2),
+        at=saved,
+        resumed_from=continued_from(again),
+    )
 
 
 @pytest.mark.faults
@@ -59,6 +73,21 @@ def test_ended_at_every_step(forks, tmp_path, cache, note):
     assert forks(tmp_path, CONFIG, "--workdir=run", *flags).status == 0
     assert digest(run) == digest(tmp_path / "whole" / "run")
     note("interrupted at every step", steps=30, bit_equal=True)
+
+
+@pytest.mark.faults
+def test_nobody_listens_any_more(real, unbroken, note):
+    """Ctrl-C in a pipe to `tee` ends `tee` too; the step is saved and the status is right nevertheless."""
+    reader, writer = os.pipe()
+    fault = {"signals": [INT], "at": "training", "slow": 0.01}
+    process = real.start(fault=fault, stderr=writer)
+    os.close(reader)
+    os.close(writer)
+    assert process.wait(60) == 128 + INT
+    saved = max(steps(real.folder / "run"))
+    assert real().status == 0 and saved < 40
+    assert digest(real.folder / "run") == unbroken[1]
+    note("SIGTERM, SIGINT", phase="with a broken pipe for stderr", at=saved)
 
 
 def test_ended_by_sigterm(real, unbroken):

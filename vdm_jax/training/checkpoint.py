@@ -13,7 +13,6 @@ next save that one failed. Whatever is read here has been verified, or is not re
 import json
 import re
 import shutil
-import sys
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,8 +25,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
-from tqdm import tqdm
 
+from vdm_jax.training.console import warn
 from vdm_jax.training.processes import by_first, is_first
 from vdm_jax.training.state import TrainState, step_of
 
@@ -50,11 +49,6 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:  # a source tree on the path, not installed
             found[name] = "unknown"
     return found
-
-
-def warn(line: str) -> None:
-    """Say a line beside the progress bar."""
-    tqdm.write(f"warning: {line}", sys.stderr)
 
 
 class CheckpointStore:
@@ -96,19 +90,32 @@ class CheckpointStore:
         self.saving: tuple[int, Future] | None = None
         self.thread = ThreadPoolExecutor(1)
         self.lock: Any = None
-        self.newest: int | None = by_first(self._open)
-        self.manager = self._manager()
+        try:
+            self.newest: int | None = by_first(self._open)
+            self.manager = self._manager()
+        except BaseException:
+            self._release()
+            raise
 
     def __enter__(self) -> "CheckpointStore":
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.wait()
-        with suppress(Exception):  # what failed has been said
-            self.manager.close()
+        self._close_manager()
+        self._release()
+
+    def _release(self) -> None:
         self.thread.shutdown()
         if self.lock is not None:
             self.lock.close()
+
+    def _close_manager(self) -> None:
+        """Close orbax's; after a failed save it says so again before it closes anything."""
+        for _ in range(2):
+            with suppress(Exception):
+                self.manager.close()
+                return
 
     def steps(self) -> list[int]:
         """The committed steps, oldest first."""
@@ -118,15 +125,27 @@ class CheckpointStore:
         """The newest committed step, or None; the newest that was whole when the store was opened, at least."""
         return self.newest
 
+    def whole(self) -> list[int]:
+        """The committed steps that verify, oldest first; what is wrong with the others is said."""
+        return by_first(self._whole)
+
     def best(self) -> int | None:
-        """The step with the lowest bound, or None if none was saved with one."""
-        whole = by_first(lambda: [n for n in self.steps() if verify(self._path(n)) is None])
-        bounds = {step: self.about(step).get("bound") for step in whole}
+        """The step with the lowest bound, or None if none was saved with one; what is damaged is said."""
+        bounds = {step: self.about(step).get("bound") for step in self.whole()}
         known = {step: bound for step, bound in bounds.items() if bound is not None}
         return min(known, key=known.__getitem__) if known else None
 
-    def save(self, state: TrainState, about: dict[str, Any], *, bound: float | None = None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        about: dict[str, Any],
+        *,
+        bound: float | None = None,
+        again: bool = False,
+    ) -> None:
         """Begin to save a state under its step; returns before it is written.
+
+        A step that is there is left as it is, unless it is to be saved again.
 
         A save that fails is said when it does, and `failure` is set until another one succeeds; in one of
         several processes it is raised, for the others wait.
@@ -134,16 +153,22 @@ class CheckpointStore:
         step, plain = step_of(state), _plain(state)
         self.wait()
         if step == self.newest:
-            return
+            if not again:
+                return
+            self.manager.delete(step)
+            self.newest = max((n for n in self.steps() if n < step), default=None)
+        if self.newest is not None and step < self.newest:
+            raise ValueError(f"step {step} is older than {self.newest} in {self.folder}")
         more = {"arrays": _arrays(plain), "versions": library_versions(), "bound": bound}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(plain), about=ocp.args.JsonSave(about | more)
         )
         metrics = {"bound": float("inf") if bound is None else bound} if self.track else None
         try:
-            self.manager.save(step, args=items, metrics=metrics)
+            if not self.manager.save(step, args=items, metrics=metrics):
+                raise RuntimeError("orbax did not save it")
             self.saving = step, self.thread.submit(self._commit, step)
-        except Exception as error:
+        except SAVE_ERRORS as error:
             self._failed(step, error)
 
     def poll(self) -> None:
@@ -159,7 +184,7 @@ class CheckpointStore:
         try:
             saved.result()
             self.newest, self.failure = step, None
-        except Exception as error:
+        except SAVE_ERRORS as error:
             self._failed(step, error)
 
     def about(self, step: int) -> dict[str, Any]:
@@ -179,13 +204,21 @@ class CheckpointStore:
           FileNotFoundError: there is none.
           ValueError: it is damaged, or its arrays are not those of `like`, by name, shape and type.
         """
-        if step is None:
-            if (step := self.newest) is None:
-                raise FileNotFoundError(f"no checkpoint in {self.folder}")
-        elif step not in (there := self.steps()):
-            raise FileNotFoundError(f"no checkpoint {step} in {self.folder}, found {there}")
-        elif fault := by_first(partial(verify, self._path(step))):
-            raise ValueError(f"checkpoint {step} in {self.folder} is damaged: {fault}")
+        if step is not None:
+            if step not in (there := self.steps()):
+                raise FileNotFoundError(f"no checkpoint {step} in {self.folder}, found {there}")
+            if fault := by_first(partial(verify, self._path(step))):
+                raise ValueError(f"checkpoint {step} in {self.folder} is damaged: {fault}")
+            return self._restore(like, step, shardings)
+        for _ in range(RETRIES if self.read_only else 0):
+            if self.newest is None or by_first(self._path(self.newest).exists):
+                break
+            self._reopen()  # the run goes on, and has deleted it meanwhile
+        if self.newest is None:
+            raise FileNotFoundError(f"no checkpoint in {self.folder}")
+        return self._restore(like, self.newest, shardings)
+
+    def _restore(self, like: TrainState, step: int, shardings: Any) -> TrainState:
         shapes = jax.eval_shape(_plain, like)
         found, expected = self.about(step)["arrays"], _arrays(shapes)
         for name in [*expected, *found]:  # orbax would convert types without a word
@@ -204,6 +237,20 @@ class CheckpointStore:
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
 
+    def _reopen(self) -> None:
+        self.newest = by_first(self._open)
+        self._close_manager()
+        self.manager = self._manager()
+
+    def _whole(self) -> list[int]:
+        found = []
+        for step in self.steps():
+            if fault := verify(self._path(step)):
+                self.say(f"checkpoint {step} in {self.folder} is damaged: {fault}")
+            else:
+                found.append(step)
+        return found
+
     def _open(self) -> int | None:
         """The newest step that is whole; in process 0."""
         if not self.read_only:
@@ -212,13 +259,17 @@ class CheckpointStore:
             for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left, ignore_errors=True)
         faults: dict[int, str] = {}
-        for step in reversed(_numbers(self.folder)):
-            fault = verify(self._path(step))
-            if fault is None:
-                self._set_aside(faults, f"going back to step {step}")
-                return step
-            if not (self.read_only and fault == UNFINISHED):
-                faults[step] = fault
+        for _ in range(RETRIES):
+            there, faults = _numbers(self.folder), {}
+            for step in reversed(there):
+                fault = verify(self._path(step))
+                if fault is None:
+                    self._set_aside(faults, f"going back to step {step}")
+                    return step
+                if not (self.read_only and fault == UNFINISHED):
+                    faults[step] = fault
+            if not self.read_only or {*there} <= {*_numbers(self.folder)}:
+                break  # otherwise the run goes on, and has deleted some that were being read
         if any(fault != UNFINISHED for fault in faults.values()):
             raise ValueError(
                 f"no checkpoint in {self.folder} is whole: "
@@ -244,7 +295,8 @@ class CheckpointStore:
         best: dict[str, Any] = {}
         if self.track:
             best = {"best_fn": _bound, "best_mode": "min"}
-            policies.append(BestN(get_metric_fn=_bound, reverse=True, n=1))
+            only = {"n": 1, "keep_checkpoints_without_metrics": False}
+            policies.append(BestN(get_metric_fn=_bound, reverse=True, **only))
         options = ocp.CheckpointManagerOptions(
             create=not self.read_only,
             preservation_policy=AnyPreservationPolicy(policies),
@@ -264,8 +316,7 @@ class CheckpointStore:
         self.failure = f"checkpoint {step} in {self.folder} could not be written: {_line(error)}"
         safe = "there is none yet" if self.newest is None else f"the last good one is {self.newest}"
         self.say(f"{self.failure}; {safe}")
-        with suppress(Exception):  # says the same again
-            self.manager.close()
+        self._close_manager()
         for left in [self.folder / f"{step}", *self.folder.glob(f"{step}.orbax-checkpoint-tmp*")]:
             shutil.rmtree(left, ignore_errors=True)
         self.manager = self._manager()
@@ -273,17 +324,27 @@ class CheckpointStore:
 
 UNFINISHED = f"{MANIFEST} is missing"
 
+RETRIES = 5
+"""Of a reader, while a run that goes on deletes what it reads."""
+
+SAVE_ERRORS = OSError, ValueError, RuntimeError
+"""What orbax and TensorStore raise when something cannot be written."""
+
 
 def write_manifest(folder: Path) -> None:
     """Note the size and the CRC-32 of every file below a folder; whole or not at all."""
-    files = {name: _fingerprint(folder / name) for name in _files(folder)}
+    files = {name: _fingerprint(folder / name) for name in _files(folder) if name != MANIFEST}
     new = folder / f"{MANIFEST}.new"
     new.write_text(json.dumps({"files": files, "checksum": _checksum(files)}))
     new.replace(folder / MANIFEST)
 
 
 def verify(folder: Path) -> str | None:
-    """What is wrong with a folder that has a manifest, or None."""
+    """What is wrong with a folder that has a manifest, or None.
+
+    Raises:
+      OSError: a file is there and cannot be read, which says nothing of what is in it.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         files = manifest["files"]
@@ -311,7 +372,7 @@ def _fingerprint(path: Path) -> list[int] | None:
         with path.open("rb", buffering=0) as file:
             while block := file.read(CHUNK):
                 size, checksum = size + len(block), zlib.crc32(block, checksum)
-    except OSError:
+    except FileNotFoundError:
         return None
     return [size, checksum]
 

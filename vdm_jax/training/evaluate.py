@@ -11,7 +11,7 @@ import numpy as np
 
 from vdm_jax.elbo import Elbo, check_steps
 from vdm_jax.models import Model
-from vdm_jax.training.interrupt import check, deferred
+from vdm_jax.training.interrupt import check, deferred, is_command
 from vdm_jax.training.layout import Layout, whole
 from vdm_jax.training.processes import STALL_SECONDS, Patience
 from vdm_jax.typing import Batch, Key, Params, as_batch
@@ -125,7 +125,10 @@ def evaluate(
       Interrupted: a signal came; between two batches.
     """
     columns: dict[str, list[np.ndarray]] = {}
-    with deferred(), Patience(STALL_SECONDS) as patience:  # several processes end at the same batch
+    with (
+        deferred(),
+        Patience(STALL_SECONDS, command=is_command()) as patience,
+    ):  # several processes end at the same batch
         for batch, mask in batches:
             check()
             with patience.wait("evaluation"):

@@ -13,9 +13,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from vdm_jax.training.console import end
 from vdm_jax.training.processes import vote
 
 SIGNALS = signal.SIGTERM, signal.SIGINT
@@ -42,6 +43,7 @@ class _Now:
 
     signum: int = 0
     listening: bool = False
+    command: bool = False
     deferring: bool = False
     unsaved: bool = False
 
@@ -55,27 +57,23 @@ def listening(*, leave: bool = False) -> Iterator[None]:
 
     Args:
       leave: end the process `GRACE_SECONDS` after a signal that the interpreter does not come to, if nothing
-        is unsaved; for a command, not for a notebook.
+        is unsaved, and ignore signals once one has ended the block; for a command, not for a notebook.
     """
     if _now.listening or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _now.signum, _now.listening = 0, True
+    _now.listening, _now.command = True, leave
     before = {signum: signal.signal(signum, _take) for signum in SIGNALS}
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    if leave:
-        wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=_leave, args=(ours,), daemon=True).start()
     try:
-        yield
-    finally:
         if leave:
-            signal.set_wakeup_fd(wakeup)
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-        theirs.close()  # which ends the thread
-        _now.listening = False
+            with _watched():
+                yield
+        else:
+            yield
+    finally:
+        for signum, handler in before.items():  # a command that is leaving is not to be hurried
+            signal.signal(signum, signal.SIG_IGN if leave and _now.signum else handler)
+        _now.signum, _now.listening, _now.command = 0, False, False
 
 
 @contextmanager
@@ -111,6 +109,11 @@ def check() -> None:
         raise Interrupted(signum)
 
 
+def is_command() -> bool:
+    """Whether this process may be ended by `os._exit`: a command, not a notebook."""
+    return _now.command
+
+
 def _take(signum: int, frame: object) -> None:
     del frame
     first, name = not _now.signum, signal.Signals(signum).name
@@ -121,6 +124,20 @@ def _take(signum: int, frame: object) -> None:
         _say(f"{name}: ending after this step")
     else:
         raise Interrupted(signum)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Let a thread see the signals too, which Python's handlers do not while the interpreter waits."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_leave, args=(ours,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        theirs.close()  # which ends the thread
 
 
 def _leave(signals: socket.socket) -> None:
@@ -134,9 +151,12 @@ def _leave(signals: socket.socket) -> None:
                 if not _now.listening:
                     return
             if not _now.unsaved:
-                _say(f"ended by {signal.Signals(received[0]).name}; nothing was unsaved")
-                os._exit(128 + received[0])
+                name = signal.Signals(received[0]).name
+                end(f"\nended by {name}; nothing was unsaved", 128 + received[0])
 
 
 def _say(line: str) -> None:
-    os.write(2, f"\n{line}\n".encode())  # print cannot be called from where it may be interrupted
+    with suppress(OSError):
+        os.write(
+            2, f"\n{line}\n".encode()
+        )  # print cannot be called from where it may be interrupted

@@ -1,5 +1,6 @@
 """The loop around the step: metrics fetched one dispatch late, logs, checkpoints, and when it has to end."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from operator import itemgetter
@@ -10,10 +11,18 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from vdm_jax.training.checkpoint import CheckpointStore
-from vdm_jax.training.interrupt import Interrupted, asked, deferred, unsaved
+from vdm_jax.training.console import STDERR
+from vdm_jax.training.interrupt import Interrupted, asked, deferred, is_command, unsaved
 from vdm_jax.training.logs import MetricsLog
 from vdm_jax.training.meter import Meter
-from vdm_jax.training.processes import STALL_SECONDS, Patience, everyone, is_first, vote
+from vdm_jax.training.processes import (
+    AGREE_SECONDS,
+    STALL_SECONDS,
+    Patience,
+    everyone,
+    is_first,
+    vote,
+)
 from vdm_jax.training.profile import Profiler
 from vdm_jax.training.state import TrainState, step_of
 from vdm_jax.typing import Batch
@@ -98,22 +107,29 @@ def fit(
       OSError: the last state could not be saved.
     """
     start = now = saved = step_of(state)
-    begun = store.about(start)["meter"] if store.latest() == start else {}
+    begun = store.about(start)["loop"] if store.latest() == start else {}
+    due = begun.get("evaluation_due", False)  # the run was interrupted before or in it
     watched = {"every": log_every, "patience": max_nonfinite_steps, "names": names}
     meter = Meter(log, step=start, begun=begun, **watched)
     sent = _Dispatches(meter, store)
     shown = {"total": steps, "initial": start, "desc": "train", "unit": "step", "smoothing": 0.05}
 
-    def save(bound: float | None) -> None:
-        if not names and not finite((state.params, state.ema_params)):
-            raise NonFinite(f"a parameter is not finite at step {now}: {_stopped(store)}", now)
-        store.save(state, about(now) | {"meter": meter.carried}, bound=bound)
-        everyone("saved")  # before the next wait is measured
+    def save(bound: float | None = None, **options: Any) -> None:
+        with patience.wait(f"saving step {now}", AGREE_SECONDS):
+            if not names and not finite((state.params, state.ema_params)):
+                raise NonFinite(f"a parameter is not finite at step {now}: {_stopped(store)}", now)
+            carried = meter.carried | {"evaluation_due": due}
+            store.save(state, about(now) | {"loop": carried}, bound=bound, **options)
+            everyone("saved")  # before the next wait is measured
 
     with ExitStack() as inside:
         inside.enter_context(deferred())
-        patience = inside.enter_context(Patience(stall_seconds))
-        bar = inside.enter_context(tqdm(**shown, disable=not is_first()))
+        patience = inside.enter_context(Patience(stall_seconds, command=is_command()))
+        bar = inside.enter_context(tqdm(**shown, disable=not is_first(), file=STDERR))
+        if due and evaluate is not None:
+            bound, sent.signum, due = _evaluate(evaluate, state, meter)
+            if not due:
+                save(bound, again=True)
         while now < steps and not sent.signum:
             with patience.wait(f"training, after step {now}"):
                 stack = next(batches)
@@ -126,8 +142,8 @@ def fit(
                     inside.enter_context(unsaved())
                 if patience.settling:
                     jax.block_until_ready(metrics)
-                evaluating = evaluate is not None and _crosses(before, now, evaluate_every)
-                saving = evaluating or _crosses(before, now, checkpoint_every) or now >= steps
+                due = evaluate is not None and _crosses(before, now, evaluate_every)
+                saving = due or _crosses(before, now, checkpoint_every) or now >= steps
                 sent.look(0 if saving else 1)  # the device is kept one dispatch ahead
             if profiler is not None:
                 profiler.after(now, metrics)
@@ -138,14 +154,16 @@ def fit(
                 sent.signum = asked()
             if saving:
                 bound = None
-                if evaluating and not sent.signum:
-                    bound, sent.signum = _evaluate(evaluate, state, meter)
+                if due and not sent.signum:
+                    bound, sent.signum, due = _evaluate(evaluate, state, meter)
                 save(bound)
                 saved = now
-        sent.look(0)
+        with patience.wait(f"the end, at step {now}", AGREE_SECONDS):
+            sent.look(0)
         if saved < now:
-            save(None)
-        store.wait()
+            save()
+        with patience.wait(f"saving step {now}", AGREE_SECONDS):
+            store.wait()
         if store.failure:
             raise OSError(store.failure)
         if sent.signum:
@@ -153,14 +171,15 @@ def fit(
     return state
 
 
-def _evaluate(evaluate: Any, state: TrainState, meter: Meter) -> tuple[float | None, int]:
-    """The bound, noted; or the signal that came."""
+def _evaluate(evaluate: Any, state: TrainState, meter: Meter) -> tuple[float | None, int, bool]:
+    """The bound, which is noted; the signal that came; whether it is still due then."""
     try:
         bounds = evaluate(state)
     except Interrupted as interrupted:
-        return None, interrupted.signum
+        return None, interrupted.signum, True
     meter.note(bounds)
-    return sum(bounds.values()) / len(bounds), 0
+    known = [bound for bound in bounds.values() if math.isfinite(bound)]  # a run may be lost
+    return sum(known) / len(known) if known else None, 0, False
 
 
 @jax.jit

@@ -1,14 +1,14 @@
 """What is seen of each step: means for the log, steps whose update was not applied, spikes of the loss."""
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from vdm_jax.training.console import say
 from vdm_jax.training.logs import MetricsLog
+from vdm_jax.training.processes import is_first
 
 SPIKE = 10.0
 """Standard deviations above the mean of the last losses that make a loss a spike."""
@@ -42,6 +42,7 @@ class Meter:
         self.sums: dict[str, float] = dict(begun.get("sums", {}))
         self.streaks: dict[str, int] = dict(begun.get("streaks", {}))
         self.spreads: dict[str, list[float]] = dict(begun.get("spreads", {}))
+        self.lost: set[str] = set()
         self.ended: tuple[str, int] | None = None
 
     @property
@@ -103,17 +104,19 @@ class Meter:
         self.streaks[run] = streak
         name = next((n for n in ("loss", "grad_norm") if not math.isfinite(row[n])), "loss")
         what = f"{run}: {name} is {row[name]}" if run else f"{name} is {row[name]}"
-        if streak > self.patience:  # lost already
+        if run in self.lost:
             return
-        tqdm.write(
+        self._say(
             f"{what} at step {self.step}: update not applied ({streak} in a row, "
-            f"the run ends at {self.patience})",
-            sys.stderr,
+            f"the run ends at {self.patience})"
         )
-        if all(self.streaks.get(name, 0) >= self.patience for name in self.runs):
+        if streak < self.patience:
+            return
+        self.lost.add(run)
+        if self.lost == {*self.runs}:
             self.ended = what, self.step
-        elif streak == self.patience:
-            tqdm.write(f"{run} is lost, the others go on", sys.stderr)
+        else:
+            self._say(f"{run} is lost, the others go on")
 
     def _spikes(self, run: str, loss: float) -> bool:
         """Whether a loss is far above those before it."""
@@ -122,10 +125,9 @@ class Meter:
         spike = seen >= MEMORY and above > SPIKE * math.sqrt(variance)
         if spike:
             words = f"{run}: loss" if run else "loss"
-            tqdm.write(
+            self._say(
                 f"{words} {loss:.4g} at step {self.step} is a spike: about {MEMORY} steps before it "
-                f"had {mean:.4g} ± {math.sqrt(variance):.4g}",
-                sys.stderr,
+                f"had {mean:.4g} ± {math.sqrt(variance):.4g}"
             )
         weight = 1 / min(seen + 1, MEMORY)
         self.spreads[run] = [
@@ -134,6 +136,10 @@ class Meter:
             seen + 1,
         ]
         return spike
+
+    def _say(self, line: str) -> None:
+        if is_first():
+            say(line)
 
     def _write(self) -> None:
         """Write the means since the last line, and how many steps were skipped or spikes."""

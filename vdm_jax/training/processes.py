@@ -3,12 +3,11 @@
 import faulthandler
 import json
 import math
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vdm_jax.training.console import end
 
 HEARTBEAT_SECONDS = 25
 """After which JAX counts a silent process as dead, and ends the others."""
@@ -166,11 +167,7 @@ def deadline(seconds: float, message: str) -> Iterator[None]:
     For waits inside libraries, which cannot be interrupted.
     """
 
-    def end():
-        print(f"\nerror: {message}", file=sys.stderr, flush=True)
-        os._exit(1)
-
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(seconds, end, (f"\nerror: {message}", 1))
     timer.daemon = True
     timer.start()
     try:
@@ -187,16 +184,22 @@ class Patience:
     times that in a process that is alone. The first two waits, one of them with a compilation, may take
     `AGREE_SECONDS`, or as long as they like in one that is alone; the second is the first that is measured.
     Time in which the process itself is suspended does not count. A context manager: one thread watches.
+
+    Args:
+      seconds: see above.
+      command: whether a process that is alone may be ended; a notebook may not.
     """
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, *, command: bool = False):
         self.alone = jax.process_count() == 1
+        self.command = command
         self.seconds = seconds * ALONE if self.alone else seconds
         self.longest, self.waits, self.watched = 0.0, 0, None
         self.over = threading.Event()
 
     def __enter__(self) -> "Patience":
-        threading.Thread(target=self._watch, daemon=True).start()
+        if self.command or not self.alone:
+            threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -215,14 +218,16 @@ class Patience:
         return max(self.seconds, 5 * self.longest)
 
     @contextmanager
-    def wait(self, what: str) -> Iterator[None]:
-        """Wait for the block."""
+    def wait(self, what: str, seconds: float | None = None) -> Iterator[None]:
+        """Wait for the block; `seconds` are a limit of its own, and it is not measured then."""
         began = time.monotonic()
-        self.watched = _Wait(what, self.limit)
+        self.watched = _Wait(what, self.limit if seconds is None else seconds)
         try:
             yield
         finally:
             self.watched = None
+        if seconds is not None:
+            return
         if self.waits > 0:
             self.longest = max(self.longest, time.monotonic() - began)
         self.waits += 1
@@ -234,14 +239,10 @@ class Patience:
                 continue
             wait.waited += tick  # not by the clock, which goes on while a process is suspended
             if wait.waited > wait.limit:
-                faulthandler.dump_traceback()
+                with suppress(Exception):
+                    faulthandler.dump_traceback(sys.__stderr__ or 2)
                 who = "it" if self.alone else "another process"
-                print(
-                    f"\nerror: {wait.what}: no progress for {wait.limit:.3g} s; {who} is stuck",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(1)
+                end(f"\nerror: {wait.what}: no progress for {wait.limit:.3g} s; {who} is stuck", 1)
 
 
 @dataclass

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.config import to_dict, with_defaults
-from vdm_jax.data import load_dataset
+from vdm_jax.data import level_counts, load_dataset
 from vdm_jax.jobs import One
 from vdm_jax.models.statistics import load_statistics
-from vdm_jax.trained import Trained, read_json
+from vdm_jax.trained import Trained, about_data, check_data, read_json
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.layout import shardings
 from vdm_jax.training.parallel import dispatcher, make_layout
@@ -32,7 +32,7 @@ def replay(workdir: str | Path, step: int) -> tuple[Trained, Key, Batch]:
 
     Raises:
       FileNotFoundError: there is no run.
-      ValueError: a step that the run does not have.
+      ValueError: a step that the run does not have, other data than those that it was trained on.
     """
     workdir = Path(workdir)
     for name in ("config.json", "statistics.npz"):
@@ -46,13 +46,16 @@ def replay(workdir: str | Path, step: int) -> tuple[Trained, Key, Batch]:
     layout = make_layout(train["parallel"], train["fsdp"])
     like = jax.eval_shape(asked.start)
     places = shardings(layout, like)
+    dataset = load_dataset(**config["data"])
     with CheckpointStore(workdir / "checkpoints", read_only=True) as store:
-        before = [number for number in store.steps() if number < step]
+        before = [number for number in store.whole() if number < step]
         if before:
+            here = about_data(dataset, level_counts(dataset.train.images, dataset.levels))
+            check_data(store.about(before[-1]), here, store.folder)
             state = store.restore(like, before[-1], shardings=places)
         else:
             state = jax.jit(asked.start, out_shardings=places)()
-    start, dataset = step_of(state), load_dataset(**config["data"])
+    start = step_of(state)
     options = {"batch_size": train["batch_size"], "stack": train["steps_per_dispatch"]}
     stacks = asked.batches(dataset.train, start_step=start, stop_step=step - 1, **options)
     ema = {name: train[name] for name in ("ema_decay", "ema_warmup")}
