@@ -1,6 +1,7 @@
 """The only train step of the repository: pure, and wrapped from outside by jit, vmap, pmap, scan or a mesh."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,16 +54,18 @@ def make_step(
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        # nothing is added, averaged or kept of a bad step; cheaper than a choice between two states
+        updates = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), updates)
+        opt_state = jax.tree.map(partial(jnp.where, finite), opt_state, state.opt_state)
         params = optax.apply_updates(state.params, updates)
 
         decay = jnp.asarray(ema_decay, jnp.float32)
         if ema_warmup:
             decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
-        new = state._replace(params=params, ema_params=ema_params, opt_state=opt_state)
-        new = jax.tree.map(lambda here, before: jnp.where(finite, here, before), new, state)
+        rate = jnp.where(finite, 1 - decay, 0.0)
+        ema_params = optax.incremental_update(params, state.ema_params, rate)
         metrics = metrics | {"loss": value, "grad_norm": grad_norm}
         metrics["skipped"] = 1 - finite.astype(jnp.float32)
-        return new._replace(step=state.step + 1), metrics
+        return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
 
     return step
