@@ -25,8 +25,9 @@ from vdm_jax.config import to_dict
 from vdm_jax.data import level_counts, load_dataset
 from vdm_jax.jobs import One
 from vdm_jax.models.statistics import fit_statistics
-from vdm_jax.training.checkpoint import CheckpointStore, library_versions, verify
+from vdm_jax.training.checkpoint import CheckpointStore, library_versions
 from vdm_jax.training.layout import shardings
+from vdm_jax.training.manifest import verify
 from vdm_jax.training.parallel import dispatcher, make_layout
 from vdm_jax.training.state import step_of
 

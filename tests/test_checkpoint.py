@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from vdm_jax.training import checkpoint
+from vdm_jax.training import checkpoint, manifest
 from vdm_jax.training.checkpoint import LIBRARIES, CheckpointStore
 from vdm_jax.training.optimizer import make_optimizer
 from vdm_jax.training.state import init_state
@@ -152,7 +152,7 @@ def test_a_file_that_cannot_be_read_says_nothing_of_the_step(saved, tmp_path, mo
     def refuse(path):
         raise OSError(5, "Input/output error", str(path))
 
-    monkeypatch.setattr(checkpoint, "_fingerprint", refuse)
+    monkeypatch.setattr(manifest, "_fingerprint", refuse)
     with pytest.raises(OSError, match="Input/output error"):
         CheckpointStore(folder)
     monkeypatch.undo()
@@ -163,7 +163,7 @@ def test_a_file_that_cannot_be_read_says_nothing_of_the_step(saved, tmp_path, mo
 
 def test_a_reader_of_a_run_that_goes_on(saved, tmp_path, monkeypatch):
     """Whose newest step is deleted while it is verified, or before it is restored."""
-    folder, whole = tmp_path / "copy", checkpoint.verify
+    folder, whole = tmp_path / "copy", manifest.verify
     shutil.copytree(saved[0], folder)
 
     def deleted_meanwhile(path):

@@ -18,7 +18,7 @@ FLOORS = [  # a name stands for the module, or for everything in the folder
     {"elbo", "samplers", "nets"},
     {"models"},
     {"training", "data"},
-    {"config", "run", "jobs", "trained", "report", "main", "rerun", "compare"},
+    {"config", "run", "jobs", "trained", "report", "main", "rerun", "prepare", "compare"},
     {""},  # the package itself: it shows what is below it, and nothing below reads it
 ]
 # What floors 0 to 3 may use outside `nets`; jaxlib is a part of JAX

@@ -13,7 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import vdm_jax
-from vdm_jax import jobs, report, run
+from vdm_jax import jobs, prepare, report, run
 from vdm_jax import trained as runs
 from vdm_jax.config import to_dict
 from vdm_jax.models import statistics
@@ -209,7 +209,7 @@ def test_a_finished_run_does_nothing_again(unbroken, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("done again")
 
-    for name, home in {**HOMES, "fit": run, "save_statistics": run}.items():
+    for name, home in {**HOMES, "fit": run, "save_statistics": prepare}.items():
         monkeypatch.setattr(home, name, refuse)
     lines = []
     again = run.train(tiny(**{"train.steps": 5}), trained.workdir, say=lines.append)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vdm_jax.training.checkpoint import MANIFEST
+from vdm_jax.training.manifest import MANIFEST
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"

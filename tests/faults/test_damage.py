@@ -10,7 +10,8 @@ import pytest
 from harness import CONFIG, UNREPORTED, continued_from, digest, steps
 
 from vdm_jax import load
-from vdm_jax.training.checkpoint import CheckpointStore, verify
+from vdm_jax.training.checkpoint import CheckpointStore
+from vdm_jax.training.manifest import verify
 
 LONGER = "--config.train.steps=48"
 WAYS = {

@@ -10,10 +10,8 @@ Orbax renames a complete folder into place, but neither notices a bit that chang
 next save that one failed. Whatever is read here has been verified, or is not returned.
 """
 
-import json
 import re
 import shutil
-import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +25,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from vdm_jax.training.console import warn
+from vdm_jax.training.manifest import MANIFEST, UNFINISHED, verify, write_manifest
 from vdm_jax.training.processes import by_first, is_first
 from vdm_jax.training.state import TrainState, step_of
 
@@ -36,8 +35,6 @@ except ImportError:  # Windows has other locks
     fcntl = None
 
 LIBRARIES = "vdm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
-MANIFEST = "manifest.json"
-CHUNK = 2**20
 
 
 def library_versions() -> dict[str, str]:
@@ -322,68 +319,11 @@ class CheckpointStore:
         self.manager = self._manager()
 
 
-UNFINISHED = f"{MANIFEST} is missing"
-
 RETRIES = 5
 """Of a reader, while a run that goes on deletes what it reads."""
 
 SAVE_ERRORS = OSError, ValueError, RuntimeError
 """What orbax and TensorStore raise when something cannot be written."""
-
-
-def write_manifest(folder: Path) -> None:
-    """Note the size and the CRC-32 of every file below a folder; whole or not at all."""
-    files = {name: _fingerprint(folder / name) for name in _files(folder) if name != MANIFEST}
-    new = folder / f"{MANIFEST}.new"
-    new.write_text(json.dumps({"files": files, "checksum": _checksum(files)}))
-    new.replace(folder / MANIFEST)
-
-
-def verify(folder: Path) -> str | None:
-    """What is wrong with a folder that has a manifest, or None.
-
-    Raises:
-      OSError: a file is there and cannot be read, which says nothing of what is in it.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        files = manifest["files"]
-        if _checksum(files) != manifest["checksum"]:
-            return f"{MANIFEST} has another checksum"
-    except FileNotFoundError:
-        return UNFINISHED
-    except (ValueError, KeyError, TypeError):
-        return f"{MANIFEST} cannot be read"
-    with ThreadPoolExecutor() as threads:
-        found = threads.map(lambda name: _fingerprint(folder / name), files)
-        for (name, (size, checksum)), there in zip(files.items(), found, strict=True):
-            if there is None:
-                return f"{name} is missing"
-            if there[0] != size:
-                return f"{name} has {there[0]} bytes, expected {size}"
-            if there[1] != checksum:
-                return f"{name} has CRC-32 {there[1]:08x}, expected {checksum:08x}"
-    return None
-
-
-def _fingerprint(path: Path) -> list[int] | None:
-    size = checksum = 0
-    try:
-        with path.open("rb", buffering=0) as file:
-            while block := file.read(CHUNK):
-                size, checksum = size + len(block), zlib.crc32(block, checksum)
-    except FileNotFoundError:
-        return None
-    return [size, checksum]
-
-
-def _checksum(files: Any) -> int:
-    return zlib.crc32(json.dumps(files, sort_keys=True).encode())
-
-
-def _files(folder: Path) -> list[str]:
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(path.as_posix() for path in found)
 
 
 def _numbers(folder: Path) -> list[int]:
