@@ -18,11 +18,12 @@ settings.load_profile("deterministic")
 
 
 @pytest.fixture
-def note(request):
+def note(request, tmp_path):
     """Note a row of the table of faults, which `--table` writes."""
 
     def note(fault, **facts):
-        request.node.user_properties.append(("fault", {"fault": fault, **facts}))
+        row = json.dumps({"fault": fault, **facts}).replace(str(tmp_path), "FOLDER")
+        request.node.user_properties.append(("fault", json.loads(row)))
 
     return note
 
