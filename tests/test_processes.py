@@ -156,7 +156,7 @@ def test_a_dead_or_stuck_process_ends_the_others(tmp_path, note, victim, blow):
             assert status == 1 and line.startswith(expected[blow])
 
 
-@pytest.mark.parametrize("signalled", [[1], [0, 1]])
+@pytest.mark.parametrize("signalled", [[1], pytest.param([0, 1], marks=pytest.mark.faults)])
 def test_a_signal_ends_all_at_the_same_step(tmp_path, note, signalled):
     """Whichever of them it came to; one process goes on from there."""
     with Processes(tmp_path, "smoke", "--config.train.steps=1000000") as run:
