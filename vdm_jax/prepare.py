@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from vdm_jax.config import difference, with_defaults
+from vdm_jax.config import difference, to_dict, with_defaults
 from vdm_jax.data import Dataset, level_counts, load_dataset
 from vdm_jax.jobs import Many, One, expand
 from vdm_jax.models import Model, base_of, build_model
@@ -63,6 +63,20 @@ def prepare(kind: type[Job], config: dict[str, Any], workdir: Path) -> tuple[Job
     about = about_data(dataset, counts)
     asked = kind(config, load_statistics(workdir / "statistics.npz"))
     return asked, Data(dataset, about), layout
+
+
+def find(kind: type[Job], workdir: Path) -> Job:
+    """What was asked for in a folder that holds a run.
+
+    Raises:
+      FileNotFoundError: it holds none.
+      ValueError: a file of it is damaged, or it is not of this kind.
+    """
+    for name in ("config.json", "statistics.npz", "checkpoints"):
+        if not (workdir / name).exists():
+            raise FileNotFoundError(f"no run to load in {workdir}: {name} is missing")
+    config = to_dict(with_defaults(read_json(workdir / "config.json")))
+    return kind(config, load_statistics(workdir / "statistics.npz"))
 
 
 def _agree(config: dict[str, Any]) -> None:

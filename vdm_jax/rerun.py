@@ -5,11 +5,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.config import to_dict, with_defaults
 from vdm_jax.data import level_counts, load_dataset
 from vdm_jax.jobs import One
-from vdm_jax.models.statistics import load_statistics
-from vdm_jax.trained import Trained, about_data, check_data, read_json
+from vdm_jax.prepare import find
+from vdm_jax.trained import Trained, about_data, check_data
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.layout import shardings
 from vdm_jax.training.parallel import dispatcher, make_layout
@@ -35,14 +34,10 @@ def replay(workdir: str | Path, step: int) -> tuple[Trained, Key, Batch]:
       ValueError: a step that the run does not have, other data than those that it was trained on.
     """
     workdir = Path(workdir)
-    for name in ("config.json", "statistics.npz"):
-        if not (workdir / name).exists():
-            raise FileNotFoundError(f"no run to replay in {workdir}: {name} is missing")
-    config = to_dict(with_defaults(read_json(workdir / "config.json")))
-    train = config["train"]
+    asked = find(One, workdir)
+    config, train = asked.config, asked.config["train"]
     if not 1 <= step <= train["steps"]:
         raise ValueError(f"step: expected one of 1 to {train['steps']}, found {step}")
-    asked = One(config, load_statistics(workdir / "statistics.npz"))
     layout = make_layout(train["parallel"], train["fsdp"])
     like = jax.eval_shape(asked.start)
     places = shardings(layout, like)

@@ -13,10 +13,9 @@ import numpy as np
 from vdm_jax.config import difference, to_dict, with_defaults
 from vdm_jax.data import Dataset
 from vdm_jax.jobs import Many, One
-from vdm_jax.models.statistics import load_statistics
-from vdm_jax.prepare import Data, Job, prepare
+from vdm_jax.prepare import Data, Job, find, prepare
 from vdm_jax.report import compare, report
-from vdm_jax.trained import Trained, check_data, read_json, write_json
+from vdm_jax.trained import Trained, check_data, write_json
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.interrupt import listening
 from vdm_jax.training.layout import Layout, shardings
@@ -258,11 +257,7 @@ def _restore(
     fsdp: int,
 ) -> tuple[Job, TrainState, Layout]:
     layout = make_layout(parallel, fsdp)
-    for name in ("config.json", "statistics.npz", "checkpoints"):
-        if not (workdir / name).exists():
-            raise FileNotFoundError(f"no run to load in {workdir}: {name} is missing")
-    config = to_dict(with_defaults(read_json(workdir / "config.json")))
-    asked = kind(config, load_statistics(workdir / "statistics.npz"))
+    asked = find(kind, workdir)
     like = jax.eval_shape(asked.start)
     with CheckpointStore(workdir / "checkpoints", read_only=True) as store:
         number = (

@@ -1,21 +1,16 @@
 """Bad input through the command line: one line that says what, found, expected and where, and nothing else."""
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import CONFIG, CONFIGS, Real
+from harness import CONFIG
 from prepared import write_tfds
 
 HERE = "--workdir=run"
 CASES = {}  # kind: [(name, flags, words of the last line, what is there before)]
-
-
-def nothing(folder):
-    del folder
 
 
 # ---------------------------------------------------------------- configs
@@ -505,4 +500,3 @@ def test_a_payload_would_be_seen(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pickle.loads(pickle.dumps(Pickled()))
     assert (tmp_path / "executed").exists()
-    assert json.loads("{}") == {} and CONFIGS.is_dir() and Real

@@ -156,7 +156,5 @@ def _leave(signals: socket.socket) -> None:
 
 
 def _say(line: str) -> None:
-    with suppress(OSError):
-        os.write(
-            2, f"\n{line}\n".encode()
-        )  # print cannot be called from where it may be interrupted
+    with suppress(OSError):  # print cannot be called from where it may be interrupted
+        os.write(2, f"\n{line}\n".encode())

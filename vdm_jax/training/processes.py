@@ -166,7 +166,6 @@ def deadline(seconds: float, message: str) -> Iterator[None]:
 
     For waits inside libraries, which cannot be interrupted.
     """
-
     timer = threading.Timer(seconds, end, (f"\nerror: {message}", 1))
     timer.daemon = True
     timer.start()
