@@ -15,10 +15,10 @@ FLOORS = [  # a name stands for the module, or for everything in the folder
     {"typing", "gaussian", "xla", "specs"},
     {"diffusion", "schedules", "likelihoods"},
     {"parameterizations", "bases", "weightings"},
-    {"elbo", "samplers", "nets"},
+    {"elbo", "objectives", "samplers", "nets"},
     {"models"},
     {"training", "data"},
-    {"config", "run", "jobs", "trained", "report", "main", "rerun", "prepare", "compare"},
+    {"config", "run", "jobs", "trained", "report", "main", "rerun", "prepare", "comparison"},
     {""},  # the package itself: it shows what is below it, and nothing below reads it
 ]
 # What floors 0 to 3 may use outside `nets`; jaxlib is a part of JAX

@@ -17,6 +17,7 @@ from vdm_jax.diffusion import Interval, marginal, posterior, transition  # noqa:
 from vdm_jax.elbo import FORMS, Elbo, negative_elbo  # noqa: E402
 from vdm_jax.gaussian import Gaussian, kl  # noqa: E402
 from vdm_jax.likelihoods import LIKELIHOODS  # noqa: E402
+from vdm_jax.objectives import EffectiveWeights, effective_weights  # noqa: E402
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Mix, stacked, to_x0  # noqa: E402
 from vdm_jax.samplers import SAMPLERS, generate  # noqa: E402
 from vdm_jax.schedules import SCHEDULES, Schedule, interval  # noqa: E402
@@ -65,6 +66,7 @@ __all__ = [
     "SCHEDULES",
     "WEIGHTINGS",
     "Batch",
+    "EffectiveWeights",
     "Elbo",
     "Gaussian",
     "Interval",
@@ -76,6 +78,7 @@ __all__ = [
     "TrainState",
     "Trained",
     "build",
+    "effective_weights",
     "generate",
     "init_state",
     "interval",

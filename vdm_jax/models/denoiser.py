@@ -23,12 +23,14 @@ class Denoiser(NamedTuple):
       init: key -> params of the network.
       predict: (params, xt, intervals, keys=None) -> x̂_0; `Interval` of arrays [B], `keys` [B] of dropout.
       error: (params, probes, keys=None) -> x_0 − x̂_0, without the cancellation of computing x̂_0 first.
+      gain: intervals -> out·c [B], what the network's output is multiplied by in x̂_0.
       row: the parameterization.
     """
 
     init: Callable[[Key], Params]
     predict: Callable[..., Array]
     error: Callable[..., Array]
+    gain: Callable[[Interval], Array]
     row: Parameterization
 
 
@@ -45,16 +47,21 @@ def denoiser(
         xt = jnp.zeros((1, *statistics.shape))
         return net.init(key, xt, jnp.zeros((1,)), xt if base.informative else None)
 
+    def gain(steps: Interval):
+        def one(step):
+            mix = row(step)
+            return mix.out * head(base, step.gamma_t, mix, row.target(step))
+
+        return jax.vmap(one)(steps)
+
     def correction(params, xt, steps: Interval, keys=None):
         """The base's estimate and the network's correction to it, [B, *d] both."""
-        mix, target = jax.vmap(row)(steps), jax.vmap(row.target)(steps)
-        estimate = jax.vmap(base.estimate)(xt, steps.gamma_t, mix)
+        estimate = jax.vmap(base.estimate)(xt, steps.gamma_t, jax.vmap(row)(steps))
         extra = estimate if base.informative else None
         output = net.apply(params, xt, steps.gamma_t, extra, keys)
         if output.shape != xt.shape:
             raise ValueError(f"{where}.network: gives {output.shape[1:]} for data {xt.shape[1:]}")
-        scale = jax.vmap(lambda *at: head(base, *at))(steps.gamma_t, mix, target)
-        return estimate, jax.vmap(jnp.multiply)(mix.out * scale, output)
+        return estimate, jax.vmap(jnp.multiply)(gain(steps), output)
 
     def predict(params, xt, steps, keys=None):
         estimate, change = correction(params, xt, steps, keys)
@@ -66,7 +73,7 @@ def denoiser(
         own = jax.vmap(base.error)(at.x0, at.eps, at.xt, at.interval.gamma_t, mix, target)
         return own - change
 
-    return Denoiser(init, predict, error, row)
+    return Denoiser(init, predict, error, gain, row)
 
 
 def same_for_all(step: Interval, xt: Array) -> Interval:

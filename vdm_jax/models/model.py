@@ -14,6 +14,25 @@ from vdm_jax.typing import Array, Batch, Key, Params
 Metrics = dict[str, Array]
 
 
+class ByNoise(NamedTuple):
+    """The bound and the loss of a diffusion model, split by the noise at which they were drawn.
+
+    Bins [K] of γ lie between K + 1 rising edges; what is drawn outside counts to the outer ones.
+
+    Attributes:
+      elbo: (params, key, batch, edges, draws=1) -> (`Elbo` of arrays [B], its matching term by bin [B, K]),
+        nats; the bound is that of `Model.elbo` for the same key.
+      loss: (params, key, batch, edges) -> [K], the training loss without reconstruction and prior, bits/dim.
+      gain: (params, t) -> |∂x̂_0/∂net| at times t [n] of the schedule: |out|, times c of a unit head.
+      gamma: (params, t) -> γ, elementwise.
+    """
+
+    elbo: Callable[..., tuple[Elbo, Array]]
+    loss: Callable[..., Array]
+    gain: Callable[..., Array]
+    gamma: Callable[..., Array]
+
+
 class Model(NamedTuple):
     """A generative model with an evidence lower bound.
 
@@ -29,6 +48,7 @@ class Model(NamedTuple):
         [B]; None if the model has no such bound.
       pictures: what else there is to look at, by name: (params, data [n, *d]) -> [rows, columns, *d].
       refusal: why `elbo` and `sample` raise ValueError, for a model that is not a generative one.
+      by_noise: the same by noise level; None for a model that has none.
     """
 
     init: Callable[[Key], Params]
@@ -40,6 +60,7 @@ class Model(NamedTuple):
     importance: Callable[..., Array] | None = None
     pictures: Mapping[str, Callable[[Params, Any], Array]] = MappingProxyType({})
     refusal: str | None = None
+    by_noise: ByNoise | None = None
 
     @property
     def name(self) -> str:

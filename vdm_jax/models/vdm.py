@@ -11,17 +11,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.diffusion import data_interval, marginal
-from vdm_jax.elbo import Elbo, check_steps, check_timesteps, draw_times, matching, prior, probe
+from vdm_jax.diffusion import Interval, data_interval, marginal
+from vdm_jax.elbo import (
+    Elbo,
+    check_steps,
+    check_timesteps,
+    draw_times,
+    matching,
+    prior,
+    probe,
+    training_interval,
+)
 from vdm_jax.likelihoods import least_noisy
 from vdm_jax.models.denoiser import denoiser, same_for_all
 from vdm_jax.models.keys import example_keys, fold_each, split_each
-from vdm_jax.models.model import Model, Statistics, likelihood_for
-from vdm_jax.parameterizations import PARAMETERIZATIONS, snr_weight
+from vdm_jax.models.model import ByNoise, Model, Statistics, likelihood_for
+from vdm_jax.objectives import relative_weight
+from vdm_jax.parameterizations import PARAMETERIZATIONS
 from vdm_jax.samplers import SAMPLERS, sample_chain
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
 from vdm_jax.specs import build, name_of
-from vdm_jax.typing import as_batch
+from vdm_jax.typing import Array, as_batch
 from vdm_jax.weightings import WEIGHTINGS
 
 
@@ -62,7 +72,7 @@ def vdm(
         continuous time, a learned schedule under another weighting than the bound, a train_schedule that
         is learned, of other ends, or not for continuous time.
     """
-    shape, dim = statistics.shape, math.prod(statistics.shape)
+    shape, bits = statistics.shape, 1 / (math.prod(statistics.shape) * math.log(2))
     first = network, schedule, parameterization  # as given, for the report
     others = {"base": base, "head": head, "weighting": weighting, "space": space}
     others |= {"likelihood": likelihood, "train schedule": train_schedule}
@@ -138,29 +148,33 @@ def vdm(
             "schedule": schedule.init(schedule_key),
         }
 
-    def loss(params, key, batch):
-        batch = as_batch(batch)
+    def relative(step, rate):
+        """The training weight in units of the bound's own."""
+        # 1 for the bound, and of a fixed schedule otherwise: nothing to differentiate
+        return jax.lax.stop_gradient(relative_weight(step, rate, error_space, weigh))
+
+    def training(params, key, batch):
+        """One draw of each example, its bound, and the same with the training weight on its matching term."""
         x0 = likelihood.encode(batch.x)
         time_key, key = jax.random.split(key)
         noise, end, drop = example_keys(key, batch.index, 3)
         times = draw_times(time_key, batch.phase, timesteps)
         at = draw(params, noise, x0, times, path)
         bound = terms(params, batch.x, x0, at, end, drop)
+        weighted = jax.vmap(relative)(at.interval, at.rate) * bound.matching
+        return at, bound, bound._replace(matching=weighted)
 
-        def relative(step, rate):  # the chosen weight in units of the bound's own
-            exact = 0.5 * rate * snr_weight(step, error_space(step))
-            # 1 for the bound, and of a fixed schedule otherwise: nothing to differentiate
-            return jax.lax.stop_gradient(weigh(-step.gamma_t, exact) / exact)
-
-        weighted = bound._replace(
-            matching=jax.vmap(relative)(at.interval, at.rate) * bound.matching
-        )
-        bits = 1 / (dim * math.log(2))
-        value = bits * jnp.mean(weighted.total)
+    def loss(params, key, batch):
+        _, bound, weighted = training(params, key, as_batch(batch))
         metrics = {name: bits * jnp.mean(part) for name, part in bound._asdict().items()}
+        value = bits * jnp.mean(weighted.total)
         return value, {"loss": value, "bits_per_dim": bits * jnp.mean(bound.total)} | metrics
 
-    def elbo(params, key, batch, draws=1):
+    def loss_by_noise(params, key, batch, edges):
+        at, _, weighted = training(params, key, as_batch(batch))
+        return bits * jnp.mean(split_by_noise(at.interval, weighted.matching, edges), 0)
+
+    def elbo_by_noise(params, key, batch, edges, draws=1):
         batch = as_batch(batch)
         x0 = likelihood.encode(batch.x)
         time_keys, draw_keys = example_keys(key, batch.index, 2)
@@ -170,11 +184,21 @@ def vdm(
             times = jax.vmap(lambda key: draw_times(key, i / draws, timesteps))(time_keys)
             at = draw(params, noise, x0, times)
             one = terms(params, batch.x, x0, at, end)
+            one = one, split_by_noise(at.interval, one.matching, edges)
             return jax.tree.map(jnp.add, total, one), None
 
         zeros = jnp.zeros(x0.shape[0], x0.dtype)
-        total, _ = jax.lax.scan(one_draw, Elbo(zeros, zeros, zeros), jnp.arange(draws))
+        nothing = Elbo(zeros, zeros, zeros), jnp.zeros((x0.shape[0], len(edges) - 1), x0.dtype)
+        total, _ = jax.lax.scan(one_draw, nothing, jnp.arange(draws))
         return jax.tree.map(lambda sum_: sum_ / draws, total)
+
+    def elbo(params, key, batch, draws=1):
+        bound, _ = elbo_by_noise(params, key, batch, np.zeros(1), draws)
+        return bound
+
+    def gain(params, t):
+        steps, _ = training_interval(schedule, params["schedule"], t, timesteps)
+        return jnp.abs(net.gain(steps))
 
     def sample(params, key, n, sampler="ancestral", steps=1000):
         check_steps(steps, "sample.steps: steps must be at least 1")
@@ -210,7 +234,17 @@ def vdm(
         return likelihood.decode(x0)
 
     time = "continuous time" if timesteps is None else f"T = {timesteps}"
-    return Model(init, loss, elbo, sample, f"diffusion ELBO, {time}", components)
+    by_noise = ByNoise(
+        elbo_by_noise, loss_by_noise, gain, lambda params, t: schedule.gamma(params["schedule"], t)
+    )
+    return Model(init, loss, elbo, sample, f"diffusion ELBO, {time}", components, by_noise=by_noise)
+
+
+def split_by_noise(steps: Interval, values: Array, edges: Any) -> Array:
+    """Put each of `values` [B] into the bin of its interval's middle: [B, K], zero elsewhere."""
+    middle = steps.gamma_t - 0.5 * steps.delta
+    bins = jnp.searchsorted(jnp.asarray(edges[1:-1], middle.dtype), middle, side="right")
+    return jax.nn.one_hot(bins, len(edges) - 1, dtype=values.dtype) * values[:, None]
 
 
 def _other_path(schedule: Schedule, spec: Any, timesteps: int | None, where: str) -> Schedule:
