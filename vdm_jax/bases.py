@@ -33,6 +33,12 @@ class Base(NamedTuple):
       error: (x0, eps, xt, gamma_t, mix, target) -> x0 − b.
       deviation: (gamma_t, mix, target) -> root mean square of x0 − b per position, for unit heads.
       informative: whether b tells the network something that x_t does not; then it is an input of it.
+
+    Examples:
+      >>> base = vdm.BASES["levels"](levels=2)  # data are −½ or ½
+      >>> mix = vdm.PARAMETERIZATIONS["x0"]()(vdm.Interval(*jnp.asarray([-2.0, 0.0, 2.0])))
+      >>> print(np.asarray(base.estimate(jnp.asarray([0.0, 5.0]), jnp.asarray(0.0), mix)).round(3))
+      [0.    0.499]
     """
 
     estimate: Callable[[Data, Scalar, Mix], Data]
@@ -171,6 +177,7 @@ BASES: dict[str, Callable[..., Base]] = {
     "levels": levels,
     "histogram": histogram,
 }
+"""name -> factory of a `Base`."""
 
 Head = Callable[[Base, Scalar, Mix, Target], Scalar]
 """(base, gamma_t, mix, target) -> c, the factor on the network's output: x̂_0 = b + out·c·net, eq. (23)."""
@@ -189,3 +196,4 @@ def unit() -> Head:
 
 
 HEADS: dict[str, Callable[[], Head]] = {"raw": raw, "unit": unit}
+"""name -> factory of a `Head`."""

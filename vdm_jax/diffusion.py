@@ -20,7 +20,13 @@ from vdm_jax.typing import Data, Real, Reals, Scalar
 
 
 class Interval(NamedTuple):
-    """Two times s < t of the process, as γ_s, γ_t and their exact difference Δ = γ_t − γ_s."""
+    """Two times s < t of the process, as γ_s, γ_t and their exact difference Δ = γ_t − γ_s.
+
+    Examples:
+      >>> step = vdm.Interval(gamma_s=jnp.asarray(-2.0), gamma_t=jnp.asarray(0.0), delta=jnp.asarray(2.0))
+      >>> vdm.transition(jnp.zeros(3), step).mean.shape
+      (3,)
+    """
 
     gamma_s: Reals
     gamma_t: Reals
@@ -54,19 +60,39 @@ def data_interval(gamma_0: Scalar) -> Interval:
 
 
 def marginal(x0: Data, gamma_t: Real) -> Gaussian:
-    """q(x_t | x_0), eq. (6), for `x0` of any shape."""
+    """q(x_t | x_0), eq. (6), for `x0` of any shape.
+
+    Examples:
+      >>> q = vdm.marginal(jnp.asarray([1.0, -1.0]), 0.0)  # SNR 1: α² = σ² = ½
+      >>> print(np.asarray(q.mean).round(3), f"{jnp.exp(q.log_var):.3f}")
+      [ 0.707 -0.707] 0.500
+    """
     return Gaussian(alpha(gamma_t) * x0, 2 * log_sigma(gamma_t))
 
 
 def transition(xs: Data, interval: Interval) -> Gaussian:
-    """q(x_t | x_s), eq. (7), for `xs` of any shape."""
+    """q(x_t | x_s), eq. (7), for `xs` of any shape.
+
+    Examples:
+      >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
+      >>> q = vdm.transition(jnp.asarray([1.0]), step)
+      >>> print(np.asarray(q.mean).round(3), f"{jnp.exp(q.log_var):.3f}")
+      [0.753] 0.432
+    """
     gamma_s, gamma_t, delta = interval
     ratio = jnp.exp(log_alpha(gamma_t) - log_alpha(gamma_s))
     return Gaussian(ratio * xs, 2 * log_sigma(gamma_t) + log1mexp(delta))
 
 
 def posterior(xt: Data, x0: Data, interval: Interval) -> Gaussian:
-    """q(x_s | x_t, x_0), eq. (9); with a prediction x̂_0 for `x0`, the generative p(x_s | x_t)."""
+    """q(x_s | x_t, x_0), eq. (9); with a prediction x̂_0 for `x0`, the generative p(x_s | x_t).
+
+    Examples:
+      >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
+      >>> q = vdm.posterior(jnp.asarray([1.0]), jnp.asarray([0.5]), step)
+      >>> print(np.asarray(q.mean).round(3), f"{jnp.exp(q.log_var):.3f}")
+      [0.585] 0.103
+    """
     gamma_s, gamma_t, delta = interval
     keep = jnp.exp(log_alpha(gamma_s) - log_alpha(gamma_t) - delta)
     new = -alpha(gamma_s) * jnp.expm1(-delta)

@@ -37,6 +37,14 @@ class Likelihood(NamedTuple):
       expected: (mean, log_var) -> E[x0].
       denoised: whether a diffusion model's mean is its prediction x̂_0 (or else its least noisy latent).
       levels: K, or None for continuous data.
+
+    Examples:
+      >>> likelihood = vdm.LIKELIHOODS["softmax"](levels=4)
+      >>> x = jnp.asarray([0, 3])
+      >>> print(likelihood.encode(x), likelihood.decode(likelihood.encode(x)))
+      [-0.75  0.75] [0 3]
+      >>> print(f"{likelihood.log_prob(x, likelihood.encode(x), jnp.asarray(-8.0)):.3f}")  # almost certain
+      -0.000
     """
 
     encode: Callable[[Any], Data]
@@ -60,7 +68,13 @@ def least_noisy(likelihood: Likelihood, latent: Data, x0_hat: Any, gamma_0: Scal
 
 
 def level_values(levels: Any) -> np.ndarray:
-    """The K centres (2k+1)/K − 1 of equal bins of [−1, 1], float64 [K]."""
+    """The K centres (2k+1)/K − 1 of equal bins of [−1, 1], float64 [K].
+
+    Examples:
+      >>> from vdm_jax.likelihoods import level_values
+      >>> print(level_values(4))
+      [-0.75 -0.25  0.25  0.75]
+    """
     if levels is None:
         raise ValueError("levels: expected K-level data, found continuous values")
     if levels < 2:
@@ -221,3 +235,4 @@ LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
     "bernoulli": bernoulli,
     "gaussian": gaussian,
 }
+"""name -> factory of a `Likelihood`."""

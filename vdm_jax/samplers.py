@@ -38,6 +38,7 @@ def ddim() -> SamplerStep:
 
 
 SAMPLERS: dict[str, Callable[..., SamplerStep]] = {"ancestral": ancestral, "ddim": ddim}
+"""name -> factory of a `SamplerStep`."""
 
 
 def sample_chain(
@@ -97,6 +98,20 @@ def generate(
 
     Raises:
       ValueError: unknown names, steps < 1.
+
+    Examples:
+      A denoiser that is sure of its data ends there:
+
+      >>> sample = vdm.generate(
+      ...     lambda xt, gamma_t: jnp.full_like(xt, 0.5),
+      ...     jax.random.key(0),
+      ...     (3,),
+      ...     schedule="cosine",
+      ...     parameterization="x0",
+      ...     steps=4,
+      ... )
+      >>> print(sample)
+      [0.5 0.5 0.5]
     """
     schedule = build(SCHEDULES, schedule, "schedule")
     row = build(PARAMETERIZATIONS, parameterization, "parameterization")

@@ -33,6 +33,14 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
     Raises:
       ValueError: an unknown name (with the choices), an unknown or missing argument (with the nearest),
         or what the factory itself refuses.
+
+    Examples:
+      >>> schedule = vdm.build(vdm.SCHEDULES, {"name": "linear", "gamma_max": 4.0})
+      >>> float(schedule.gamma(None, 1.0))
+      4.0
+      >>> vdm.build(vdm.SCHEDULES, "cosin", "config.model.schedule")
+      Traceback (most recent call last):
+      ValueError: config.model.schedule: unknown name 'cosin'; did you mean 'cosine'? choices: cosine, ...
     """
     if spec is None or type(spec) in (bool, int, float, list, tuple):
         raise ValueError(f"{where}: expected a name or {{'name': ...}}, found {spec!r}")

@@ -55,6 +55,11 @@ class Batch(NamedTuple):
       x: [B, *d], the data as stored (integers for K-level data).
       index: int32 [B], the example's index in the global batch of its step.
       phase: float32 [B] in [0, 1), index / size of the global batch; stratifies the times, eq. (15).
+
+    Examples:
+      >>> batch = vdm.Batch(jnp.zeros((2, 3)), jnp.arange(2), jnp.asarray([0.0, 0.5]))
+      >>> batch.x.shape, batch.index.tolist(), batch.phase.tolist()
+      ((2, 3), [0, 1], [0.0, 0.5])
     """
 
     x: Any
@@ -63,7 +68,13 @@ class Batch(NamedTuple):
 
 
 def as_batch(batch: Batch | Any) -> Batch:
-    """Give a plain array [B, *d] the places of a batch that is global by itself."""
+    """Give a plain array [B, *d] the places of a batch that is global by itself.
+
+    Examples:
+      >>> from vdm_jax.typing import as_batch
+      >>> as_batch(jnp.zeros((4, 3))).phase.tolist()
+      [0.0, 0.25, 0.5, 0.75]
+    """
     if isinstance(batch, Batch):
         return batch
     index = jnp.arange(batch.shape[0], dtype=jnp.int32)

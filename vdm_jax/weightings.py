@@ -28,7 +28,13 @@ def simple() -> Weighting:
 
 
 def min_snr(*, limit: float = 5.0) -> Weighting:
-    """min(SNR, limit) (Hang et al. 2023, x0)."""
+    """min(SNR, limit) (Hang et al. 2023, x0).
+
+    Examples:
+      >>> weigh = vdm.WEIGHTINGS["min_snr"]()
+      >>> print(jax.vmap(weigh, (0, None))(jnp.log(jnp.asarray([1.0, 4.0, 40.0])), 1.0).round(3))
+      [1. 4. 5.]
+    """
     if not limit > 0:
         raise ValueError(f"min_snr: limit must be positive, found {limit}")
     return lambda log_snr, exact: jnp.exp(jnp.minimum(log_snr, math.log(limit)))
@@ -53,3 +59,4 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "sigmoid": sigmoid,
     "p2": p2,
 }
+"""name -> factory of a `Weighting`."""

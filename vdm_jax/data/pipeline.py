@@ -28,6 +28,12 @@ def batch_indices(
 
     Raises:
       ValueError: a negative step or seed, an empty split, or a batch that the processes cannot share.
+
+    Examples:
+      >>> from vdm_jax.data import batch_indices
+      >>> epoch = [batch_indices(step, size=6, batch_size=3, seed=0) for step in range(2)]
+      >>> sorted(np.concatenate(epoch).tolist())
+      [0, 1, 2, 3, 4, 5]
     """
     _at_least(0, step=step, seed=seed)
     _at_least(1, size=size)
@@ -62,6 +68,13 @@ def train_batches(
 
     Raises:
       ValueError: at the call: a split smaller than one batch, or settings out of range.
+
+    Examples:
+      >>> from vdm_jax.data import Split, train_batches
+      >>> split = Split(np.zeros((6, 2), np.uint8), "train")
+      >>> batches = train_batches(split, batch_size=4, seed=0, start_step=0, stop_step=3, prefetch=0)
+      >>> [batch.x.shape for batch in batches]
+      [(1, 4, 2), (1, 4, 2), (1, 4, 2)]
     """
     size = len(split.images)
     _at_least(0, seed=seed, start_step=start_step, prefetch=prefetch)
@@ -100,6 +113,12 @@ def eval_batches(
 
     Raises:
       ValueError: at the call: a batch size below 1, or one that the processes cannot share.
+
+    Examples:
+      >>> from vdm_jax.data import Split, eval_batches
+      >>> split = Split(np.zeros((3, 2), np.uint8), "test")
+      >>> [mask.tolist() for batch, mask in eval_batches(split, batch_size=2)]
+      [[True, True], [True, False]]
     """
     block = _block(batch_size, process_index, process_count)
     size = len(split.images)

@@ -20,6 +20,11 @@ def level_counts(images: Images, levels: int, *, limit: int = 50_000) -> np.ndar
 
     Raises:
       ValueError: no examples, or values out of range.
+
+    Examples:
+      >>> from vdm_jax.data import level_counts
+      >>> level_counts(np.asarray([[0, 1], [0, 0]], np.uint8), 2).tolist()
+      [[2, 0], [1, 1]]
     """
     size = min(len(images), limit)
     if size < 1:

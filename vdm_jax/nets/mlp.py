@@ -67,6 +67,13 @@ def mlp(
 
     Raises:
       ValueError: a size below 1, a dropout outside [0, 1), an unknown dtype.
+
+    Examples:
+      >>> net = vdm.NETS["mlp"](width=8, depth=1)
+      >>> xt, gamma_t = jnp.ones((2, 4, 4, 1)), jnp.zeros(2)
+      >>> params = net.init(jax.random.key(0), xt, gamma_t)
+      >>> net.apply(params, xt, gamma_t).shape
+      (2, 4, 4, 1)
     """
     check_settings("mlp", dropout=dropout, dtype=dtype, width=width, depth=depth)
     return from_linen(

@@ -21,6 +21,15 @@ class Network(NamedTuple):
         a denoiser; the encoders and decoders of latent variables have none. `extra` is a second input, the
         base's estimate, if there is one. `keys` [B] are the examples' own keys for dropout; None switches
         it off.
+
+    Examples:
+      >>> gain = vdm.Network(
+      ...     init=lambda key, xt, gamma_t=None, extra=None: {"gain": jnp.ones(())},
+      ...     apply=lambda params, xt, gamma_t=None, extra=None, keys=None: params["gain"] * xt,
+      ... )
+      >>> params = gain.init(jax.random.key(0), jnp.zeros((1, 3)))
+      >>> gain.apply(params, jnp.ones((2, 3)), jnp.zeros(2)).shape
+      (2, 3)
     """
 
     init: Callable[..., Params]

@@ -19,6 +19,12 @@ class TrainState(NamedTuple):
       ema_params: their exponential moving average, float32; what is evaluated and sampled from.
       opt_state: of the optax optimizer.
       key: of the run; never used up, each step folds its number in.
+
+    Examples:
+      >>> import optax
+      >>> state = vdm.init_state({"w": jnp.ones(2)}, optax.sgd(0.1), jax.random.key(0))
+      >>> int(state.step), state.ema_params["w"].tolist()
+      (0, [1.0, 1.0])
     """
 
     step: Int[Array, ""]
@@ -34,7 +40,14 @@ def step_of(state: TrainState) -> int:
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
-    """Start from params: their average starts as a copy of them, in float32 at least."""
+    """Start from params: their average starts as a copy of them, in float32 at least.
+
+    Examples:
+      >>> import optax
+      >>> half = {"w": jnp.ones(2, jnp.bfloat16)}
+      >>> vdm.init_state(half, optax.sgd(0.1), jax.random.key(0)).ema_params["w"].dtype
+      dtype('float32')
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

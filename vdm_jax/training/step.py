@@ -42,6 +42,17 @@ def make_step(
 
     Raises:
       ValueError: ema_decay outside [0, 1).
+
+    Examples:
+      >>> import optax
+      >>> def loss(params, key, batch):
+      ...     return jnp.mean((batch - params) ** 2), {}
+      >>> optimizer = optax.sgd(0.5)
+      >>> step = jax.jit(vdm.make_step(loss, optimizer))
+      >>> state = vdm.init_state(jnp.zeros(()), optimizer, jax.random.key(0))
+      >>> state, metrics = step(state, jnp.asarray([1.0, 3.0]))
+      >>> float(state.params), float(metrics["loss"]), float(metrics["skipped"])
+      (2.0, 5.0, 0.0)
     """
     if not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay: expected a value in [0, 1), found {ema_decay}")

@@ -1,0 +1,203 @@
+"""The documentation is true: its Python runs, its tests and names exist, the examples of docstrings hold."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import io
+import pkgutil
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vdm_jax as vdm
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in DOCS.rglob("*.md")}
+RUN = [
+    name
+    for name in sorted(PAGES)
+    if name.split("/")[0] in ("index.md", "derivation", "parameterizations", "how-to")
+    and "```python" in PAGES[name]
+]
+CODE = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?", re.S | re.M)
+NAME = re.compile(r"(?<!`)`(vdm_jax(?:\.\w+)+)`(?!`)|^::: (vdm_jax(?:\.\w+)*)$", re.M)
+
+# --- pages -------------------------------------------------------------------------------------------
+
+
+def test_the_pages_are_there():
+    for folder, names in {
+        "derivation": ["vae", "mhvae", "vdm", "losses"],
+        "parameterizations": vdm.PARAMETERIZATIONS,
+        "how-to": ["own_network", "own_data", "own_schedule", "tpu_pod", "resume"],
+    }.items():
+        assert {f"{folder}/{name}.md" for name in names} <= set(PAGES)
+    assert {f"parameterizations/{name}.md" for name in vdm.PARAMETERIZATIONS} <= set(RUN)
+
+
+@pytest.fixture
+def tables():
+    """The tables as they were, after a page has put its own rows in."""
+    found = [getattr(vdm, name) for name in vdm.__all__ if isinstance(getattr(vdm, name), dict)]
+    before = [dict(table) for table in found]
+    yield found
+    for table, rows in zip(found, before, strict=True):
+        table.clear()
+        table.update(rows)
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_python_blocks_run_in_order_and_print_what_is_shown(
+    page, tmp_path, monkeypatch, capsys, tables
+):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    text = PAGES[page]
+    for block in CODE.finditer(text):
+        line = text.count("\n", 0, block.start()) + 1
+        exec(compile("\n" * line + block[1], DOCS / page, "exec"), names)
+        printed = capsys.readouterr().out
+        assert printed == (block[2] or ""), f"{page}, line {line}"
+
+
+def test_every_block_is_seen():
+    for page in RUN:
+        assert len(CODE.findall(PAGES[page])) == PAGES[page].count("```python"), page
+
+
+def resolve(name: str) -> Any:
+    """What a full dotted name stands for."""
+    parts = name.split(".")
+    for n in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:n]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[n:]:
+            found = getattr(found, part)
+        return found
+    raise AttributeError(name)
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_names_and_tests_that_a_page_mentions_exist(page):
+    for names in NAME.findall(PAGES[page]):
+        for name in filter(None, names):
+            resolve(name)
+    for name in re.findall(r"(?<![\w./])vdm\.(?!md\b)(\w+)", PAGES[page]):
+        assert name in vdm.__all__, name
+    for file, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", PAGES[page]):
+        found = ast.parse((ROOT / file).read_text()).body
+        assert name in [node.name for node in found if isinstance(node, ast.FunctionDef)], name
+
+
+@pytest.mark.parametrize("name", ["vdm_jax.gaussian.nothing", "vdm_jax.nothing"])
+def test_a_name_that_is_not_there_is_seen(name):
+    with pytest.raises(AttributeError, match="nothing"):
+        resolve(name)
+
+
+STEP = re.compile(r"^### (?P<steps>[\d, –+]+) · .*?(?=^##|\Z)", re.S | re.M)
+
+
+def test_every_step_of_the_derivation_has_an_equation_a_function_and_a_test():
+    seen: list[int | str] = []
+    for page in ("vae", "mhvae", "vdm", "losses"):
+        for section in STEP.finditer(PAGES[f"derivation/{page}.md"]):
+            for part in section["steps"].split(", "):
+                first, _, last = part.partition("–")
+                seen += ["+"] if part == "+" else range(int(first), int(last or first) + 1)
+            assert "$" in section[0] and "tests/test_" in section[0], section["steps"]
+            assert NAME.search(section[0]), section["steps"]
+    assert sorted(n for n in seen if n != "+") == list(range(1, 43))
+    assert "+" in seen
+
+
+def test_every_link_to_an_equation_says_its_number():
+    tags = re.findall(r"\\tag\{(\d+)\}", PAGES["equations.md"])
+    assert len(tags) == len(set(tags)) > 20
+    anchors = re.findall(r'<a id="eq-(\d+)"></a>\n\n\$\$.*?\$\$', PAGES["equations.md"], re.S)
+    assert sorted(anchors) == sorted(tags)
+    for text in PAGES.values():
+        for shown, target in re.findall(r"\[\((\d+)\)\]\([\w./]*equations\.md#eq-(\d+)\)", text):
+            assert shown == target and target in tags
+
+
+def test_every_public_name_is_in_the_reference():
+    rows = dict(re.findall(r"^\| `vdm\.(\w+)` \| `([\w.]+)` \|", PAGES["api/index.md"], re.M))
+    assert set(rows) == set(vdm.__all__)
+    for name, path in rows.items():
+        assert resolve(path) is getattr(vdm, name), name
+
+
+# --- docstrings --------------------------------------------------------------------------------------
+
+
+def modules() -> dict[str, Any]:
+    found = pkgutil.walk_packages(vdm.__path__, "vdm_jax.")
+    return {"vdm_jax": vdm} | {one.name: importlib.import_module(one.name) for one in found}
+
+
+def described():
+    """Everything in the package that has a docstring of its own: (full name, object).
+
+    Not by `DocTestFinder` alone: under the import hook it takes functions for those of another module.
+    """
+    for module_name, module in modules().items():
+        yield module_name, module
+        for name, thing in vars(module).items():
+            own = getattr(thing, "__module__", None) == module_name
+            if not (own and (inspect.isclass(thing) or inspect.isroutine(thing))):
+                continue
+            yield f"{module_name}.{name}", thing
+            if inspect.isclass(thing):
+                for part, member in vars(thing).items():
+                    if inspect.isroutine(member) or isinstance(member, property):
+                        yield f"{module_name}.{name}.{part}", member
+
+
+FINDER = doctest.DocTestFinder(recurse=False)
+GIVEN = {"jax": jax, "jnp": jnp, "np": np, "vdm": vdm}  # as the API reference says
+EXAMPLES = {
+    name: test
+    for name, thing in described()
+    for test in FINDER.find(thing, name, module=False, globs=dict(GIVEN))
+    if test.examples
+}
+MATHEMATICS = ("typing", "gaussian", "specs", "diffusion", "schedules", "likelihoods")
+MATHEMATICS += ("parameterizations", "bases", "weightings", "elbo", "samplers")
+BELOW = (*MATHEMATICS, "nets", "data", "training")  # models and runs take more than an example
+EXPECTED = {
+    f"{thing.__module__}.{thing.__name__}"
+    for thing in (getattr(vdm, name) for name in vdm.__all__)
+    if (inspect.isclass(thing) or inspect.isroutine(thing))
+    and thing.__module__.split(".")[1] in BELOW
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_of_docstrings_hold(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = io.StringIO()
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
+    result = runner.run(EXAMPLES[name], out=said.write)
+    assert result.attempted == len(EXAMPLES[name].examples) > 0
+    assert result.failed == 0, said.getvalue()
+
+
+def test_what_is_public_has_an_example():
+    assert len(EXPECTED) >= 20
+    assert EXPECTED - set(EXAMPLES) == set()
+
+
+def test_a_wrong_example_is_seen():
+    test = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, None)
+    runner = doctest.DocTestRunner(verbose=False)
+    assert runner.run(test, out=lambda line: None).failed == 1
