@@ -5,15 +5,19 @@ import os
 import runpy
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from vdm_jax import main, run
+from vdm_jax import main, prepare, run
+from vdm_jax import trained as runs
 from vdm_jax.config import to_dict
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
@@ -168,6 +172,110 @@ def test_programs_are_kept_in_the_users_cache(here, monkeypatch):
         jax.config.update("jax_compilation_cache_dir", before)
 
 
+# ---------------------------------------------------------------- what a loss weighs
+
+DIFFUSION = ["eps", "v", "x0", "score", "mean", "smoke", "mnist", "cifar10", "side_by_side"]
+LATENT = ["ae", "vae", "mhvae", "mnist_vae", "mnist_mhvae"]
+WEIGHTS = "--mode=weights"
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """No data are loaded, and no network is made."""
+
+    def never(*args, **options):
+        raise AssertionError("is not to be called")
+
+    monkeypatch.setattr(prepare, "load_dataset", never)
+    monkeypatch.setattr(runs, "load_dataset", never)
+    monkeypatch.setattr(nn.Module, "init", never)
+
+
+def model_of(name):
+    return to_dict(runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]())["model"]
+
+
+def tables(out):
+    """By the line above a table: its columns by name."""
+    found, lines = {}, out.splitlines()
+    for i, line in enumerate(lines):
+        if line.startswith("| log-SNR"):
+            rows = takewhile(lambda row: row.startswith("|"), lines[i + 2 :])
+            numbers = np.asarray([row.strip("| ").split(" | ") for row in rows], float)
+            found[lines[i - 2]] = dict(zip(line.strip("| ").split(" | "), numbers.T, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_weights_of_a_config_that_was_never_trained(command, here, idle, name):
+    status, out, err = command(f"--config={CONFIGS / name}.py", WEIGHTS)
+    assert (status, err) == (0, "")
+    path = f"runs/{name}/weights.png"
+    assert out.endswith(f"  weights         {path}\n")
+    assert [str(file.relative_to(here)) for file in here.rglob("*.*")] == [path]
+    with Image.open(path) as picture:
+        assert picture.size[0] == 1050 and len(picture.convert("L").getcolors()) > 3
+    model, found = model_of(name), tables(out)
+    path, weighting = model["train_schedule"] or model["schedule"], model["weighting"]["name"]
+    levels = -np.linspace(path["gamma_min"], path["gamma_max"], 9)
+    assert len(found) == (5 if name == "side_by_side" else 1)
+    for line, columns in found.items():
+        row = line.split(",")[0]
+        assert line.startswith(f"{row}, {weighting}: error in {row}-space; schedule {path['name']}")
+        assert list(columns) == ["log-SNR", "own", "x0", "eps", "v", "relative"]
+        np.testing.assert_allclose(columns["log-SNR"], levels, atol=0.03)
+        np.testing.assert_allclose(columns["eps"], 0.5 * columns["relative"], rtol=0.01)
+        assert np.all(columns["relative"] == 1) == (weighting == "elbo")
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_a_model_without_noise_levels_has_nothing_to_weigh(command, here, idle, name):
+    line = assert_one_line(command(f"--config={CONFIGS / name}.py", WEIGHTS))
+    assert line == f"--mode=weights: {model_of(name)['name']!r} has no noise levels to weigh"
+    assert list(here.iterdir()) == []
+
+
+def test_weights_of_every_config_are_tested():
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*DIFFUSION, *LATENT}
+
+
+def test_weights_are_of_the_loss_that_is_asked_for(command, here, idle):
+    text = "config.model.train_schedule = ConfigDict({'name': 'cosine'})\n    return config"
+    (here / "own.py").write_text((CONFIGS / "smoke.py").read_text().replace("return config", text))
+    asked = ["parameterization=v", "space=x0", "weighting.name=min_snr"]
+    asked = [f"--config.model.{each}" for each in asked]
+    status, out, err = command("--config=own.py", WEIGHTS, *asked, "--workdir=deep/er")
+    assert (status, err) == (0, "")
+    ((line, columns),) = tables(out).items()
+    assert line == "v, min_snr: error in x0-space; schedule cosine, continuous time"
+    log_snr = columns["log-SNR"]
+    np.testing.assert_allclose(columns["own"], np.exp(np.minimum(log_snr, np.log(5))), rtol=0.01)
+    np.testing.assert_allclose(columns["x0"], np.exp(log_snr) * columns["eps"], rtol=0.01)
+    per_time = 2 * np.pi * np.cosh(log_snr / 2)  # of a cosine without ends
+    np.testing.assert_allclose(per_time * columns["x0"], columns["own"], rtol=0.1)
+    assert [path.name for path in (here / "deep" / "er").iterdir()] == ["weights.png"]
+
+
+def test_weights_of_a_chain_and_a_learned_schedule(command, here, idle):
+    asked = ["schedule.name=learned_monotone", "timesteps=4"]
+    status, out, _ = command(SMOKE, WEIGHTS, *[f"--config.model.{each}" for each in asked])
+    ((line, columns),) = tables(out).items()
+    assert status == 0 and line.endswith("gamma_min -13.3), at its start, T = 4")
+    assert len(columns["own"]) == 4 and columns["log-SNR"][-1] == -5
+    np.testing.assert_array_equal(columns["relative"], 1)
+
+
+def test_runs_that_train_the_same_loss_have_one_table(command, here, idle):
+    asked = ["seeds=(0, 1)", "learning_rates=(1e-3, 1e-2)", "parameterizations=('x0', 'v')"]
+    asked = [f"--config.runs.{each}" for each in asked]
+    status, out, _ = command(SMOKE, WEIGHTS, *asked, "--config.model.weighting.name=simple")
+    assert status == 0
+    found = {line.partition(":")[0]: columns for line, columns in tables(out).items()}
+    x0, v = found.pop("x0, simple"), found.pop("v, simple")
+    assert not found
+    np.testing.assert_allclose(v["x0"] / x0["x0"], 1 + np.exp(x0["log-SNR"]), rtol=0.01)
+
+
 # ---------------------------------------------------------------- mistakes
 
 NAMES = {  # what is written wrong, and what is near
@@ -265,10 +373,24 @@ OVERRIDES = [
 ]
 
 
+NOT_WEIGHED = [
+    ("train.steps=0", "config.train.steps: expected a whole number of at least 1, found 0"),
+    ("model.name=vmd", "config.model.name: unknown name 'vmd'; did you mean 'vdm'? choices"),
+    ("model.schedule.name=linaer", "config.model.schedule: unknown name 'linaer'; did you mean"),
+    ("model.schedule.gamma_min=6", "config.model.schedule: "),
+    ("model.parameterization=esp", "config.model.parameterization: unknown name 'esp'; did you"),
+    ("model.parameterization=mean", "parameterization 'mean' has no finite form in continuous"),
+    ("model.weighting.name=elba", "config.model.weighting: unknown name 'elba'; did you mean"),
+    ("model.space=x00", "config.model.space: unknown name 'x00'; did you mean 'x0'? choices"),
+    ("model.timesteps=0", "timesteps must be at least 1, or None, found 0"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
         *MISTAKES,
+        *[([SMOKE, WEIGHTS, f"--config.{override}"], start) for override, start in NOT_WEIGHED],
         *[([SMOKE, f"--config.{override}"], start) for override, start in OVERRIDES],
         *[
             ([SMOKE, f"--config.{path}={wrong}"], f"unknown name '{wrong}'; did you mean '{near}'")
@@ -331,8 +453,9 @@ def test_config_files_with_mistakes(command, here, text, start):
 
 def test_folders_that_are_not_to_be_used(command, here):
     (here / "file").write_text("mine")
-    line = assert_one_line(command(SMOKE, *SMALL, "--workdir=file"))
-    assert line == "workdir file cannot be written: File exists"
+    for mode in ("train", "weights"):
+        line = assert_one_line(command(SMOKE, *SMALL, "--workdir=file", f"--mode={mode}"))
+        assert line == "workdir file cannot be written: File exists"
     (here / "other").mkdir()
     config = here / "other" / "config.json"
     smoke = runpy.run_path(str(CONFIGS / "smoke.py"))["get_config"]()

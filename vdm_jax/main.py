@@ -1,7 +1,7 @@
-"""Train, evaluate or sample from the command line.
+"""Train, evaluate, sample, or weigh a loss, from the command line.
 
     python -m vdm_jax.main --config=configs/eps.py [--name=NAME | --workdir=DIR]
-                           [--mode=train|evaluate|sample|reconstruct [--checkpoint=newest|best|STEP]]
+                           [--mode=train|evaluate|sample|reconstruct|weights [--checkpoint=newest|best|STEP]]
                            [--config.train.steps=...] [--profile=FIRST:LAST]
                            [--distributed [--coordinator_address=HOST:PORT --num_processes=N --process_id=I]]
 
@@ -41,9 +41,9 @@ from vdm_jax.training.profile import parse_steps
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/eps.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name> by default.")
 NAME = flags.DEFINE_string("name", None, "Name of the run; that of the config file by default.")
-MODE = flags.DEFINE_string("mode", "train", "train, evaluate, sample or reconstruct.")
+MODE = flags.DEFINE_string("mode", "train", "train, evaluate, sample, reconstruct or weights.")
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "newest", "newest, best or a step; for all modes but train."
+    "checkpoint", "newest", "newest, best or a step; for the modes that load a run."
 )
 PROFILE = flags.DEFINE_string("profile", None, "Steps to trace, as first:last, e.g. 100:120.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes of one run.")
@@ -90,7 +90,18 @@ def reconstruct(workdir: Path) -> None:
         say(f"{path.stem}: {path}")
 
 
-MODES = {"train": train, "evaluate": evaluate, "sample": sample, "reconstruct": reconstruct}
+def weights(workdir: Path) -> None:
+    """Show what the config's training losses weigh; needs no run, and trains nothing."""
+    report.weights(to_dict(CONFIG.value), workdir, say)
+
+
+MODES = {
+    "train": train,
+    "evaluate": evaluate,
+    "sample": sample,
+    "reconstruct": reconstruct,
+    "weights": weights,
+}
 
 
 NO_MEMORY = "RESOURCE_EXHAUSTED", "Out of memory", "out of memory"

@@ -1,4 +1,4 @@
-"""What a run shows: samples beside real data, strips of a model's own pictures, and the loss curve."""
+"""What a run shows: samples beside real data, strips of a model's own pictures, curves of loss and weights."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from vdm_jax.objectives import EffectiveWeights
 
 GAP = 1  # pixels between images
 STRIP_COLUMNS = 18
@@ -167,3 +169,79 @@ def _curve(
     what = "−ELBO" if name == "bits_per_dim" else "loss (not a bound)"
     axes.set(xlabel="step", ylabel=f"{what}, bits/dim")
     axes.grid(alpha=0.25)
+
+
+WEIGHT_PANELS = {
+    "x0": ("‖x₀ − x̂₀‖²", lambda snr: 0.5 * snr),
+    "eps": ("‖ε − ε̂‖²", lambda snr: 0.5 + 0 * snr),
+    "v": ("‖v − v̂‖²", lambda snr: 0.5 * snr / (1 + snr)),
+}
+"""Space -> its squared error, and the weight of that in the bound in continuous time."""
+
+DASHES = "-", (0, (5, 2.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (2.5, 1.5))
+FEW = 30  # steps of a chain, of which each is a point
+
+
+def power_of_ten(exponent: int) -> str:
+    """Such as 10⁻⁵."""
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def weight_curves(
+    path: Path | None, weights: dict[str, EffectiveWeights], title: str = ""
+) -> Figure:
+    """Draw the effective weights of training losses over the log-SNR, in x0-, eps- and v-space.
+
+    Curves that coincide stay apart: each is thinner than the one below it, and broken in another way.
+
+    Args:
+      path: where to save it as PNG; None saves nothing.
+      weights: by the name of the loss, of `effective_weights`.
+      title: above it.
+
+    Returns:
+      The figure.
+    """
+    figure = Figure(figsize=(10.5, 4.4 + 0.2 * (len(weights) // 4)), layout="constrained")
+    widths = np.linspace(3.6 if len(weights) > 1 else 1.8, 1.2, len(weights))
+    ends = [np.asarray(found.log_snr)[[0, -1]] for found in weights.values()]
+    reach = np.linspace(np.min(ends), np.max(ends), 201)
+    lines: list[Any] = []
+    panels = zip(figure.subplots(1, 3), WEIGHT_PANELS.items(), strict=True)
+    for axes, (space, (error, bound)) in panels:
+        lines = axes.plot(reach, bound(np.exp(reach)), color="0.82", linewidth=8)
+        lines[0].set(label="the bound, T = ∞", solid_capstyle="butt")
+        for i, (name, found) in enumerate(weights.items()):
+            lines += axes.plot(
+                np.asarray(found.log_snr),
+                np.asarray(getattr(found, space)),
+                color=f"C{i % 10}",
+                linestyle=DASHES[i % len(DASHES)],
+                linewidth=widths[i],
+                marker="o" if len(found.log_snr) <= FEW else "",
+                markersize=widths[i] + 2,
+                label=name,
+            )
+        shown = np.concatenate([line.get_ydata() for line in lines])
+        shown = shown[np.isfinite(shown) & (shown > 0)]
+        low, high = np.floor(np.log10(shown.min() / 1.5)), np.ceil(np.log10(shown.max() * 1.5))
+        axes.set(yscale="log", ylim=(0.99 * 10**low, 1.01 * 10**high))  # whole decades
+        # plain text: for its own powers matplotlib wants fonts that are not everywhere
+        axes.yaxis.set_major_formatter(lambda y, _: power_of_ten(round(np.log10(y))))
+        axes.yaxis.set_minor_formatter("")
+        axes.set_title(f"{space}-space: weight of {error}", fontsize=10)
+        axes.set_xlabel("noise  ←  log-SNR λ  →  data")
+        axes.grid(alpha=0.25)
+    figure.axes[0].set_ylabel("effective weight ω, per unit of λ")
+    figure.suptitle(title, fontsize=9)
+    figure.legend(
+        handles=lines,
+        loc="outside lower center",
+        ncols=min(len(lines), 4),
+        frameon=False,
+        fontsize=9,
+        handlelength=5,
+    )
+    if path is not None:
+        FigureCanvasAgg(figure).print_png(str(path))
+    return figure
