@@ -13,7 +13,7 @@ PACKAGE = "vdm_jax"
 ROOT = Path(vdm_jax.__file__).parent
 FLOORS = [  # a name stands for the module, or for everything in the folder
     {"typing", "gaussian", "xla", "specs"},
-    {"diffusion", "schedules", "likelihoods"},
+    {"diffusion", "schedules", "likelihoods", "mixtures"},
     {"parameterizations", "bases", "weightings"},
     {"elbo", "objectives", "samplers", "nets"},
     {"models"},

@@ -112,8 +112,8 @@ def test_learning_rates(digits):
 
 def test_the_step_of_all_is_traced_once(digits, monkeypatch):
     many = Many(to_dict(tiny(parameterizations=ROWS, seeds=(0, 1))), digits[1])
-    traces, whole = [], many.model_and_optimizer
-    monkeypatch.setattr(many, "model_and_optimizer", lambda s: traces.append(1) or whole(s))
+    traces, whole = [], many.model_of
+    monkeypatch.setattr(many, "model_of", lambda s: traces.append(1) or whole(s))
     layout = make_layout("jit")
     state = start(many, layout)
     traces.clear()

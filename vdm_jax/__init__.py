@@ -17,6 +17,7 @@ from vdm_jax.diffusion import Interval, marginal, posterior, transition  # noqa:
 from vdm_jax.elbo import FORMS, Elbo, negative_elbo  # noqa: E402
 from vdm_jax.gaussian import Gaussian, kl  # noqa: E402
 from vdm_jax.likelihoods import LIKELIHOODS  # noqa: E402
+from vdm_jax.mixtures import Mixture  # noqa: E402
 from vdm_jax.objectives import EffectiveWeights, effective_weights  # noqa: E402
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Mix, stacked, to_x0  # noqa: E402
 from vdm_jax.samplers import SAMPLERS, generate  # noqa: E402
@@ -26,6 +27,7 @@ from vdm_jax.typing import Batch  # noqa: E402
 from vdm_jax.weightings import WEIGHTINGS  # noqa: E402
 
 if TYPE_CHECKING:
+    from vdm_jax.comparison import Comparison, compare, parameterization_losses
     from vdm_jax.data import DATASETS
     from vdm_jax.models import MODELS, Model, Statistics
     from vdm_jax.nets import NETS, Network
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from vdm_jax.training.step import make_step
 
 _LATER = {
+    "Comparison": "vdm_jax.comparison",
+    "compare": "vdm_jax.comparison",
+    "parameterization_losses": "vdm_jax.comparison",
     "DATASETS": "vdm_jax.data",
     "MODELS": "vdm_jax.models",
     "Model": "vdm_jax.models",
@@ -66,11 +71,13 @@ __all__ = [
     "SCHEDULES",
     "WEIGHTINGS",
     "Batch",
+    "Comparison",
     "EffectiveWeights",
     "Elbo",
     "Gaussian",
     "Interval",
     "Mix",
+    "Mixture",
     "Model",
     "Network",
     "Schedule",
@@ -78,6 +85,7 @@ __all__ = [
     "TrainState",
     "Trained",
     "build",
+    "compare",
     "effective_weights",
     "generate",
     "init_state",
@@ -88,6 +96,7 @@ __all__ = [
     "make_step",
     "marginal",
     "negative_elbo",
+    "parameterization_losses",
     "posterior",
     "replay",
     "stacked",

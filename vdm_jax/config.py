@@ -19,7 +19,13 @@ def default() -> Any:  # a ConfigDict; as such its fields would have no types
     return ConfigDict(
         {
             "seed": 0,
-            "runs": {"parameterizations": (), "learning_rates": (), "seeds": ()},
+            "runs": {
+                "parameterizations": (),
+                "heads": (),
+                "weightings": (),
+                "learning_rates": (),
+                "seeds": (),
+            },
             "data": {
                 "name": "digits",
                 "data_dir": config_dict.placeholder(str),
@@ -286,7 +292,9 @@ def _check_value(path: str, value: Any, like: Any) -> None:
 
 
 ELEMENTS = {
-    "runs.parameterizations": ("optimizer.name", ""),
+    "runs.parameterizations": ("model.name", ""),
+    "runs.heads": ("model.name", ""),
+    "runs.weightings": ("model.name", ""),
     "runs.learning_rates": ("optimizer.learning_rate", 1.0),
     "runs.seeds": ("seed", 0),
 }
@@ -319,6 +327,11 @@ def _plain(tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {key: _plain(value) for key, value in tree.items()}
     return [_plain(value) for value in tree] if isinstance(tree, tuple | list) else tree
+
+
+def as_spec(value: Any) -> Any:
+    """A `ConfigDict` as a plain mapping; anything else as it is."""
+    return _plain(value) if isinstance(value, ConfigDict) else value
 
 
 def _nan(value: Any) -> bool:

@@ -1,12 +1,12 @@
-"""What a config asks to train: one run, or parameterizations, learning rates and seeds of it side by side.
+"""What a config asks to train: one run, or many of it side by side, of which `AXES` says how they may differ.
 
 Each of several runs is the one that a config of its own would train: those of one seed start from the same
-weights and see the same batches, times and noise, and differ in the row of the table of parameterizations
-(docs/equations.md §4) that turns the network's output into x̂_0. Rows, rates and keys are arrays, so that one
-`vmap` of the one step trains all of them, compiled once.
+weights and see the same batches, times and noise, and differ in the row of a table that turns the network's
+output into x̂_0 or weighs its error (docs/equations.md §4). Rows, rates and keys are arrays, so that one `vmap`
+of the one step trains all of them, compiled once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.bases import HEADS
 from vdm_jax.data import Split, train_batches
-from vdm_jax.models import Statistics, build_model
-from vdm_jax.parameterizations import PARAMETERIZATIONS, stacked
+from vdm_jax.models import Model, Statistics, build_model
+from vdm_jax.nets.own import by_row, is_by_row
+from vdm_jax.parameterizations import PARAMETERIZATIONS, selected, stacked
 from vdm_jax.specs import build
 from vdm_jax.trained import Trained, fresh
 from vdm_jax.training.layout import Layout, gathered
@@ -27,22 +29,42 @@ from vdm_jax.training.parallel import over_runs
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import Step, make_step
 from vdm_jax.typing import Batch
+from vdm_jax.weightings import WEIGHTINGS
+
+
+class Axis(NamedTuple):
+    """One way in which runs may differ.
+
+    Attributes:
+      section, field: what it sets in a config.
+      word: how a value is named.
+      table, select: of the values, and what makes one of several built ones by an index that may be traced.
+    """
+
+    section: str
+    field: str | None
+    word: str = "{}"
+    table: dict[str, Any] | None = None
+    select: Callable[[list[Any], Any], Any] = selected
+
 
 AXES = {
-    "parameterizations": ("model", "parameterization", "{}"),
-    "learning_rates": ("optimizer", "learning_rate", "lr{}"),
-    "seeds": ("seed", None, "seed{}"),
+    "parameterizations": Axis("model", "parameterization", table=PARAMETERIZATIONS, select=stacked),
+    "heads": Axis("model", "head", table=HEADS),
+    "weightings": Axis("model", "weighting", table=WEIGHTINGS),
+    "learning_rates": Axis("optimizer", "learning_rate", "lr{}"),
+    "seeds": Axis("seed", None, "seed{}"),
 }
-"""Of `config.runs`: the field that each sets, and how it is named."""
+"""Of `config.runs`; the seeds are last, so that the runs of one variant are neighbours."""
+
+CHOICES = [name for name, axis in AXES.items() if axis.table is not None]
 
 
 class Setting(NamedTuple):
-    """What distinguishes the runs, as arrays [R]; `data` is the place of the seed's batches among all."""
+    """What distinguishes the variants, as arrays [V]: the place of each choice in its list, and the rate."""
 
-    row: Any
+    choices: dict[str, Any]
     learning_rate: Any
-    seed: Any
-    data: Any
 
 
 def expand(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -55,17 +77,21 @@ def expand(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for axis, values in asked.items():
         if len({*map(str, values)}) < len(values):
             raise ValueError(f"config.runs.{axis}: expected each value once, found {values}")
-    if asked["parameterizations"] and "parameterization" not in config["model"]:
-        raise ValueError(
-            f"config.runs.parameterizations: {config['model']['name']!r} has no parameterization"
-        )
+    for name in CHOICES:
+        if asked[name] and AXES[name].field not in config["model"]:
+            raise ValueError(
+                f"config.runs.{name}: {config['model']['name']!r} has no {AXES[name].field}"
+            )
     members = {}
-    for values in product(*(asked[axis] or [None] for axis in AXES)):
-        single, words = config | {"runs": {axis: [] for axis in AXES}}, []
-        for (section, field, word), value in zip(AXES.values(), values, strict=True):
+    for values in product(*(asked[name] or [None] for name in AXES)):
+        single, words = config | {"runs": {name: [] for name in AXES}}, []
+        for axis, value in zip(AXES.values(), values, strict=True):
             if value is not None:
-                single[section] = value if field is None else single[section] | {field: value}
-                words.append(word.format(value))
+                section = single[axis.section]
+                single[axis.section] = (
+                    value if axis.field is None else section | {axis.field: value}
+                )
+                words.append(axis.word.format(value))
         members["_".join(words)] = single
     return members
 
@@ -110,11 +136,24 @@ class One:
 class Many:
     """The runs of a config that asks for several, as one state [R, ...] and one step.
 
+    Args:
+      config: as `to_dict` returns it; its model may hold built objects, and as `network` one for each
+        parameterization.
+      statistics: of the training split.
+      own: by axis, rows that its table does not have.
+
     Attributes:
       names: of the runs, in the order of the state's leading axis.
+      settings: of the variants [V], which is the runs without their seeds.
+      seeds: of each variant.
     """
 
-    def __init__(self, config: dict[str, Any], statistics: Statistics):
+    def __init__(
+        self,
+        config: dict[str, Any],
+        statistics: Statistics,
+        own: Mapping[str, Mapping[str, Callable[[], Any]]] | None = None,
+    ):
         if not is_many(config):
             raise ValueError(
                 "config.runs: asks for one run, expected some values to run side by side"
@@ -122,48 +161,68 @@ class Many:
         self.members = expand(config)
         singles = list(self.members.values())
         self.config, self.statistics, self.names = config, statistics, tuple(self.members)
-        self.rows = config["runs"]["parameterizations"]
+        self.tables = {
+            name: (AXES[name].table or {}) | dict((own or {}).get(name, {})) for name in CHOICES
+        }
         self.seeds = list(dict.fromkeys(single["seed"] for single in singles))
-        rates = [single["optimizer"]["learning_rate"] for single in singles]
-        rows = [
-            self.rows.index(single["model"]["parameterization"]) if self.rows else 0
-            for single in singles
-        ]
+        variants = singles[:: len(self.seeds)]
         self.settings = Setting(
-            row=np.asarray(rows, np.int32),
-            learning_rate=np.asarray(rates, np.float32),
-            seed=np.asarray([single["seed"] for single in singles], np.uint32),
-            data=np.asarray([self.seeds.index(single["seed"]) for single in singles], np.int32),
+            choices={
+                name: np.asarray(
+                    [config["runs"][name].index(v["model"][AXES[name].field]) for v in variants],
+                    np.int32,
+                )
+                for name in CHOICES
+                if config["runs"][name]
+            },
+            learning_rate=np.asarray(
+                [v["optimizer"]["learning_rate"] for v in variants], np.float32
+            ),
         )
 
-    def model_and_optimizer(self, setting: Setting) -> tuple[Any, Any]:
-        """Of one run, whose setting may be traced."""
-        spec = self.config["model"]
-        if self.rows:
-            rows = [build(PARAMETERIZATIONS, name, "config.runs") for name in self.rows]
-            spec = spec | {"parameterization": stacked(rows, setting.row)}
+    @property
+    def variants(self) -> list[Setting]:
+        """The setting of each, as numbers."""
+        count = len(self.names) // len(self.seeds)
+        return [jax.tree.map(lambda leaf, i=i: leaf[i].item(), self.settings) for i in range(count)]
+
+    def model_of(self, setting: Setting) -> Model:
+        """Of one variant, whose setting may be traced."""
+        spec = dict(self.config["model"])
+        for name, index in setting.choices.items():
+            axis, values = AXES[name], self.config["runs"][name]
+            built = [build(self.tables[name], value, f"config.runs.{name}") for value in values]
+            # of one there is nothing to choose: it is the same program as that of a single run
+            spec[axis.field] = built[0] if len(built) == 1 else axis.select(built, index)
+        if is_by_row(spec.get("network")):
+            networks = [spec["network"][name] for name in self.config["runs"]["parameterizations"]]
+            spec["network"] = by_row(networks, setting.choices["parameterizations"])
+        return build_model(spec, self.statistics)
+
+    def optimizer_of(self, setting: Setting) -> Any:
+        """Of one variant, whose setting may be traced."""
         settings = self.config["optimizer"] | {"learning_rate": setting.learning_rate}
-        optimizer, _ = make_optimizer(**settings)
-        return build_model(spec, self.statistics), optimizer
+        return make_optimizer(**settings)[0]
 
     def start(self) -> TrainState:
         """The state [R, ...] that training starts from."""
 
-        def one(setting):
-            return fresh(setting.seed, *self.model_and_optimizer(setting))
+        def one(setting, seed):
+            return fresh(seed, self.model_of(setting), self.optimizer_of(setting))
 
-        return jax.vmap(one)(jax.tree.map(jnp.asarray, self.settings))
+        seeds = jnp.asarray(self.seeds, jnp.uint32)
+        found = jax.vmap(jax.vmap(one, (None, 0)), (0, None))(self.settings, seeds)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
     def step(self, layout: Layout, **options: Any) -> Step:
         """The step of all runs; `options` of `make_step`."""
 
         def one(setting, state, batch):
-            model, optimizer = self.model_and_optimizer(setting)
-            loss = gathered(layout, model.loss)
-            step = make_step(loss, optimizer, axis_name=layout.axis_name, **options)
-            return step(state, batch._replace(x=batch.x[:, setting.data]))
+            loss = gathered(layout, self.model_of(setting).loss)
+            optimizer = self.optimizer_of(setting)
+            return make_step(loss, optimizer, axis_name=layout.axis_name, **options)(state, batch)
 
-        return over_runs(one, jax.tree.map(jnp.asarray, self.settings))
+        return over_runs(one, self.settings, len(self.seeds))
 
     def batches(self, split: Split, **options: Any) -> Iterator[Batch]:
         """Batches whose x is [n, b, seeds, *d]: each seed walks through the data in its own order."""

@@ -15,7 +15,7 @@ Sources: Luo 2022 (arXiv 2208.11970), Salimans & Ho 2022 (v).
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,14 @@ from vdm_jax.typing import Array, Data, Int, Reals, Scalar
 
 
 class Mix(NamedTuple):
-    """x̂_0 = skip·x_t + out·F."""
+    """x̂_0 = skip·x_t + out·F.
+
+    Examples:
+      >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
+      >>> mix = vdm.PARAMETERIZATIONS["v"]()(step)
+      >>> print(f"{mix.skip:.3f}, {mix.out:.3f}")  # α, −σ
+      0.707, -0.707
+    """
 
     skip: Reals
     out: Reals
@@ -56,7 +63,15 @@ class Parameterization(NamedTuple):
 
 
 def to_x0(F: Data, xt: Data, mix: Mix) -> Data:
-    """The prediction x̂_0 that a network output F stands for."""
+    """The prediction x̂_0 that a network output F stands for.
+
+    Examples:
+      >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
+      >>> x0, eps = jnp.asarray([0.25]), jnp.asarray([-1.0])
+      >>> xt = jnp.sqrt(0.5) * (x0 + eps)
+      >>> print(np.asarray(vdm.to_x0(eps, xt, vdm.PARAMETERIZATIONS["eps"]()(step))).round(3))
+      [0.25]
+    """
     return mix.skip * xt + mix.out * F
 
 
@@ -66,7 +81,14 @@ def regression_target(x0: Data, eps: Data, target: Target) -> Data:
 
 
 def exact_weight(interval: Interval, mix: Mix) -> Scalar:
-    """The weight of ‖F − target‖² in one matching term, eq. (13): ½ e^{−γ_t} expm1(Δ) out²."""
+    """The weight of ‖F − target‖² in one matching term, eq. (13): ½ e^{−γ_t} expm1(Δ) out².
+
+    Examples:
+      >>> from vdm_jax.parameterizations import exact_weight
+      >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
+      >>> print(f"{exact_weight(step, vdm.PARAMETERIZATIONS['eps']()(step)):.3f}")  # ½ expm1(Δ)
+      3.195
+    """
     return 0.5 * jnp.expm1(interval.delta) * snr_weight(interval, mix)
 
 
@@ -146,16 +168,30 @@ def score() -> Parameterization:
 
 
 def stacked(rows: Sequence[Parameterization], index: int | Int[Array, ""]) -> Parameterization:
-    """Row `index` of `rows`, where `index` may be traced: `vmap` over it evaluates all of them."""
+    """Row `index` of `rows`, where `index` may be traced: `vmap` over it evaluates all of them.
+
+    Examples:
+      >>> rows = [build() for build in vdm.PARAMETERIZATIONS.values()]
+      >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
+      >>> mixes = jax.vmap(lambda index: vdm.stacked(rows, index)(step))(jnp.arange(5))
+      >>> print(np.asarray(mixes.out).round(3))  # mean, x0, eps, v, score
+      [ 1.232  1.    -1.    -0.707  0.707]
+    """
+
+    return Parameterization(
+        selected([row.mix for row in rows], index),
+        selected([row.target for row in rows], index),
+        all(row.continuous for row in rows),
+    )
+
+
+def selected(functions: Sequence[Callable[..., Any]], index: Any) -> Callable[..., Any]:
+    """Function `index` of several that return alike; `index` may be traced, and all are evaluated."""
 
     def select(*values):
         return jnp.stack(jnp.broadcast_arrays(*values))[index]
 
-    return Parameterization(
-        lambda interval: jax.tree.map(select, *(row.mix(interval) for row in rows)),
-        lambda interval: jax.tree.map(select, *(row.target(interval) for row in rows)),
-        all(row.continuous for row in rows),
-    )
+    return lambda *arguments: jax.tree.map(select, *(f(*arguments) for f in functions))
 
 
 PARAMETERIZATIONS: dict[str, Callable[[], Parameterization]] = {
@@ -165,3 +201,4 @@ PARAMETERIZATIONS: dict[str, Callable[[], Parameterization]] = {
     "v": v,
     "score": score,
 }
+"""name -> factory of a `Parameterization`."""

@@ -9,6 +9,7 @@ from vdm_jax.data.datasets import (
     load_dataset,
 )
 from vdm_jax.data.fingerprint import fingerprint
+from vdm_jax.data.own import as_dataset
 from vdm_jax.data.pipeline import batch_indices, eval_batches, train_batches
 from vdm_jax.data.statistics import level_counts
 
@@ -18,6 +19,7 @@ __all__ = [
     "Images",
     "Split",
     "array_dataset",
+    "as_dataset",
     "batch_indices",
     "eval_batches",
     "fingerprint",

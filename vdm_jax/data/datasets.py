@@ -20,6 +20,7 @@ MAX_BYTES_IN_MEMORY = 8 * 2**30
 """Splits up to this size are decoded once, at load; larger ones image by image, on access."""
 
 DECODE_CHUNK = 1000
+MAX_RMS = 10  # of floats; unscaled ones are beyond it
 TFDS_NAME = r"[A-Za-z]\w*(/[\w.\-]+)?(:[\d.*]+)?"  # name[/config][:version]; no community namespace
 
 
@@ -40,12 +41,12 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Images of one shape, with integer values in [0, levels)."""
+    """Examples of one shape: integers in [0, levels), or floats if `levels` is None."""
 
     name: str
     version: str
     shape: tuple[int, ...]
-    levels: int
+    levels: Any  # None is for `compare` only: what reads configs knows K-level data
     train: Split
     test: Split
 
@@ -80,31 +81,72 @@ def load_dataset(
 
 
 def array_dataset(
-    name: str, *, version: str, levels: int, train: Split, test: Split, where: str = "config.data"
+    name: str,
+    *,
+    version: str,
+    levels: int | None,
+    train: Split,
+    test: Split,
+    where: str = "config.data",
 ) -> Dataset:
-    """Make a `Dataset` of integer arrays [n, *shape] with values in [0, levels), levels <= 256.
+    """Make a `Dataset` of arrays [n, *shape].
+
+    Args:
+      levels: K in [2, 256] of integers in [0, K); None for floats, which are kept as they are and should be of
+        order one.
 
     Raises:
-      TypeError: values that are not integers.
+      TypeError: values of the other kind.
       ValueError: no examples, shapes that differ, values out of range.
+
+    Examples:
+      >>> from vdm_jax.data import Split, array_dataset
+      >>> bits = np.random.default_rng(0).integers(0, 2, (20, 3, 3, 1))
+      >>> data = array_dataset(
+      ...     "bits", version="1", levels=2, train=Split(bits[:15], "train"), test=Split(bits[15:], "test")
+      ... )
+      >>> data.shape, len(data.train.images), data.train.images.dtype
+      ((3, 3, 1), 15, dtype('uint8'))
     """
-    if not 2 <= levels <= 256:
+    if levels is not None and not 2 <= levels <= 256:
         raise ValueError(f"{where}: {name!r} has {levels} levels, expected 2 to 256, for uint8")
     checked = []
     for split in (train, test):
         images, what = np.asarray(split.images), f"{where}: {name!r} {split.name!r}"
-        if not np.issubdtype(images.dtype, np.integer):
-            raise TypeError(f"{what} has values of type {images.dtype}, expected integers")
-        if images.ndim < 2 or not images.size:
-            raise ValueError(f"{what} has shape {images.shape}, expected [n, *shape] with examples")
-        low, high = int(images.min()), int(images.max())
-        if low < 0 or high >= levels:
-            raise ValueError(f"{what} has values in [{low}, {high}], expected [0, {levels - 1}]")
-        checked.append(Split(images.astype(np.uint8, copy=False), split.name))
+        images = _floats(images, what) if levels is None else _integers(images, levels, what)
+        checked.append(Split(images, split.name))
     shape, test_shape = (split.images.shape[1:] for split in checked)
     if shape != test_shape:
         raise ValueError(f"{where}: {name!r} has train shape {shape} but test shape {test_shape}")
     return Dataset(name, version, shape, levels, *checked)
+
+
+def _integers(images: np.ndarray, levels: int, what: str) -> np.ndarray:
+    if not np.issubdtype(images.dtype, np.integer):
+        raise TypeError(f"{what} has values of type {images.dtype}, expected integers")
+    _examples(images, what)
+    low, high = int(images.min()), int(images.max())
+    if low < 0 or high >= levels:
+        raise ValueError(f"{what} has values in [{low}, {high}], expected [0, {levels - 1}]")
+    return images.astype(np.uint8, copy=False)
+
+
+def _floats(images: np.ndarray, what: str) -> np.ndarray:
+    if not np.issubdtype(images.dtype, np.floating):
+        raise TypeError(f"{what} has values of type {images.dtype}, expected floats")
+    _examples(images, what)
+    size = float(np.sqrt(np.mean(np.square(images.astype(np.float64)))))
+    if not size < MAX_RMS:  # NaN compares false
+        raise ValueError(
+            f"{what} has a root mean square of {size:.3g}, expected values of order one, "
+            f"and at most {MAX_RMS}: scale them to about [-1, 1]"
+        )
+    return images.astype(np.float32, copy=False)
+
+
+def _examples(images: np.ndarray, what: str) -> None:
+    if images.ndim < 2 or not images.size:
+        raise ValueError(f"{what} has shape {images.shape}, expected [n, *shape] with examples")
 
 
 def digits(
@@ -292,3 +334,4 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "cifar10": partial(tfds_images, dataset="cifar10"),
     "tfds": tfds_images,
 }
+"""name -> function that loads a `Dataset`; `tfds` stands for any other TFDS name."""

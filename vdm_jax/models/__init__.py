@@ -6,7 +6,7 @@ from typing import Any
 
 from vdm_jax.models.chain import CHAINS, Chain
 from vdm_jax.models.mhvae import mhvae
-from vdm_jax.models.model import Model, Statistics
+from vdm_jax.models.model import ByNoise, Model, Statistics
 from vdm_jax.models.vae import vae
 from vdm_jax.models.vdm import vdm
 from vdm_jax.specs import choose, nearest
@@ -16,6 +16,7 @@ MODELS: dict[str, Callable[..., Model]] = {"vdm": vdm, "vae": vae, "mhvae": mhva
 __all__ = [
     "CHAINS",
     "MODELS",
+    "ByNoise",
     "Chain",
     "Model",
     "Statistics",

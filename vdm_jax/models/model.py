@@ -1,11 +1,13 @@
 """What a model is to everything above it: pure functions of (params, key, batch)."""
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vdm_jax.diffusion import Interval
 from vdm_jax.elbo import Elbo
 from vdm_jax.likelihoods import LIKELIHOODS, Likelihood
 from vdm_jax.specs import build
@@ -22,12 +24,16 @@ class ByNoise(NamedTuple):
     Attributes:
       elbo: (params, key, batch, edges, draws=1) -> (`Elbo` of arrays [B], its matching term by bin [B, K]),
         nats; the bound is that of `Model.elbo` for the same key.
+      draw: (params, key, batch, dropout=True) -> (intervals, bound, loss) of one training draw of each
+        example: `Interval` of arrays [B] and two `Elbo`s of arrays [B], nats; the loss's matching term has
+        the training weight.
       loss: (params, key, batch, edges) -> [K], the training loss without reconstruction and prior, bits/dim.
       gain: (params, t) -> |∂x̂_0/∂net| at times t [n] of the schedule: |out|, times c of a unit head.
       gamma: (params, t) -> γ, elementwise.
     """
 
     elbo: Callable[..., tuple[Elbo, Array]]
+    draw: Callable[..., tuple[Interval, Elbo, Elbo]]
     loss: Callable[..., Array]
     gain: Callable[..., Array]
     gamma: Callable[..., Array]
@@ -85,6 +91,11 @@ class Statistics(NamedTuple):
     second_moment: float = 1 / 3
     log_counts: np.ndarray | None = None
     residual: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def dim(self) -> int:
+        """Number of elements of one example."""
+        return math.prod(self.shape)
 
 
 def likelihood_for(statistics: Statistics, spec: Any, where: str) -> Likelihood:

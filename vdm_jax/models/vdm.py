@@ -72,7 +72,7 @@ def vdm(
         continuous time, a learned schedule under another weighting than the bound, a train_schedule that
         is learned, of other ends, or not for continuous time.
     """
-    shape, bits = statistics.shape, 1 / (math.prod(statistics.shape) * math.log(2))
+    shape, bits = statistics.shape, 1 / (statistics.dim * math.log(2))
     first = network, schedule, parameterization  # as given, for the report
     others = {"base": base, "head": head, "weighting": weighting, "space": space}
     others |= {"likelihood": likelihood, "train schedule": train_schedule}
@@ -153,26 +153,27 @@ def vdm(
         # 1 for the bound, and of a fixed schedule otherwise: nothing to differentiate
         return jax.lax.stop_gradient(relative_weight(step, rate, error_space, weigh))
 
-    def training(params, key, batch):
-        """One draw of each example, its bound, and the same with the training weight on its matching term."""
+    def training(params, key, batch, dropout=True):
+        """Where one draw of each example is, its bound, and the same with the training weight."""
+        batch = as_batch(batch)
         x0 = likelihood.encode(batch.x)
         time_key, key = jax.random.split(key)
         noise, end, drop = example_keys(key, batch.index, 3)
         times = draw_times(time_key, batch.phase, timesteps)
         at = draw(params, noise, x0, times, path)
-        bound = terms(params, batch.x, x0, at, end, drop)
+        bound = terms(params, batch.x, x0, at, end, drop if dropout else None)
         weighted = jax.vmap(relative)(at.interval, at.rate) * bound.matching
-        return at, bound, bound._replace(matching=weighted)
+        return at.interval, bound, bound._replace(matching=weighted)
 
     def loss(params, key, batch):
-        _, bound, weighted = training(params, key, as_batch(batch))
+        _, bound, weighted = training(params, key, batch)
         metrics = {name: bits * jnp.mean(part) for name, part in bound._asdict().items()}
         value = bits * jnp.mean(weighted.total)
         return value, {"loss": value, "bits_per_dim": bits * jnp.mean(bound.total)} | metrics
 
     def loss_by_noise(params, key, batch, edges):
-        at, _, weighted = training(params, key, as_batch(batch))
-        return bits * jnp.mean(split_by_noise(at.interval, weighted.matching, edges), 0)
+        steps, _, weighted = training(params, key, batch)
+        return bits * jnp.mean(split_by_noise(steps, weighted.matching, edges), 0)
 
     def elbo_by_noise(params, key, batch, edges, draws=1):
         batch = as_batch(batch)
@@ -197,8 +198,10 @@ def vdm(
         return bound
 
     def gain(params, t):
-        steps, _ = training_interval(schedule, params["schedule"], t, timesteps)
-        return jnp.abs(net.gain(steps))
+        def at(t):
+            return training_interval(schedule, params["schedule"], t, timesteps)[0]
+
+        return jnp.abs(net.gain(jax.vmap(at)(t)))
 
     def sample(params, key, n, sampler="ancestral", steps=1000):
         check_steps(steps, "sample.steps: steps must be at least 1")
@@ -235,7 +238,11 @@ def vdm(
 
     time = "continuous time" if timesteps is None else f"T = {timesteps}"
     by_noise = ByNoise(
-        elbo_by_noise, loss_by_noise, gain, lambda params, t: schedule.gamma(params["schedule"], t)
+        elbo=elbo_by_noise,
+        draw=training,
+        loss=loss_by_noise,
+        gain=gain,
+        gamma=lambda params, t: schedule.gamma(params["schedule"], t),
     )
     return Model(init, loss, elbo, sample, f"diffusion ELBO, {time}", components, by_noise=by_noise)
 

@@ -136,10 +136,37 @@ def over_steps(step: Step) -> Run:
     return run
 
 
-def over_runs(step: Callable[[Any, TrainState, Batch], Any], settings: PyTree) -> Step:
-    """Runs side by side: a step (setting, state, batch) over settings [R] and states [R], on one batch."""
-    many = jax.vmap(step, (0, 0, None))
-    return lambda state, batch: many(settings, state, batch)
+def over_runs(step: Callable[[Any, TrainState, Batch], Any], settings: PyTree, seeds: int) -> Step:
+    """Runs side by side: V variants of each of S seeds, R = V·S with the seeds of a variant together.
+
+    What a seed alone decides is not copied: its key, its batch, and so the noise, the latents and all else that
+    does not depend on the variant are computed once for all of its runs.
+
+    Args:
+      step: (setting, state, batch) of one run.
+      settings: of the variants, arrays [V, ...].
+      seeds: S.
+
+    Returns:
+      The step over states [R, ...] and a batch whose x is [B, S, *d]; its metrics are [R].
+    """
+    axes: Any = TrainState  # a tree of axes has the shape of a state and none of its types
+    run = axes(step=None, params=0, ema_params=0, opt_state=0, key=None)
+    seed = run._replace(key=0)
+    batch = Batch(x=1, index=None, phase=None)
+    of_seeds = jax.vmap(step, (None, seed, batch), (seed, 0))
+    of_variants = jax.vmap(of_seeds, (0, run, None), (run, 0))
+
+    def many(state, batch):
+        grid = jax.tree.map(lambda leaf: leaf.reshape(-1, seeds, *leaf.shape[1:]), state)
+        # all of one run are at the same step, and those of one seed have its key
+        grid = grid._replace(step=grid.step[0, 0], key=grid.key[0])
+        grid, metrics = of_variants(settings, grid, batch)
+        grid = grid._replace(step=jnp.broadcast_to(grid.step, state.step.shape), key=state.key)
+        flat = jax.tree.map(lambda leaf, like: leaf.reshape(like.shape), grid, state)
+        return flat, jax.tree.map(lambda column: column.reshape(state.step.shape), metrics)
+
+    return many
 
 
 def compiled(layout: Layout, step: Step, state: PyTree) -> Any:

@@ -1,0 +1,491 @@
+"""A comparison says what is true where the truth is known, the same each time, and refuses mistakes."""
+
+import csv
+import json
+
+import equinox as eqx
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+from PIL import Image
+from prepared import write_tfds
+
+import vdm_jax as vdm
+from vdm_jax.comparison import measure
+from vdm_jax.config import default
+from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, eps
+from vdm_jax.training.evaluate import make_evaluator
+
+ROWS = ("mean", "x0", "eps", "v", "score")
+NET = {"name": "mlp", "width": 8, "depth": 1}
+FAST = {
+    "steps": 2,
+    "batch_size": 8,
+    "draws": 1,
+    "bins": 4,
+    "gradient_batches": 0,
+    "samples": 4,
+    "sampling_steps": (),
+    "network": NET,
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def images(n=40, levels=4, shape=(3, 3, 1)):
+    return np.random.default_rng(0).integers(0, levels, (n, *shape)).astype(np.uint8)
+
+
+def compared(**changes):
+    settings = FAST | {"data": images(), "levels": 4, "seeds": 2, "timesteps": 20}
+    settings |= {"parameterizations": ("eps", "v"), "heads": ("raw",), "weightings": ("elbo",)}
+    return vdm.compare(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return compared(
+        parameterizations=("mean", "v"),
+        heads=("raw", "unit"),
+        weightings=("elbo", "simple"),
+        gradient_batches=2,
+        sampling_steps=(2,),
+    )
+
+
+# ---------------------------------------------------------------- where the truth is known
+
+
+def law_as_mixture(law):
+    return vdm.Mixture.of(law.weights, law.means, law.variances)
+
+
+def best_networks(law, timesteps, rows=ROWS):
+    schedule = vdm.SCHEDULES["linear"]()
+    at = oracles.interval_of_step(schedule, timesteps=timesteps)
+    return {name: law.network(PARAMETERIZATIONS[name](), at) for name in rows}
+
+
+@pytest.mark.parametrize("name", oracles.LAWS)
+@pytest.mark.parametrize("timesteps", [30, None])
+@pytest.mark.parametrize("double", [True, False])
+def test_losses_of_the_best_denoisers_are_one_number(name, timesteps, double):
+    law = oracles.LAWS[name]((3,))
+    with jax.enable_x64(double):
+        x = jnp.asarray(law_as_mixture(law).sample(jax.random.key(0), 200))
+        rows = ROWS if timesteps else ROWS[1:]
+        losses = vdm.parameterization_losses(
+            best_networks(law, timesteps, rows),
+            x,
+            jax.random.key(1),
+            timesteps=timesteps,
+            draws=4,
+        )
+        assert [*losses] == [*rows]
+        bits = {row: np.asarray(found.bits_per_dim, np.float64) for row, found in losses.items()}
+    for row in rows:
+        off = bits[row] - bits["eps"]
+        scale = abs(bits["eps"].mean())
+        assert abs(off.mean()) < (1e-12 if double else 1e-5) * scale, row
+        assert bits[row].shape == (200,)
+    squares = [float(found.squared_error.mean()) for found in losses.values()]
+    assert max(squares) > 3 * min(squares)  # the numbers that runs print are not comparable
+
+
+def test_losses_are_the_bound_and_pure():
+    law = oracles.gaussian((2,))
+    x = jnp.asarray(law_as_mixture(law).sample(jax.random.key(0), 4000))
+    networks = best_networks(law, 10, ("eps", "v"))
+
+    @jax.jit
+    def run(x, key):
+        return vdm.parameterization_losses(networks, x, key, timesteps=10, draws=8)
+
+    losses = run(x, jax.random.key(1))
+    gammas = np.linspace(-13.3, 5, 11)
+    exact = oracles.matching(law, gammas, np.asarray(x, np.float64))
+    error = oracles.standard_error(np.asarray(losses["v"].matching, np.float64) - exact)
+    assert abs(np.mean(losses["v"].matching) - exact.mean()) < 4.5 * error
+
+
+def test_losses_of_parameters_and_of_one_callable():
+    net = vdm.NETS["mlp"](width=4, depth=1, zero=False)
+    x = jax.random.normal(jax.random.key(0), (6, 2))
+    params = {row: net.init(jax.random.key(i), x, x[:, 0]) for i, row in enumerate(("eps", "v"))}
+    found = vdm.parameterization_losses(params, x, jax.random.key(1), network=net)
+    own = {row: lambda xt, g, p=p: net.apply(p, xt[None], g[None])[0] for row, p in params.items()}
+    other = vdm.parameterization_losses(own, x, jax.random.key(1))
+    for row in params:
+        np.testing.assert_allclose(found[row].bits_per_dim, other[row].bits_per_dim, rtol=1e-5)
+    nothing = vdm.parameterization_losses(lambda xt, g: 0 * xt, x, jax.random.key(1))
+    assert [*nothing] == ["x0", "eps", "v", "score"]
+    chain = vdm.parameterization_losses(lambda xt, g: 0 * xt, x, jax.random.key(1), timesteps=5)
+    assert [*chain] == [*ROWS]
+    whole = vdm.parameterization_losses(lambda xt, g: 0 * xt, images(), jax.random.key(1))
+    assert np.isfinite(whole["v"].bits_per_dim).all()
+
+
+@pytest.mark.parametrize("name", oracles.LAWS)
+def test_best_denoisers_compared_are_equal_and_a_wrong_weight_is_caught(name):
+    law = oracles.LAWS[name]((2,))
+    networks = best_networks(law, 20, ("mean", "x0", "eps", "v"))
+
+    def off(step):
+        mix = eps().mix(step)
+        return mix._replace(out=1.1 * mix.out)
+
+    rows = {row: row for row in networks}
+    wrong = Parameterization(off, eps().target)
+    changes = FAST | {"steps": 0, "sampling_steps": (20,), "samples": 500, "draws": 4}
+    result = vdm.compare(
+        rows | {"wrong": wrong},
+        law_as_mixture(law),
+        **changes | {"network": networks | {"wrong": networks["eps"]}},
+        heads=["raw"],
+        weightings={"elbo": "elbo", "half": lambda log_snr, exact: 0.5 * exact},
+        timesteps=20,
+    )
+    assert result.gradients is None and result.milliseconds is None
+    for row in rows:
+        for weighting in ("elbo", "half"):
+            found = result.difference(f"{row}_raw_{weighting}", "eps_raw_elbo")
+            assert abs(found.mean) < 1e-5 * abs(result.bound("eps_raw_elbo").mean), row
+            assert found.standard_error < 1e-5
+        quality = result.quality[20][result.names.index(f"{row}_raw_elbo")]
+        assert quality.mean() < 0.2  # of the chain's own law
+    found = result.difference("wrong_raw_elbo", "eps_raw_elbo")
+    assert abs(found.mean) > 10 * found.standard_error
+    notes = [note for note in result.notes if "inconsistent" in note]
+    assert (
+        len(notes) == 1
+        and notes[0].startswith("'wrong' is inconsistent")
+        and "by up to 9" in notes[0]
+    )
+    assert notes[0] in result.table()
+    line = next(row for row in result.table().splitlines() if row.startswith("| eps_raw_half"))
+    assert "| 0.5 |" in line
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def test_bins_add_up_to_the_bound(result):
+    parts = result.bounds.parts
+    np.testing.assert_allclose(
+        result.bounds.matching.sum(-1), parts.matching.mean(-1), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        result.bits_per_dim,
+        result.bounds.matching.sum(-1) + parts.reconstruction.mean(-1) + parts.prior.mean(-1),
+        rtol=1e-5,
+    )
+
+
+def test_bounds_are_those_of_a_single_run(result):
+    """With the same key and weights, as the command line evaluates them."""
+    many, params = setup_of(result)
+    for i, j in ((0, 0), (3, 1)):
+        model = many.model_of(many.variants[i])
+        own = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], params)
+        key = measure.keys(many, "evaluate")[j]
+        x = images()[np.random.default_rng(0).permutation(40)[:8]]
+        found = make_evaluator(model, 1)(own, key, x)
+        nats = sum(np.asarray(found[part], np.float64) for part in result.bounds.parts._fields)
+        bits = sum(part[i, j] for part in result.bounds.parts)
+        np.testing.assert_allclose(bits, nats / (9 * np.log(2)), rtol=2e-5)
+
+
+def setup_of(result):
+    from vdm_jax.comparison.setup import prepare
+
+    names = ("base", "schedule", "likelihood", "optimizer", "data", "network", "timesteps")
+    given = dict.fromkeys(names) | {"seeds": 2, "levels": 4, "data": images(), "network": NET}
+    given |= {"parameterizations": ("mean", "v"), "heads": ("raw", "unit"), "timesteps": 20}
+    given |= {"weightings": ("elbo", "simple"), "steps": 2, "batch_size": 8, "draws": 1}
+    return prepare(config=None, **given).many, result.params
+
+
+def test_gradients_of_the_bins_add_up_to_the_gradient(result):
+    many, params = setup_of(result)
+    edges = result.edges
+    split = vdm.DATASETS["digits"]().train._replace(images=images())
+    found = measure.gradients(many, params, split, edges, batches=1, batch_size=40)
+    assert not found.deviation.any()
+    model = many.model_of(many.variants[3])
+    own = jax.tree.map(lambda leaf: leaf[3, 1], params)
+    key = jax.random.fold_in(measure.keys(many, "train")[1], 0)
+    order = np.random.default_rng((0, 0)).permutation(40)
+    grads = jax.grad(lambda p: model.loss(p, key, images()[order])[0])(own)
+    size = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(found.total_norm[3, 1], size, rtol=1e-3)
+    many_batches = measure.gradients(many, params, split, edges, batches=4, batch_size=8)
+    assert (many_batches.total_deviation > 0).all()
+    for cosines in (many_batches.between_bins, many_batches.between_variants):
+        diagonal = np.diagonal(cosines, axis1=-2, axis2=-1)
+        np.testing.assert_allclose(diagonal[np.isfinite(diagonal)], 1, rtol=1e-4)
+        assert np.nanmax(abs(cosines)) < 1 + 1e-4
+
+
+def test_unit_heads_of_all_rows_are_one_model_and_raw_gains_are_out(result):
+    unit = [result.bits_per_dim[result.names.index(f"{row}_unit_elbo")] for row in ("mean", "v")]
+    np.testing.assert_allclose(unit[0], unit[1], rtol=1e-3)
+    row, names = PARAMETERIZATIONS["v"](), result.names
+    out = abs(np.asarray(row(vdm.Interval(*[jnp.asarray(-result.log_snr)] * 3)).out))
+    np.testing.assert_allclose(result.gains[names.index("v_raw_elbo")], out, rtol=0.5)
+    gains = result.gains[names.index("mean_unit_elbo")], result.gains[names.index("v_unit_elbo")]
+    np.testing.assert_allclose(*gains, rtol=1e-4)
+
+
+def test_what_is_shared_is_shared_and_the_same_each_time():
+    first, second = (compared(seeds=[3, 5], sampling_steps=(2,)) for _ in range(2))
+    assert first.table() == second.table() and first.seeds == [3, 5]
+    assert first.bins_table() == second.bins_table()
+    alone = compared(seeds=[5], parameterizations=("v",))
+    np.testing.assert_allclose(
+        alone.bits_per_dim[0, 0], first.bits_per_dim[1, 1], rtol=1e-5
+    )  # not of what it is compared with
+    np.testing.assert_array_equal(
+        first.bounds.parts.prior[0], first.bounds.parts.prior[1]
+    )  # before training all variants have the same weights
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def test_what_is_shown_and_saved(result, tmp_path):
+    table = result.table()
+    assert len(table.split("\n\n")[0].splitlines()) == 2 + 8
+    assert "± standard error over 2 seeds" in table and "ms/step" not in table
+    assert "ms/step" in result.table(timing=True)
+    best = min(result, key=lambda name: result.bound(name).mean)
+    assert result.reference == best and f"paired difference to {best}" in table
+    paths = result.save(tmp_path / "out")
+    assert {p.name for p in paths} == {
+        *(f"comparison.{ending}" for ending in ("json", "csv", "md", "png")),
+        "samples.png",
+    }
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert found["variants"].keys() == {*result} and found["about"]["seeds"] == [0, 1]
+    row = found["variants"]["v_raw_elbo"]
+    assert row["bits_per_dim"] == pytest.approx(result["v_raw_elbo"]["bits_per_dim"])
+    assert len(row["bins"]["bits_per_dim"]) == 4 and len(row["weights"]["eps"]) == 20
+    assert len(row["gradient_cosine_between_bins"]) == 4
+    with (tmp_path / "out" / "comparison.csv").open() as file:
+        lines = [*csv.DictReader(file)]
+    assert len(lines) == 16 and float(lines[0]["bits_per_dim"]) > 0
+    for name in ("comparison.png", "samples.png"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert min(picture.size) > 300
+    html = result._repr_html_()
+    assert html.count("<tr>") == 2 * 9 and "data:image/png;base64," in html
+    assert result._repr_markdown_().count("| v_raw_elbo |") == 2
+    with pytest.raises(KeyError, match="'nothing' is none of mean_raw_elbo"):
+        result["nothing"]
+    with pytest.raises(ValueError, match=r"steps: samples were drawn with \[2\], found 3"):
+        result.plot_samples(3)
+
+
+# ---------------------------------------------------------------- own networks, own data, configs
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, xt, gamma_t):
+        flat = jnp.concatenate([xt.reshape(len(xt), -1), gamma_t[:, None]], -1)
+        return nn.Dense(9)(nn.silu(nn.Dense(4)(flat))).reshape(xt.shape)
+
+
+class Equinox(eqx.Module):
+    layer: eqx.nn.Linear
+
+    def __call__(self, xt, gamma_t):
+        return self.layer(jnp.append(xt.ravel(), gamma_t)).reshape(xt.shape)
+
+
+class Nnx(nnx.Module):
+    def __init__(self):
+        self.layer = nnx.Linear(10, 9, rngs=nnx.Rngs(0))
+
+    def __call__(self, xt, gamma_t):
+        flat = jnp.concatenate([xt.reshape(len(xt), -1), gamma_t[:, None]], -1)
+        return self.layer(flat).reshape(xt.shape)
+
+
+def bare_init(key):
+    return {"w": 0.01 * jax.random.normal(key, (9, 9))}
+
+
+def bare_apply(params, xt, gamma_t, extra):
+    del gamma_t
+    return (extra.reshape(len(xt), -1) @ params["w"]).reshape(xt.shape)
+
+
+OWN = {
+    "linen": Linen(),
+    "equinox": Equinox(eqx.nn.Linear(10, 9, key=jax.random.key(0))),
+    "nnx": Nnx(),
+    "bare": (bare_init, bare_apply),
+    "network": vdm.NETS["mlp"](width=4, depth=1),
+    "config": ConfigDict({"name": "mlp", "width": 4, "depth": 1}),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_networks_are_trained(name):
+    few = {"network": OWN[name], "parameterizations": ("v",), "seeds": 1}
+    result = compared(steps=3, **few)
+    assert [*result] == ["v_raw_elbo"] and not result.skipped.any()
+    assert (result.bits_per_dim != compared(steps=0, **few).bits_per_dim).all()
+
+
+DATA = {
+    "floats": np.random.default_rng(1).normal(0, 0.5, (40, 3)).astype(np.float32),
+    "jax": jax.random.normal(jax.random.key(0), (40, 3)),
+    "pair": (images(30), images(12)),
+    "booleans": images(levels=2).astype(bool),
+    "grain": grain.MapDataset.source(list(images(30))),
+    "dictionaries": grain.MapDataset.source([{"image": x, "label": 0} for x in images(30)]),
+    "mixture": vdm.Mixture.of([1.0], [[0.2, 0.0]], [[0.5, 0.3]]),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_own_data(name):
+    levels = {"pair": 4, "grain": 4, "dictionaries": 4}.get(name)
+    few = {"seeds": 1, "parameterizations": ("v",), "samples": 20, "sampling_steps": (2,)}
+    result = compared(data=DATA[name], levels=levels, **few)
+    assert np.isfinite(result.bits_per_dim).all() and np.isfinite(result.quality[2]).all()
+    assert ("moments" in result.distance) == (name in ("floats", "jax", "mixture"))
+    if name == "mixture":
+        assert "exact moments" in result.distance and result.plot_samples() is not None
+        assert result.real < 1  # 20 draws
+
+
+def test_a_tfds_name_and_a_config(tmp_path, monkeypatch):
+    write_tfds(tmp_path, "mine")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    config = default()
+    config.data.name = "mine"
+    config.train.batch_size, config.train.steps = 4, 2
+    config.evaluate.draws = 1
+    config.model.timesteps = 10
+    config.model.base = "levels"
+    config.runs.parameterizations = ("mean", "x0")
+    config.runs.seeds = (4,)
+    few = FAST | dict.fromkeys(("steps", "batch_size", "draws"))
+    result = vdm.compare(config=config, **few)
+    assert [*result] == ["mean_unit_elbo", "x0_unit_elbo"] and result.seeds == [4]
+    assert result.about["data"].startswith("mine 1.0.0") and result.about["steps"] == 2
+    assert result.about["timesteps"] == 10 and "base levels" in result.about["components"]
+    assert "± standard error over the 25 examples" in result.table()
+
+
+def features(x):
+    return x.reshape(len(x), -1)[:, :5].astype(float)
+
+
+def test_features_and_reference_of_the_users_choice():
+    result = compared(features=features, reference="v_raw_elbo", seeds=1, sampling_steps=(2,))
+    assert result.distance == "kernel distance of features" and result.reference == "v_raw_elbo"
+    assert result["eps_raw_elbo"]["difference"]["to"] == "v_raw_elbo"
+
+
+# ---------------------------------------------------------------- mistakes
+
+WRONG = [
+    ({"parameterizations": ["epz"]}, "parameterizations: unknown name 'epz'; did you mean 'eps'"),
+    ({"parameterizations": []}, "parameterizations: expected some names"),
+    ({"parameterizations": ["v", "v"]}, "parameterizations: expected each once, found 'v' twice"),
+    ({"parameterizations": [eps()]}, "parameterizations: expected names; give own ones by name"),
+    ({"parameterizations": ["mean"], "timesteps": None}, "'mean' has no finite form in continuous"),
+    ({"heads": ["row"]}, "heads: unknown name 'row'; did you mean 'raw'"),
+    ({"weightings": ["snr"]}, "weightings: unknown name 'snr'"),
+    ({"seeds": 0}, "seeds: expected at least 1, found 0"),
+    ({"seeds": [1, 1]}, r"seeds: expected a number of them, or different whole ones, found \[1, 1\]"),
+    ({"seeds": [-1]}, "seeds: expected a number of them"),
+    ({"steps": -1}, "steps: expected a whole number of at least 0, found -1"),
+    ({"batch_size": 100}, "batch_size: '4 of 5 examples' has 32 examples, less than a batch of 100"),
+    ({"draws": 0}, "draws: expected a whole number of at least 1, found 0"),
+    ({"bins": 0}, "bins: expected at least 1"),
+    ({"timesteps": 0}, "timesteps must be at least 1"),
+    ({"timesteps": 10, "sampling_steps": (3,), "parameterizations": ["mean"]}, "divisors of timesteps = 10"),
+    ({"base": "level"}, "base: unknown name 'level'; did you mean 'levels'"),
+    ({"schedule": "cosin"}, "schedule: unknown name 'cosin'; did you mean 'cosine'"),
+    ({"network": "mpl"}, "network: unknown name 'mpl'; did you mean 'mlp'"),
+    ({"network": 3}, r"network: expected a name, a network with init and apply, or a callable"),
+    ({"network": lambda xt, g: xt[:2]}, r"expected an output of shape \(3, 3, 3, 1\) .* found \(3, 2, 3, 1\)"),
+    ({"network": lambda xt: xt}, "network: cannot be applied to xt"),
+    ({"network": {"eps": Linen()}}, "network: expected one for each parameterization, 'v' is missing"),
+    ({"network": (bare_init, lambda a, b, c, d: d)}, r"network: apply takes 'a', 'b', 'c', 'd', expected"),
+    ({"network": "conv_encoder"}, "network: "),
+    ({"data": images() + 3}, r"data: 'own data' '4 of 5 examples' has values in \[3, 6\], expected \[0, 3\]"),
+    ({"data": images().astype(np.int64), "levels": None}, "has integers of type int64, expected levels=K"),
+    ({"data": 300 * DATA["floats"], "levels": None}, "has a root mean square of .*, expected"),
+    ({"data": np.nan * DATA["floats"], "levels": None}, "has a root mean square of nan"),
+    ({"data": (images(), images(shape=(2, 2, 1)))}, r"train shape \(3, 3, 1\) but test shape \(2, 2, 1\)"),
+    ({"data": [images()[0], images(shape=(2, 2, 1))[0]]}, "data: expected examples of one shape"),
+    ({"data": [{"label": 1}]}, r"data: expected items with an 'image' or an 'x', found \['label'\]"),
+    ({"data": "digitz"}, "data.name: unknown data set 'digitz', did you mean 'digits'"),
+    ({"data": images()[:3]}, "expected .* with examples"),
+    ({"likelihood": "gaussian"}, "the data have 4 levels, the likelihood is of continuous values"),
+    ({"optimizer": {"lr": 1}}, "config.optimizer: unknown field 'lr'"),
+    ({"reference": "eps"}, "reference: expected one of eps_raw_elbo, v_raw_elbo, found 'eps'"),
+    ({"schedule": "learned_linear", "weightings": ["simple"]}, "a learned schedule is trained on the bound"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_mistakes_are_one_line(changes, message, monkeypatch):
+    from vdm_jax.comparison import experiment
+
+    monkeypatch.setattr(experiment, "_train", lambda *args: pytest.fail("it began to train"))
+    with pytest.raises(ValueError, match=message) as caught:
+        compared(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_of_another_kind():
+    with pytest.raises(TypeError, match="data: expected a name, an array"):
+        compared(data=7)
+    with pytest.raises(ValueError, match=r"config\.model\.name: expected 'vdm'.* found 'vae'"):
+        vdm.compare(config=vae_config())
+    x = jnp.zeros((4, 2))
+    for given, changes, message in [
+        ({"epz": lambda x, g: x}, {}, "unknown name 'epz'"),
+        ({"mean": lambda x, g: x}, {}, "no finite form in continuous time"),
+        ({"eps": lambda x, g: x[:1]}, {}, "expected an output"),
+        (3, {}, "denoisers_or_params: expected"),
+        ({"eps": lambda x, g: x}, {"draws": 0}, "draws: expected at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            vdm.parameterization_losses(given, x, jax.random.key(0), **changes)
+    with pytest.raises(ValueError, match=r"x: expected examples \[n, \*d\], found shape \(4,\)"):
+        vdm.parameterization_losses({"eps": lambda x, g: x}, x[:, 0], jax.random.key(0))
+
+
+def vae_config():
+    from vdm_jax.config import default_vae
+
+    return default_vae()
+
+
+def test_a_run_that_is_lost_is_said():
+    result = compared(
+        optimizer={"learning_rate": 1e30, "clip_norm": None, "warmup_steps": 0}, steps=4
+    )
+    assert result.skipped.sum() > 0
+    assert any("were not finite and were skipped" in note for note in result.notes)
+    json.dumps(result.to_dict(), allow_nan=False)
+    assert result.plot() is not None

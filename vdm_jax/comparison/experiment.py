@@ -1,0 +1,264 @@
+"""`compare`: which parameterization, and why, on a user's own data and network, in one call and one unit.
+
+All variants and seeds train in one program, compiled once: the variants of a seed start from the same weights
+and see the same batches, times and noise. They are evaluated on the same examples, times and noise too, so that
+their differences are paired and far less noisy than the bounds themselves.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import EllipsisType
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import vdm_jax.comparison.measure as measure
+from vdm_jax.comparison.quality import Features, quality_of
+from vdm_jax.comparison.result import Comparison
+from vdm_jax.comparison.setup import Setup, prepare
+from vdm_jax.elbo import check_steps
+from vdm_jax.objectives import effective_weights
+from vdm_jax.schedules import SCHEDULES
+from vdm_jax.specs import build
+from vdm_jax.training.layout import shardings
+from vdm_jax.training.parallel import check_batch, dispatcher, make_layout
+from vdm_jax.training.state import TrainState
+
+SAMPLING_STEPS = (10, 50, 1000)
+CURVE = 50  # points
+
+
+def compare(
+    parameterizations: Sequence[Any] | Mapping[str, Any] | None = None,
+    data: Any = None,
+    *,
+    seeds: int | Sequence[int] | None = None,
+    steps: int | None = None,
+    weightings: Sequence[Any] | Mapping[str, Any] | None = None,
+    heads: Sequence[Any] | Mapping[str, Any] | None = None,
+    base: Any = None,
+    network: Any = None,
+    schedule: Any = None,
+    timesteps: int | EllipsisType | None = ...,
+    likelihood: Any = None,
+    levels: int | None = None,
+    optimizer: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    draws: int | None = None,
+    bins: int = 10,
+    gradient_batches: int = 8,
+    sampling_steps: Sequence[int] | None = None,
+    samples: int = 64,
+    features: Features | None = None,
+    reference: str | None = None,
+    config: Any = None,
+    progress: bool = True,
+) -> Comparison:
+    """Train every combination of parameterizations, heads and weightings side by side, and measure all of them.
+
+    Args:
+      parameterizations: names or specs of `PARAMETERIZATIONS`, or own rows by name; "mean", "x0", "eps" and "v"
+        by default. `mean` needs timesteps.
+      data: a name ("digits" by default), or what `vdm_jax.data.as_dataset` takes: arrays, grain sources, a pair
+        (train, test), a `Mixture`.
+      seeds: how many (3 by default), or which.
+      steps: of training, 2000 by default; 0 compares what is given as it is.
+      weightings, heads: as parameterizations; ("elbo", "simple") and ("raw", "unit") by default. A weighting is
+        of the squared error of the network's own output.
+      base: of `BASES`; "histogram" for K levels and "zero" for floats by default.
+      network: a name or spec of `NETS`, or what `vdm_jax.nets.as_network` takes: Linen modules, (init, apply),
+        callables; a small MLP by default. {parameterization: network} gives each its own.
+      schedule: of `SCHEDULES`, or an own `Schedule`; "linear" by default.
+      timesteps: T of the chain, 1000 by default, or None for continuous time.
+      likelihood: of `LIKELIHOODS`; "softmax" for K levels and "gaussian" for floats by default.
+      levels: K of integer arrays.
+      optimizer: fields of `config.optimizer` that are to differ; its cosine decay ends with the steps.
+      batch_size: 64 by default.
+      draws: of each test example's bound, 8 by default.
+      bins: of log-SNR, of equal width between the schedule's ends.
+      gradient_batches: for norms, variances and cosines of gradients, before and after training; 0 for none.
+      sampling_steps: 10, 50 and 1000 by default, less what the chain of a `mean` does not allow; () for none.
+      samples: drawn of each variant and seed, for each number of steps.
+      features: (data as stored [n, *d]) -> [n, f], for the distance of samples from images; pixels by default.
+      reference: the variant that differences are taken to; the one with the lowest bound by default.
+      config: of `vdm_jax.config`; what is not given above is taken from it.
+      progress: show a bar on stderr.
+
+    Returns:
+      A `Comparison`. Everything in its table is the same for the same arguments on the same machine.
+
+    Raises:
+      ValueError, TypeError, OSError: a mistake in the arguments or the data, in one line, before compilation.
+    """
+    setup = prepare(
+        parameterizations=parameterizations,
+        data=data,
+        seeds=seeds,
+        steps=steps,
+        weightings=weightings,
+        heads=heads,
+        base=base,
+        network=network,
+        schedule=schedule,
+        timesteps=timesteps,
+        likelihood=likelihood,
+        levels=levels,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        draws=draws,
+        config=config,
+    )
+    check_steps(bins, "bins: expected at least 1")
+    sampling = _sampling_steps(setup, sampling_steps, samples)
+    many, dataset, split = setup.many, setup.dataset, setup.dataset.test
+    quality = quality_of(dataset, setup.law, features)
+    variants = _variants(setup)
+    if reference is not None and reference not in variants:
+        raise ValueError(f"reference: expected one of {', '.join(variants)}, found {reference!r}")
+
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "training"):
+        start, state, curve, skipped = _train(setup, progress)
+    params = measure.grid(many, state.ema_params)
+    edges = measure.bins(many, params, bins)
+    with _timed(seconds, "evaluation"):
+        bounds = measure.bounds(
+            many, params, split, edges, draws=setup.draws, batch_size=setup.evaluate_batch
+        )
+    trainable = bool(jax.tree.leaves(params))
+    gradients = at_start = milliseconds = None
+    if gradient_batches and trainable:
+        options = {"batches": gradient_batches, "batch_size": setup.batch_size}
+        with _timed(seconds, "gradients"):
+            at_start = measure.gradients(many, start, dataset.train, edges, **options)
+            gradients = measure.gradients(many, params, dataset.train, edges, **options)
+    with _timed(seconds, "sampling"):
+        drawn = {n: measure.samples(many, params, samples, n) for n in sampling}
+        distances = {
+            n: np.asarray([[quality.distance(x) for x in row] for row in found])
+            for n, found in drawn.items()
+        }
+        real = quality.real(samples) if sampling else float("nan")
+    if trainable:
+        milliseconds = measure.milliseconds(many, state, dataset.train, setup.batch_size)
+    totals = sum(part.mean((1, 2)) for part in bounds.parts)
+    best = [*variants][int(np.argmin(np.where(np.isfinite(totals), totals, np.inf)))]
+    return Comparison(
+        about=setup.about,
+        variants=variants,
+        reference=reference or best,
+        seeds=many.seeds,
+        edges=edges,
+        bounds=bounds,
+        weights={name: _weights(setup, i) for i, name in enumerate(variants)},
+        gains=measure.gains(many, params, edges),
+        gradients=gradients,
+        at_start=at_start,
+        quality=distances,
+        distance=quality.name,
+        real=real,
+        samples=drawn,
+        curve=curve[0],
+        curve_steps=curve[1],
+        skipped=skipped,
+        milliseconds=milliseconds,
+        seconds=seconds,
+        notes=[*setup.notes, *_lost(variants, skipped)],
+        params=params,
+    )
+
+
+def _train(setup: Setup, progress: bool) -> tuple[Any, TrainState, Any, np.ndarray]:
+    """The initial parameters [V, S, ...], the trained state [R, ...], its curve, and what was skipped."""
+    many, steps = setup.many, setup.steps
+    layout = make_layout()
+    check_batch(layout, setup.batch_size)
+    state = jax.jit(many.start, out_shardings=shardings(layout, jax.eval_shape(many.start)))()
+    start = measure.grid(many, jax.tree.map(np.asarray, state.params))  # the state is donated
+    shape = len(many.variants), len(many.seeds)
+    rows = []
+    if steps and jax.tree.leaves(start):
+        run = dispatcher(layout, many.step(layout, **setup.ema), state, 1)
+        batches = many.batches(
+            setup.dataset.train, batch_size=setup.batch_size, start_step=0, stop_step=steps
+        )
+        for batch in tqdm(batches, total=steps, disable=not progress, desc="compare", leave=False):
+            state, metrics = run(state, batch)
+            rows.append((metrics["bits_per_dim"], metrics["skipped"]))
+        jax.block_until_ready(state)
+    found = np.asarray(jax.device_get(rows), np.float64).reshape(len(rows), 2, *shape)
+    parts = np.array_split(np.arange(len(rows)), min(CURVE, max(len(rows), 1)))
+    ends = [part for part in parts if len(part)]
+    curve = np.asarray([found[part, 0].mean(0) for part in ends]).reshape(len(ends), *shape)
+    at = np.asarray([part[-1] + 1 for part in ends], int)
+    return start, state, (curve, at), found[:, 1].sum(0)
+
+
+def _variants(setup: Setup) -> dict[str, dict[str, str]]:
+    """What each variant consists of, by name."""
+    many = setup.many
+    runs = many.config["runs"]
+    found = {}
+    for variant in many.variants:
+        row, head, weighting = (
+            runs[axis][variant.choices[axis]]
+            for axis in ("parameterizations", "heads", "weightings")
+        )
+        what = {"parameterization": row, "head": head, "weighting": weighting}
+        found["_".join(what.values())] = what
+    return found
+
+
+def _weights(setup: Setup, variant: int) -> Any:
+    """Of one variant's training loss, at the start of a learned schedule."""
+    many, components = setup.many, setup.components
+    parts = {
+        axis: components[axis][many.config["runs"][axis][many.variants[variant].choices[axis]]]
+        for axis in ("parameterizations", "weightings")
+    }
+    model = many.config["model"]
+    schedule = build(SCHEDULES, model["train_schedule"] or model["schedule"], "train_schedule")
+    return effective_weights(
+        parts["parameterizations"],
+        parts["weightings"],
+        space=model["space"],
+        schedule=schedule,
+        schedule_params=schedule.init(jax.random.key(0)),
+        timesteps=model["timesteps"],
+    )
+
+
+def _sampling_steps(setup: Setup, asked: Sequence[int] | None, samples: int) -> list[int]:
+    check_steps(samples, "samples: expected at least 1")
+    if asked is not None:
+        for steps in asked:
+            check_steps(steps, "sampling_steps: expected numbers of at least 1")
+    timesteps = setup.many.config["model"]["timesteps"]
+    rows = setup.components["parameterizations"].values()
+    chain = timesteps if any(not row.continuous for row in rows) else None
+    wanted = SAMPLING_STEPS if asked is None else asked
+    unfit = [n for n in wanted if chain is not None and chain % n]
+    if unfit and asked is not None:
+        raise ValueError(
+            f"sampling_steps: 'mean' is a step of the training chain, expected divisors of "
+            f"timesteps = {chain}, found {unfit[0]}"
+        )
+    return [n for n in wanted if n not in unfit]
+
+
+def _lost(variants: Mapping[str, Any], skipped: np.ndarray) -> list[str]:
+    return [
+        f"{int(row.sum())} training steps of {name} were not finite and were skipped"
+        for name, row in zip(variants, skipped, strict=True)
+        if row.sum()
+    ]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began

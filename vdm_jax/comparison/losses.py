@@ -1,0 +1,142 @@
+"""Losses of denoisers that are there already: evaluated, in one unit, on the same data, times and noise."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.elbo import Elbo, check_steps
+from vdm_jax.likelihoods import LIKELIHOODS
+from vdm_jax.models import Statistics, vdm
+from vdm_jax.nets import NETS
+from vdm_jax.nets.own import as_network
+from vdm_jax.parameterizations import PARAMETERIZATIONS
+from vdm_jax.specs import build
+from vdm_jax.typing import Array, Key, Params
+
+
+class Losses(NamedTuple):
+    """Of one denoiser on n examples; each an average over the draws.
+
+    Attributes:
+      elbo: the parts of −ELBO, arrays [n], nats.
+      squared_error: [n], ‖F − target‖² of the network's own output: what a run reports as its loss without a
+        weight, and what cannot be compared between parameterizations.
+    """
+
+    elbo: Elbo
+    squared_error: Array
+    dim: int
+
+    @property
+    def bits_per_dim(self) -> Array:
+        """[n], −ELBO in bits/dim, which can be compared."""
+        return self.elbo.total / (self.dim * np.log(2))
+
+    @property
+    def matching(self) -> Array:
+        """[n], the only part in which parameterizations differ, nats."""
+        return self.elbo.matching
+
+
+def parameterization_losses(
+    denoisers_or_params: Any,
+    x: Any,
+    key: Key,
+    *,
+    schedule: Any = "linear",
+    schedule_params: Params = None,
+    timesteps: int | None = None,
+    network: Any = None,
+    base: Any = "zero",
+    head: Any = "raw",
+    likelihood: Any = None,
+    draws: int = 1,
+) -> dict[str, Losses]:
+    """Evaluate denoisers of several parameterizations, without training; pure, so that `jit` and `grad` apply.
+
+    Args:
+      denoisers_or_params: by parameterization, what predicts F: a callable (xt, gamma_t) -> F of one example,
+        or what else `vdm_jax.nets.as_network` takes; with `network`, its parameters. One callable alone is read
+        as each of the parameterizations that the timesteps allow.
+      x: [n, *d], stored as the likelihood has it.
+      key: of times and noise, the same for all.
+      schedule, schedule_params, timesteps: as in `negative_elbo`.
+      network: whose parameters are given: of `NETS`, or what `as_network` takes.
+      base, head: as in `MODELS["vdm"]`.
+      likelihood: of `LIKELIHOODS`; "gaussian" for floats by default, "softmax" of 256 levels for integers.
+      draws: averaged for each example.
+
+    Raises:
+      ValueError: unknown names, `mean` without timesteps, an output of another shape than the data.
+
+    Examples:
+      >>> x = jax.random.normal(jax.random.key(0), (100, 2))
+      >>> best = {  # of standard normal data, E[x_0 | x_t] = α x_t
+      ...     "x0": lambda xt, gamma_t: jnp.sqrt(jax.nn.sigmoid(-gamma_t)) * xt,
+      ...     "eps": lambda xt, gamma_t: jnp.sqrt(jax.nn.sigmoid(gamma_t)) * xt,
+      ... }
+      >>> losses = vdm.parameterization_losses(best, x, jax.random.key(1), schedule="cosine", timesteps=100)
+      >>> difference = losses["x0"].bits_per_dim - losses["eps"].bits_per_dim
+      >>> bool(abs(difference.mean()) < 1e-4)
+      True
+    """
+    x = jnp.asarray(x)
+    check_steps(draws, "draws: expected at least 1")
+    if x.ndim < 2 or not x.size:
+        raise ValueError(f"x: expected examples [n, *d], found shape {x.shape}")
+    discrete = not jnp.issubdtype(x.dtype, jnp.floating)
+    if likelihood is None:
+        likelihood = {"name": "softmax", "levels": 256} if discrete else "gaussian"
+    likelihood = build(LIKELIHOODS, likelihood, "likelihood")
+    statistics = Statistics(x.shape[1:], likelihood.levels)
+    found = {}
+    for name, given in _by_row(denoisers_or_params, timesteps).items():
+        where = f"denoisers_or_params[{name!r}]"
+        if network is not None:
+            own = build(NETS, network, "network") if isinstance(network, str | Mapping) else network
+            net, params = as_network(own, statistics.shape), given
+        else:
+            net = as_network(given, statistics.shape, where)
+            params = net.init(jax.random.key(0), x[:1], jnp.zeros((1,)), None)
+        model = vdm(
+            statistics,
+            network=net,
+            schedule=schedule,
+            parameterization=name,
+            base=base,
+            head=head,
+            likelihood=likelihood,
+            timesteps=timesteps,
+            weighting="simple",
+            where="losses",
+        )
+        every = {"network": params, "schedule": schedule_params or {}}
+        found[name] = _average(model, every, x, key, draws)
+    return found
+
+
+def _average(model: Any, params: Params, x: Array, key: Key, draws: int) -> Losses:
+    def one(i):
+        at = jax.random.fold_in(key, i)
+        _, bound, simple = model.by_noise.draw(params, at, x, dropout=False)
+        return bound, simple.matching
+
+    elbo, error = jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(one, jnp.arange(draws)))
+    return Losses(elbo, error, x[0].size)
+
+
+def _by_row(given: Any, timesteps: int | None) -> dict[str, Any]:
+    if isinstance(given, Mapping):
+        for name in given:
+            build(PARAMETERIZATIONS, name, "denoisers_or_params")
+        return dict(given)
+    if not callable(given):
+        raise ValueError(
+            "denoisers_or_params: expected {parameterization: denoiser or parameters}, or one denoiser, "
+            f"found {type(given).__name__}"
+        )
+    rows = {name: make() for name, make in PARAMETERIZATIONS.items()}
+    return {name: given for name, row in rows.items() if row.continuous or timesteps is not None}

@@ -1,0 +1,294 @@
+"""The arguments of a comparison, made into runs side by side; a mistake is one line, before any work."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.bases import BASES
+from vdm_jax.config import as_spec, default, to_dict
+from vdm_jax.data import Dataset, as_dataset, level_counts
+from vdm_jax.diffusion import alpha, sigma
+from vdm_jax.elbo import training_interval
+from vdm_jax.jobs import AXES, CHOICES, Many
+from vdm_jax.likelihoods import LIKELIHOODS
+from vdm_jax.mixtures import Mixture
+from vdm_jax.models import Statistics
+from vdm_jax.models.statistics import fit_statistics
+from vdm_jax.nets import NETS
+from vdm_jax.nets.own import as_network, is_by_row, try_network
+from vdm_jax.parameterizations import Parameterization
+from vdm_jax.schedules import SCHEDULES, Schedule
+from vdm_jax.specs import build, name_of
+from vdm_jax.training.checkpoint import library_versions
+
+FITTED = 2000  # training examples that the base's error is measured on, at most
+INCONSISTENT = 1e-3
+FIELDS = ("parameterization", "head", "weighting")
+
+DISCRETE = {"base": "histogram", "likelihood": "softmax"}
+CONTINUOUS = {"base": "zero", "likelihood": "gaussian"}
+
+DEFAULTS: dict[str, Any] = {
+    "parameterizations": ("mean", "x0", "eps", "v"),
+    "heads": ("raw", "unit"),
+    "weightings": ("elbo", "simple"),
+    "seeds": 3,
+    "steps": 2000,
+    "batch_size": 64,
+    "draws": 8,
+    "timesteps": 1000,
+    "network": {"name": "mlp", "width": 128, "depth": 2},
+    "schedule": "linear",
+    "data": "digits",
+    "base": None,  # that of the kind of data
+    "likelihood": None,
+    "space": None,
+    "train_schedule": None,
+}
+
+
+class Setup(NamedTuple):
+    """What is compared.
+
+    Attributes:
+      many: the runs.
+      dataset, law: the data, and their density if it is known.
+      components: by axis and name, the built rows, heads and weightings.
+      steps, batch_size, draws, evaluate_batch, ema: settings of training and evaluation.
+      about: what to say of it.
+      notes: what a reader must know.
+    """
+
+    many: Many
+    dataset: Dataset
+    law: Mixture | None
+    components: dict[str, dict[str, Any]]
+    steps: int
+    batch_size: int
+    draws: int
+    evaluate_batch: int
+    ema: dict[str, Any]
+    about: dict[str, Any]
+    notes: list[str]
+
+
+def prepare(*, config: Any, **given: Any) -> Setup:
+    """Build and try everything. Arguments are those of `compare`."""
+    asked, plain = _asked(config, given)
+    dataset = as_dataset(asked["data"], levels=given["levels"])
+    seeds = _seeds(asked["seeds"])
+    _whole(asked, steps=0, batch_size=1, draws=1)
+    if len(dataset.train.images) < asked["batch_size"]:
+        raise ValueError(
+            f"batch_size: {dataset.train.name!r} has {len(dataset.train.images)} examples, "
+            f"less than a batch of {asked['batch_size']}"
+        )
+    kind = CONTINUOUS if dataset.levels is None else DISCRETE
+    asked |= {name: kind[name] for name in kind if asked[name] is None}
+    components = {axis: _components(axis, asked[axis]) for axis in CHOICES}
+    statistics = _statistics(dataset, asked["base"], measured="unit" in components["heads"])
+    network = _network(asked["network"], dataset.shape, components["parameterizations"])
+    tables = {"schedule": SCHEDULES, "base": BASES, "likelihood": LIKELIHOODS}
+    model = {
+        name: build(table, asked[name], name, **statistics._asdict())
+        for name, table in tables.items()
+    }
+    model |= {name: asked[name] for name in ("timesteps", "space", "train_schedule")}
+    runs = {axis: [*found] for axis, found in components.items()}
+    many = Many(
+        plain
+        | {"model": {"name": "vdm", "network": network} | dict.fromkeys(FIELDS) | model}
+        | {"runs": runs | {"learning_rates": [], "seeds": seeds}, "seed": seeds[0]},
+        statistics,
+        {
+            axis: {name: partial(_same, part) for name, part in found.items()}
+            for axis, found in components.items()
+        },
+    )
+    bound = _tried(many, dataset)
+    return Setup(
+        many=many,
+        dataset=dataset,
+        law=asked["data"] if isinstance(asked["data"], Mixture) else None,
+        components=components,
+        steps=int(asked["steps"]),
+        batch_size=int(asked["batch_size"]),
+        draws=int(asked["draws"]),
+        evaluate_batch=plain["evaluate"]["batch_size"],
+        ema={name: plain["train"][name] for name in ("ema_decay", "ema_warmup")},
+        about=_about(asked, dataset)
+        | {"bound": bound, "seeds": seeds, "optimizer": plain["optimizer"]},
+        notes=[
+            note
+            for name, row in components["parameterizations"].items()
+            for note in _inconsistent(name, row, model["schedule"], asked["timesteps"])
+        ],
+    )
+
+
+def _about(asked: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """What was compared on what: JSON."""
+    named = ", ".join(
+        f"{name} {_words(asked[name])}" for name in ("network", "schedule", "base", "likelihood")
+    )
+    count = len(dataset.train.images)
+    return {
+        "data": f"{dataset.name} {dataset.version}, split {dataset.test.name}",
+        "levels": dataset.levels,
+        "shape": list(dataset.shape),
+        "components": named,
+        "training": f"{asked['steps']} steps of {asked['batch_size']} from {count} examples",
+        "steps": int(asked["steps"]),
+        "draws": int(asked["draws"]),
+        "timesteps": asked["timesteps"],
+        "versions": library_versions(),
+    }
+
+
+def _asked(config: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is compared, of the arguments, else the config, else the defaults; and a whole plain config."""
+    plain = to_dict(default() if config is None else config)
+    asked = dict(DEFAULTS)
+    if config is not None:
+        model, runs, train = plain["model"], plain["runs"], plain["train"]
+        if model["name"] != "vdm":
+            raise ValueError(
+                f"config.model.name: expected 'vdm', which has parameterizations, found {model['name']!r}"
+            )
+        asked |= {name: model[name] for name in asked if name in model}
+        asked |= {axis: runs[axis] or [model[AXES[axis].field]] for axis in CHOICES}
+        asked |= {"seeds": runs["seeds"] or [plain["seed"]], "data": plain["data"]}
+        asked |= {"steps": train["steps"], "batch_size": train["batch_size"]}
+        asked["draws"] = plain["evaluate"]["draws"]
+    else:
+        steps = DEFAULTS["steps"] if given["steps"] is None else given["steps"]
+        warm = isinstance(steps, int) and steps > plain["optimizer"]["warmup_steps"]
+        plain["optimizer"] |= {"decay_steps": steps if warm else None}
+    asked |= {
+        name: as_spec(value)
+        for name, value in given.items()
+        if name != "timesteps" and value is not None
+    }
+    if given["timesteps"] is not ...:  # of which None is a value
+        asked["timesteps"] = given["timesteps"]
+    plain = to_dict(plain | {"optimizer": plain["optimizer"] | dict(asked.pop("optimizer", {}))})
+    return asked, plain
+
+
+def _seeds(seeds: Any) -> list[int]:
+    if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise ValueError(f"seeds: expected at least 1, found {seeds}")
+        return list(range(int(seeds)))
+    found = list(seeds) if isinstance(seeds, Sequence) and not isinstance(seeds, str) else []
+    right = all(isinstance(s, int | np.integer) and 0 <= s < 2**32 for s in found)
+    if not found or not right or len({*found}) < len(found):
+        raise ValueError(
+            f"seeds: expected a number of them, or different whole ones, found {seeds!r}"
+        )
+    return [int(seed) for seed in found]
+
+
+def _whole(asked: dict[str, Any], **least: int) -> None:
+    for name, low in least.items():
+        value = asked[name]
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
+            raise ValueError(f"{name}: expected a whole number of at least {low}, found {value!r}")
+
+
+def _components(axis: str, values: Any) -> dict[str, Any]:
+    """The built rows of one axis by name."""
+    if isinstance(values, str) or (isinstance(values, Mapping) and "name" in values):
+        values = [values]
+    if not isinstance(values, Mapping | Sequence) or not values:
+        raise ValueError(f"{axis}: expected some names, or own ones by name, found {values!r}")
+    named = values if isinstance(values, Mapping) else None
+    found: dict[str, Any] = {}
+    for value in values:
+        spec = value if named is None else named[value]
+        if named is None and not isinstance(value, str | Mapping):
+            raise ValueError(
+                f"{axis}: expected names; give own ones by name, {{'mine': ...}}, found {value!r}"
+            )
+        name = _words(value)
+        if name in found:
+            raise ValueError(f"{axis}: expected each once, found {name!r} twice")
+        found[name] = build(AXES[axis].table or {}, spec, axis)
+    return found
+
+
+def _words(spec: Any) -> str:
+    """The name of a spec with its arguments, or the type of an object."""
+    if not isinstance(spec, Mapping):
+        return name_of(spec)
+    if "name" not in spec:
+        return "one for each parameterization"
+    others = [f"{key}={value}" for key, value in spec.items() if key != "name"]
+    return spec["name"] + (f"({', '.join(others)})" if others else "")
+
+
+def _statistics(dataset: Dataset, base: Any, measured: bool) -> Statistics:
+    images = dataset.train.images
+    if dataset.levels is None:
+        x = images[np.arange(len(images))].astype(np.float64)
+        return Statistics(dataset.shape, None, float(np.mean(np.square(x))))
+    counts = level_counts(images, dataset.levels)
+    few = images[np.arange(min(len(images), FITTED))]
+    named = measured and isinstance(base, str | Mapping)
+    return fit_statistics(counts, few if named else None, base=base if named else None)
+
+
+def _network(given: Any, shape: tuple[int, ...], rows: Mapping[str, Any]) -> Any:
+    if is_by_row(given):
+        missing = [row for row in rows if row not in given]
+        if missing:
+            raise ValueError(
+                f"network: expected one for each parameterization, {missing[0]!r} is missing"
+            )
+        return {row: _network(given[row], shape, {}) for row in rows}
+    if isinstance(given, str | Mapping):
+        network = build(NETS, given, "network")
+        try_network(network, shape, "network")
+        return network
+    return as_network(given, shape)
+
+
+def _tried(many: Many, dataset: Dataset) -> str:
+    """Trace the loss of every variant without computing; return what the bound is."""
+    x = jax.ShapeDtypeStruct(
+        (2, *dataset.shape), np.float32 if dataset.levels is None else np.uint8
+    )
+    key, bound = jax.random.key(0), ""
+    for variant in many.variants:
+        model = many.model_of(variant)
+        jax.eval_shape(model.loss, jax.eval_shape(model.init, key), key, x)
+        bound = model.bound
+    return bound
+
+
+def _inconsistent(
+    name: str, row: Parameterization, schedule: Schedule, timesteps: int | None
+) -> list[str]:
+    """Say of a row that its two numbers do not give x_0 back from its own target."""
+    params = schedule.init(jax.random.key(0))
+    t = jnp.linspace(0.0, 1.0, 102)[:-1]
+    steps = jax.vmap(lambda t: training_interval(schedule, params, t, timesteps)[0])(t)
+    mix, target = jax.vmap(row.mix)(steps), jax.vmap(row.target)(steps)
+    a, s = alpha(steps.gamma_t), sigma(steps.gamma_t)
+    of_x0 = jnp.abs(mix.skip * a + mix.out * target.x0 - 1) / (1 + jnp.abs(mix.skip * a))
+    of_eps = jnp.abs(mix.skip * s + mix.out * target.eps) / (1 + jnp.abs(mix.skip * s))
+    off = float(jnp.max(jnp.maximum(of_x0, of_eps)))
+    if off < INCONSISTENT:
+        return []
+    return [
+        f"{name!r} is inconsistent: skip·x_t + out·target misses x_0 by up to {100 * off:.2g} %, so that its "
+        "weight is wrong and its numbers are no bound"
+    ]
+
+
+def _same(part: Any) -> Any:
+    return part
