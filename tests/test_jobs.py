@@ -97,6 +97,23 @@ def test_five_parameterizations_and_two_seeds_are_ten_runs(digits):
         assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), own.params)
 
 
+def test_heads_weightings_and_a_learned_schedule_are_runs_of_their_own(digits):
+    statistics = digits[1]
+    both = tiny(
+        parameterizations=("eps", "v"), heads=("raw", "unit"), weightings=("elbo", "simple")
+    )
+    learned = tiny(parameterizations=("eps", "v"))
+    learned.model.schedule = {"name": "learned_linear"}
+    for config, variants in ((both, ("v_raw_simple", "eps_unit_elbo")), (learned, ("v",))):
+        many = Many(to_dict(config), statistics)
+        losses, state, _ = fit(many, digits)
+        for name in variants:
+            i = many.names.index(name)
+            alone, own, _ = fit(One(many.members[name], statistics), digits)
+            np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5, err_msg=name)
+            assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), own.params)
+
+
 def test_learning_rates(digits):
     statistics = digits[1]
     many = Many(to_dict(tiny(learning_rates=(1e-3, 4e-3))), statistics)
@@ -229,7 +246,10 @@ def test_a_mean_in_continuous_time_and_models_without_rows(tmp_path):
     with pytest.raises(ValueError, match="mean"):
         run.train_side_by_side(config, tmp_path / "run")
     vae = runpy.run_path(str(SMOKE.with_name("vae.py")))["get_config"]()
-    vae.runs.parameterizations = ("eps",)
+    vae.runs.heads = ("raw",)
+    with pytest.raises(ValueError, match=r"config\.runs\.heads: 'vae' has no head"):
+        run.train_side_by_side(vae, tmp_path / "run")
+    vae.runs.heads, vae.runs.parameterizations = (), ("eps",)
     with pytest.raises(ValueError, match="'vae' has no parameterization"):
         run.train_side_by_side(vae, tmp_path / "run")
     with pytest.raises(ValueError, match="asks for runs side by side"):

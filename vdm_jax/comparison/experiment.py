@@ -12,6 +12,7 @@ from types import EllipsisType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -29,6 +30,7 @@ from vdm_jax.training.state import TrainState
 
 SAMPLING_STEPS = (10, 50, 1000)
 CURVE = 50  # points
+STACK = 20  # steps a dispatch, which allocates its memory once
 
 
 def compare(
@@ -181,20 +183,36 @@ def _train(setup: Setup, progress: bool) -> tuple[Any, TrainState, Any, np.ndarr
     shape = len(many.variants), len(many.seeds)
     rows = []
     if steps and jax.tree.leaves(start):
-        run = dispatcher(layout, many.step(layout, **setup.ema), state, 1)
+        stack = 1 if _convolves(setup) and jax.default_backend() == "cpu" else STACK
+        run = dispatcher(layout, many.step(layout, **setup.ema), state, stack)
         batches = many.batches(
-            setup.dataset.train, batch_size=setup.batch_size, start_step=0, stop_step=steps
+            setup.dataset.train,
+            batch_size=setup.batch_size,
+            start_step=0,
+            stop_step=steps,
+            stack=stack,
         )
-        for batch in tqdm(batches, total=steps, disable=not progress, desc="compare", leave=False):
-            state, metrics = run(state, batch)
-            rows.append((metrics["bits_per_dim"], metrics["skipped"]))
+        with tqdm(total=steps, disable=not progress, desc="compare", leave=False) as bar:
+            for batch in batches:
+                state, metrics = run(state, batch)
+                rows.append(jnp.stack([metrics["bits_per_dim"], metrics["skipped"]], 1))
+                bar.update(len(batch.index))
         jax.block_until_ready(state)
-    found = np.asarray(jax.device_get(rows), np.float64).reshape(len(rows), 2, *shape)
-    parts = np.array_split(np.arange(len(rows)), min(CURVE, max(len(rows), 1)))
+    found = np.concatenate([np.zeros((0, 2, len(many.names))), *jax.device_get(rows)])
+    found = found.astype(np.float64).reshape(-1, 2, *shape)
+    parts = np.array_split(np.arange(len(found)), CURVE)
     ends = [part for part in parts if len(part)]
     curve = np.asarray([found[part, 0].mean(0) for part in ends]).reshape(len(ends), *shape)
     at = np.asarray([part[-1] + 1 for part in ends], int)
     return start, state, (curve, at), found[:, 1].sum(0)
+
+
+def _convolves(setup: Setup) -> bool:
+    """Whether the network has convolutions, whose gradients are slow inside the loops of XLA:CPU."""
+    model = setup.many.model_of(setup.many.variants[0])
+    params, key = jax.eval_shape(model.init, jax.random.key(0)), jax.random.key(0)
+    x = setup.dataset.train.images[np.arange(1)]
+    return "conv_general_dilated" in str(jax.make_jaxpr(model.loss)(params, key, x))
 
 
 def _variants(setup: Setup) -> dict[str, dict[str, str]]:

@@ -32,7 +32,7 @@ from vdm_jax.samplers import SAMPLERS, sample_chain
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
 from vdm_jax.specs import build, name_of
 from vdm_jax.typing import Array, as_batch
-from vdm_jax.weightings import WEIGHTINGS
+from vdm_jax.weightings import WEIGHTINGS, Weighting
 
 
 def vdm(
@@ -91,7 +91,7 @@ def vdm(
     weigh = build(WEIGHTINGS, weighting, f"{where}.weighting")
     check_timesteps(timesteps, row)
     check_timesteps(timesteps, error_space)
-    if schedule.learned and weigh(jnp.asarray(0.7), jnp.asarray(2.3)) != jnp.asarray(2.3):
+    if schedule.learned and not _is_bound(weigh):
         raise ValueError(
             f"{where}.weighting: a learned schedule is trained on the bound, expected 'elbo', "
             f"found {weighting!r}"
@@ -252,6 +252,11 @@ def split_by_noise(steps: Interval, values: Array, edges: Any) -> Array:
     middle = steps.gamma_t - 0.5 * steps.delta
     bins = jnp.searchsorted(jnp.asarray(edges[1:-1], middle.dtype), middle, side="right")
     return jax.nn.one_hot(bins, len(edges) - 1, dtype=values.dtype) * values[:, None]
+
+
+def _is_bound(weigh: Weighting) -> bool:
+    with jax.ensure_compile_time_eval():  # models are built inside traced functions, too
+        return bool(weigh(jnp.asarray(0.7), jnp.asarray(2.3)) == jnp.asarray(2.3))
 
 
 def _other_path(schedule: Schedule, spec: Any, timesteps: int | None, where: str) -> Schedule:
