@@ -18,6 +18,7 @@ from prepared import write_tfds
 
 import vdm_jax as vdm
 from vdm_jax.comparison import measure
+from vdm_jax.comparison.quality import gaussian_kl, kernel_distance
 from vdm_jax.config import default
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, eps
 from vdm_jax.training.evaluate import make_evaluator
@@ -95,12 +96,12 @@ def test_losses_of_the_best_denoisers_are_one_number(name, timesteps, double):
         )
         assert [*losses] == [*rows]
         bits = {row: np.asarray(found.bits_per_dim, np.float64) for row, found in losses.items()}
+        squares = [float(found.squared_error.mean()) for found in losses.values()]
     for row in rows:
         off = bits[row] - bits["eps"]
         scale = abs(bits["eps"].mean())
         assert abs(off.mean()) < (1e-12 if double else 1e-5) * scale, row
         assert bits[row].shape == (200,)
-    squares = [float(found.squared_error.mean()) for found in losses.values()]
     assert max(squares) > 3 * min(squares)  # the numbers that runs print are not comparable
 
 
@@ -116,8 +117,8 @@ def test_losses_are_the_bound_and_pure():
     losses = run(x, jax.random.key(1))
     gammas = np.linspace(-13.3, 5, 11)
     exact = oracles.matching(law, gammas, np.asarray(x, np.float64))
-    error = oracles.standard_error(np.asarray(losses["v"].matching, np.float64) - exact)
-    assert abs(np.mean(losses["v"].matching) - exact.mean()) < 4.5 * error
+    error = oracles.standard_error(np.asarray(losses["v"].elbo.matching, np.float64) - exact)
+    assert abs(np.mean(losses["v"].elbo.matching) - exact.mean()) < 4.5 * error
 
 
 def test_losses_of_parameters_and_of_one_callable():
@@ -210,32 +211,82 @@ def test_bounds_are_those_of_a_single_run(result):
 def setup_of(result):
     from vdm_jax.comparison.setup import prepare
 
-    names = ("base", "schedule", "likelihood", "optimizer", "data", "network", "timesteps")
+    names = ("base", "schedule", "likelihood", "optimizer")
     given = dict.fromkeys(names) | {"seeds": 2, "levels": 4, "data": images(), "network": NET}
     given |= {"parameterizations": ("mean", "v"), "heads": ("raw", "unit"), "timesteps": 20}
     given |= {"weightings": ("elbo", "simple"), "steps": 2, "batch_size": 8, "draws": 1}
     return prepare(config=None, **given).many, result.params
 
 
-def test_gradients_of_the_bins_add_up_to_the_gradient(result):
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]).astype(float)
+
+
+def test_gradients_are_those_of_the_loss_and_free_of_noise(result):
+    """Of two batches: products of different ones, half the square of their difference."""
     many, params = setup_of(result)
-    edges = result.edges
+    edges, i, j = result.edges, 3, 1
     split = vdm.DATASETS["digits"]().train._replace(images=images())
-    found = measure.gradients(many, params, split, edges, batches=1, batch_size=40)
-    assert not found.deviation.any()
-    model = many.model_of(many.variants[3])
-    own = jax.tree.map(lambda leaf: leaf[3, 1], params)
-    key = jax.random.fold_in(measure.keys(many, "train")[1], 0)
+    options = {"batches": 2, "batch_size": 20}
+    (found,) = measure.gradients(many, [params], split, edges, **options)
+    model, own = many.model_of(many.variants[i]), jax.tree.map(lambda leaf: leaf[i, j], params)
     order = np.random.default_rng((0, 0)).permutation(40)
-    grads = jax.grad(lambda p: model.loss(p, key, images()[order])[0])(own)
-    size = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(grads)))
-    np.testing.assert_allclose(found.total_norm[3, 1], size, rtol=1e-3)
-    many_batches = measure.gradients(many, params, split, edges, batches=4, batch_size=8)
-    assert (many_batches.total_deviation > 0).all()
-    for cosines in (many_batches.between_bins, many_batches.between_variants):
-        diagonal = np.diagonal(cosines, axis1=-2, axis2=-1)
-        np.testing.assert_allclose(diagonal[np.isfinite(diagonal)], 1, rtol=1e-4)
-        assert np.nanmax(abs(cosines)) < 1 + 1e-4
+    key = measure.keys(many, "train")[j]
+    batch = [(jax.random.fold_in(key, n), images()[order[20 * n : 20 * n + 20]]) for n in (0, 1)]
+    by_bin = jax.jit(jax.jacrev(lambda p, k, x: model.by_noise.loss(p, k, x, edges)))
+    bins = [
+        np.stack([flat(jax.tree.map(lambda leaf, k=k: leaf[k], jac)) for k in range(4)])
+        for jac in (by_bin(own, *one) for one in batch)
+    ]
+    whole = [flat(jax.grad(lambda p, one=one: model.loss(p, *one)[0])(own)) for one in batch]
+    np.testing.assert_allclose(bins[0].sum(0), whole[0], atol=1e-6 * abs(whole[0]).max())
+    size, close = whole[0] @ whole[1], {"rtol": 2e-3, "atol": 1e-6 * (whole[0] @ whole[0])}
+    assert (np.isnan(found.total_norm[i, j])) == (size <= 0)
+    np.testing.assert_allclose(np.nan_to_num(found.total_norm[i, j]) ** 2, max(size, 0), **close)
+    off = whole[0] - whole[1]
+    np.testing.assert_allclose(found.total_deviation[i, j] ** 2, off @ off / 2, rtol=2e-3)
+    products = (bins[0] @ bins[1].T + bins[1] @ bins[0].T) / 2
+    square = np.diagonal(products)
+    np.testing.assert_allclose(
+        np.nan_to_num(found.norm[i, j]) ** 2,
+        square.clip(0),
+        rtol=2e-3,
+        atol=1e-3 * abs(square).max(),
+    )
+    spread = np.sum((bins[0] - bins[1]) ** 2, -1) / 2
+    np.testing.assert_allclose(found.deviation[i, j] ** 2, spread, rtol=2e-3)
+    known = square > 1e-3 * square.max()
+    cosines = products / np.sqrt(abs(np.outer(square, square)))
+    expected = cosines.clip(-1, 1)[np.ix_(known, known)]
+    np.testing.assert_allclose(found.between_bins[i, j][np.ix_(known, known)], expected, atol=0.02)
+
+
+def test_cosines_of_variants_are_of_the_same_bin_and_free_of_noise():
+    """Expected gradients (1, 0) and (1, 1) a bin later the other way round, with noise of their own."""
+    rng = np.random.default_rng(0)
+    true = np.array([[[1.0, 0.0], [1.0, 1.0]], [[0.0, 2.0], [2.0, 2.0]]])  # bins, variants
+    g = true + rng.normal(0, 3, (4000, *true.shape))
+    each = np.einsum("bkvp,bkwp->kvw", g, g)[:, None]
+    summed = g.sum(0)
+    all_ = np.einsum("kvp,kwp->kvw", summed, summed)[:, None]
+    bins = (
+        np.einsum("bkvp,blvp->vkl", g, g)[:, None],
+        np.einsum("kvp,lvp->vkl", summed, summed)[:, None],
+    )
+    found = measure._gradients(*bins, each, all_, 4000)
+    np.testing.assert_allclose(found.between_variants[:, 0, 1], np.sqrt([0.5, 0.5]), atol=0.1)
+    np.testing.assert_allclose(found.norm[:, 0], [[1, 2], [np.sqrt(2), np.sqrt(8)]], rtol=0.15)
+    np.testing.assert_allclose(found.deviation[:, 0], np.full((2, 2), 3 * np.sqrt(2)), rtol=0.05)
+
+
+def test_errors_are_standard_errors_of_paired_differences(result):
+    names = result.names
+    bits = result.bits_per_dim
+    bound, difference = result.bound(names[1]), result.difference(names[1], names[2])
+    assert bound.mean == pytest.approx(bits[1].mean())
+    assert bound.standard_error == pytest.approx(abs(bits[1, 0] - bits[1, 1]) / 2)
+    each = bits[1] - bits[2]
+    assert difference.standard_error == pytest.approx(abs(each[0] - each[1]) / 2)
 
 
 def test_unit_heads_of_all_rows_are_one_model_and_raw_gains_are_out(result):
@@ -259,6 +310,28 @@ def test_what_is_shared_is_shared_and_the_same_each_time():
     np.testing.assert_array_equal(
         first.bounds.parts.prior[0], first.bounds.parts.prior[1]
     )  # before training all variants have the same weights
+
+
+def test_distances():
+    rng = np.random.default_rng(0)
+    m1, m2, v1, v2 = np.array([0.1, -1]), np.array([1.0, 0.3]), np.array([0.2, 3]), np.ones(2)
+    expected = vdm.kl(
+        vdm.Gaussian(jnp.asarray(m1), jnp.log(v1)), vdm.Gaussian(jnp.asarray(m2), jnp.log(v2))
+    )
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    for t in (np.eye(2), turn):  # a rotation changes nothing
+        found = gaussian_kl(t @ m1, t @ np.diag(v1) @ t.T, t @ m2, t @ np.diag(v2) @ t.T)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert gaussian_kl(m1, np.diag([1.0, 0]), m2, np.eye(2)) == np.inf
+    shift = 0.5  # of normal data: differences of the first three moments are δ, δ², 3δ + δ³
+    for off in (0.0, shift):
+        exact = 3 * off**2 + 3 * off**4 + (3 * off + off**3) ** 2
+        found = [
+            kernel_distance(rng.normal(size=(20, 1)), off + rng.normal(size=(30, 1)))
+            for _ in range(2000)
+        ]
+        error = oracles.standard_error(found)
+        assert abs(np.mean(found) - exact) < 4.5 * error
 
 
 # ---------------------------------------------------------------- what is shown
@@ -323,6 +396,27 @@ class Nnx(nnx.Module):
         return self.layer(flat).reshape(xt.shape)
 
 
+class Dropped(nnx.Module):
+    def __init__(self):
+        self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, xt, gamma_t):
+        return self.drop(xt)
+
+
+def defaulted_apply(params, x, noise=None, *, extra=None):
+    assert noise is not None
+    del extra
+    return params["w"][0, 0] * x * noise[:, None, None, None]
+
+
+class WithExtra(eqx.Module):
+    scale: jax.Array
+
+    def __call__(self, xt, gamma_t, extra):
+        return self.scale * (xt - extra) * gamma_t
+
+
 def bare_init(key):
     return {"w": 0.01 * jax.random.normal(key, (9, 9))}
 
@@ -337,6 +431,8 @@ OWN = {
     "equinox": Equinox(eqx.nn.Linear(10, 9, key=jax.random.key(0))),
     "nnx": Nnx(),
     "bare": (bare_init, bare_apply),
+    "defaults": (bare_init, defaulted_apply),
+    "extra": WithExtra(jnp.asarray(0.1)),
     "network": vdm.NETS["mlp"](width=4, depth=1),
     "config": ConfigDict({"name": "mlp", "width": 4, "depth": 1}),
 }
@@ -356,6 +452,7 @@ DATA = {
     "pair": (images(30), images(12)),
     "booleans": images(levels=2).astype(bool),
     "grain": grain.MapDataset.source(list(images(30))),
+    "labelled": [(x, 0) for x in images(30)],
     "dictionaries": grain.MapDataset.source([{"image": x, "label": 0} for x in images(30)]),
     "mixture": vdm.Mixture.of([1.0], [[0.2, 0.0]], [[0.5, 0.3]]),
 }
@@ -363,7 +460,7 @@ DATA = {
 
 @pytest.mark.parametrize("name", DATA)
 def test_own_data(name):
-    levels = {"pair": 4, "grain": 4, "dictionaries": 4}.get(name)
+    levels = {"pair": 4, "grain": 4, "dictionaries": 4, "labelled": 4}.get(name)
     few = {"seeds": 1, "parameterizations": ("v",), "samples": 20, "sampling_steps": (2,)}
     result = compared(data=DATA[name], levels=levels, **few)
     assert np.isfinite(result.bits_per_dim).all() and np.isfinite(result.quality[2]).all()
@@ -371,6 +468,52 @@ def test_own_data(name):
     if name == "mixture":
         assert "exact moments" in result.distance and result.plot_samples() is not None
         assert result.real < 1  # 20 draws
+
+
+def test_what_is_not_trained_is_said():
+    hidden = jax.vmap(Equinox(eqx.nn.Linear(10, 9, key=jax.random.key(0))))
+    result = compared(network=lambda xt, g: hidden(xt[None], g[None])[0])
+    assert "the network has no parameters, so that nothing was trained" in result.table()
+    assert "nothing was trained" in result.about["training"]
+    given = compared(network=OWN["equinox"], steps=1)
+    assert "seeds differ in data and noise only" in given.table()
+
+
+def test_integers_and_learned_schedules_of_the_users_choice(tmp_path):
+    few = {
+        "seeds": np.arange(2),
+        "steps": np.int64(2),
+        "timesteps": np.int64(20),
+        "levels": np.int64(4),
+    }
+    result = compared(schedule="learned_linear", **few)
+    result.save(tmp_path)
+    params = {
+        row: jax.tree.map(lambda leaf, i=i: leaf[i, 0], result.params)
+        for i, row in enumerate(("eps", "v"))
+    }
+    losses = vdm.parameterization_losses(
+        {row: one["network"] for row, one in params.items()},
+        images()[:5],
+        jax.random.key(0),
+        network=NET,
+        base="histogram",
+        head="unit",
+        statistics=result.statistics,
+        schedule="learned_linear",
+        schedule_params=params["eps"]["schedule"],
+    )
+    assert np.isfinite(losses["v"].bits_per_dim).all()
+    many = jax.vmap(
+        lambda key: vdm.parameterization_losses(lambda xt, g: 0 * xt, jnp.ones((3, 2)), key)["v"]
+    )(jax.random.split(jax.random.key(0), 4))
+    assert many.bits_per_dim.shape == (4, 3)
+
+
+def test_double_precision():
+    with jax.enable_x64(True):
+        result = compared(data=DATA["floats"], levels=None, seeds=1, sampling_steps=(2,))
+        assert np.isfinite(result.bits_per_dim).all()
 
 
 def test_a_tfds_name_and_a_config(tmp_path, monkeypatch):
@@ -419,7 +562,7 @@ WRONG = [
     ({"batch_size": 100}, "batch_size: '4 of 5 examples' has 32 examples, less than a batch of 100"),
     ({"draws": 0}, "draws: expected a whole number of at least 1, found 0"),
     ({"bins": 0}, "bins: expected at least 1"),
-    ({"timesteps": 0}, "timesteps must be at least 1"),
+    ({"timesteps": 0}, "timesteps: expected a whole number of at least 1, found 0"),
     ({"timesteps": 10, "sampling_steps": (3,), "parameterizations": ["mean"]}, "divisors of timesteps = 10"),
     ({"base": "level"}, "base: unknown name 'level'; did you mean 'levels'"),
     ({"schedule": "cosin"}, "schedule: unknown name 'cosin'; did you mean 'cosine'"),
@@ -440,6 +583,11 @@ WRONG = [
     ({"data": "digitz"}, "data.name: unknown data set 'digitz', did you mean 'digits'"),
     ({"data": images()[:3]}, "expected .* with examples"),
     ({"likelihood": "gaussian"}, "the data have 4 levels, the likelihood is of continuous values"),
+    ({"gradient_batches": 1}, "gradient_batches: expected a whole number of at least 2, found 1"),
+    ({"samples": 1}, "samples: expected a whole number of at least 2, found 1"),
+    ({"data": "digits", "levels": 4}, "data: 'digits' has 17 levels, found levels=4"),
+    ({"data": (images(), np.zeros(40))}, r"data: a tuple of two is \(train, test\), expected"),
+    ({"network": Dropped()}, "the NNX module Dropped has state besides its parameters"),
     ({"optimizer": {"lr": 1}}, "config.optimizer: unknown field 'lr'"),
     ({"reference": "eps"}, "reference: expected one of eps_raw_elbo, v_raw_elbo, found 'eps'"),
     ({"schedule": "learned_linear", "weightings": ["simple"]}, "a learned schedule is trained on the bound"),
@@ -450,7 +598,7 @@ WRONG = [
 def test_mistakes_are_one_line(changes, message, monkeypatch):
     from vdm_jax.comparison import experiment
 
-    monkeypatch.setattr(experiment, "_train", lambda *args: pytest.fail("it began to train"))
+    monkeypatch.setattr(experiment, "fit", lambda *args: pytest.fail("it began to train"))
     with pytest.raises(ValueError, match=message) as caught:
         compared(**changes)
     assert "\n" not in str(caught.value)
@@ -468,6 +616,9 @@ def test_mistakes_of_another_kind():
         ({"eps": lambda x, g: x[:1]}, {}, "expected an output"),
         (3, {}, "denoisers_or_params: expected"),
         ({"eps": lambda x, g: x}, {"draws": 0}, "draws: expected at least 1"),
+        ({"eps": lambda x, g: x}, {"head": "unit"}, "statistics: are needed for base 'zero'"),
+        ({"eps": Linen()}, {}, r"expected a callable .*, or its parameters beside network="),
+        ({"eps": {"w": x}}, {"network": NET}, r"denoisers_or_params\['eps'\]: cannot be applied"),
     ]:
         with pytest.raises(ValueError, match=message):
             vdm.parameterization_losses(given, x, jax.random.key(0), **changes)

@@ -8,45 +8,38 @@ their differences are paired and far less noisy than the bounds themselves.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import EllipsisType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 import vdm_jax.comparison.measure as measure
+from vdm_jax.comparison.fitting import fit
 from vdm_jax.comparison.quality import Features, quality_of
 from vdm_jax.comparison.result import Comparison
-from vdm_jax.comparison.setup import Setup, prepare
+from vdm_jax.comparison.setup import Setup, check_whole, prepare
 from vdm_jax.elbo import check_steps
 from vdm_jax.objectives import effective_weights
 from vdm_jax.schedules import SCHEDULES
 from vdm_jax.specs import build
-from vdm_jax.training.layout import shardings
-from vdm_jax.training.parallel import check_batch, dispatcher, make_layout
-from vdm_jax.training.state import TrainState
 
 SAMPLING_STEPS = (10, 50, 1000)
-CURVE = 50  # points
-STACK = 20  # steps a dispatch, which allocates its memory once
 
 
 def compare(
     parameterizations: Sequence[Any] | Mapping[str, Any] | None = None,
     data: Any = None,
     *,
-    seeds: int | Sequence[int] | None = None,
-    steps: int | None = None,
+    seeds: Any = None,
+    steps: Any = None,
     weightings: Sequence[Any] | Mapping[str, Any] | None = None,
     heads: Sequence[Any] | Mapping[str, Any] | None = None,
     base: Any = None,
     network: Any = None,
     schedule: Any = None,
-    timesteps: int | EllipsisType | None = ...,
+    timesteps: Any = ...,
     likelihood: Any = None,
-    levels: int | None = None,
+    levels: Any = None,
     optimizer: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     draws: int | None = None,
@@ -74,14 +67,14 @@ def compare(
       network: a name or spec of `NETS`, or what `vdm_jax.nets.as_network` takes: Linen modules, (init, apply),
         callables; a small MLP by default. {parameterization: network} gives each its own.
       schedule: of `SCHEDULES`, or an own `Schedule`; "linear" by default.
-      timesteps: T of the chain, 1000 by default, or None for continuous time.
+      timesteps: T of the chain, 1000 by default (left out), or None for continuous time.
       likelihood: of `LIKELIHOODS`; "softmax" for K levels and "gaussian" for floats by default.
       levels: K of integer arrays.
       optimizer: fields of `config.optimizer` that are to differ; its cosine decay ends with the steps.
       batch_size: 64 by default.
       draws: of each test example's bound, 8 by default.
       bins: of log-SNR, of equal width between the schedule's ends.
-      gradient_batches: for norms, variances and cosines of gradients, before and after training; 0 for none.
+      gradient_batches: for norms, variances and cosines of gradients before and after training; 0 for none.
       sampling_steps: 10, 50 and 1000 by default, less what the chain of a `mean` does not allow; () for none.
       samples: drawn of each variant and seed, for each number of steps.
       features: (data as stored [n, *d]) -> [n, f], for the distance of samples from images; pixels by default.
@@ -114,29 +107,33 @@ def compare(
         config=config,
     )
     check_steps(bins, "bins: expected at least 1")
+    if gradient_batches:
+        check_whole("gradient_batches", gradient_batches, least=2)
     sampling = _sampling_steps(setup, sampling_steps, samples)
-    many, dataset, split = setup.many, setup.dataset, setup.dataset.test
-    quality = quality_of(dataset, setup.law, features)
+    many, dataset = setup.many, setup.dataset
+    quality = quality_of(dataset, setup.law, features, samples)
     variants = _variants(setup)
     if reference is not None and reference not in variants:
         raise ValueError(f"reference: expected one of {', '.join(variants)}, found {reference!r}")
 
     seconds: dict[str, float] = {}
     with _timed(seconds, "training"):
-        start, state, curve, skipped = _train(setup, progress)
-    params = measure.grid(many, state.ema_params)
+        fitted = fit(setup, progress)
+    params = measure.grid(many, fitted.state.ema_params)
     edges = measure.bins(many, params, bins)
     with _timed(seconds, "evaluation"):
         bounds = measure.bounds(
-            many, params, split, edges, draws=setup.draws, batch_size=setup.evaluate_batch
+            many, params, dataset.test, edges, draws=setup.draws, batch_size=setup.evaluate_batch
         )
-    trainable = bool(jax.tree.leaves(params))
     gradients = at_start = milliseconds = None
-    if gradient_batches and trainable:
-        options = {"batches": gradient_batches, "batch_size": setup.batch_size}
+    if jax.tree.leaves(params):
+        own = {"batch_size": setup.batch_size, "batches": gradient_batches}
         with _timed(seconds, "gradients"):
-            at_start = measure.gradients(many, start, dataset.train, edges, **options)
-            gradients = measure.gradients(many, params, dataset.train, edges, **options)
+            if gradient_batches:
+                at_start, gradients = measure.gradients(
+                    many, [fitted.start, params], dataset.train, edges, **own
+                )
+            milliseconds = measure.milliseconds(many, fitted.state, dataset.train, setup.batch_size)
     with _timed(seconds, "sampling"):
         drawn = {n: measure.samples(many, params, samples, n) for n in sampling}
         distances = {
@@ -144,14 +141,10 @@ def compare(
             for n, found in drawn.items()
         }
         real = quality.real(samples) if sampling else float("nan")
-    if trainable:
-        milliseconds = measure.milliseconds(many, state, dataset.train, setup.batch_size)
-    totals = sum(part.mean((1, 2)) for part in bounds.parts)
-    best = [*variants][int(np.argmin(np.where(np.isfinite(totals), totals, np.inf)))]
     return Comparison(
         about=setup.about,
         variants=variants,
-        reference=reference or best,
+        reference=reference or _best(variants, bounds),
         seeds=many.seeds,
         edges=edges,
         bounds=bounds,
@@ -163,56 +156,24 @@ def compare(
         distance=quality.name,
         real=real,
         samples=drawn,
-        curve=curve[0],
-        curve_steps=curve[1],
-        skipped=skipped,
+        curve=fitted.curve,
+        curve_steps=fitted.steps,
+        skipped=fitted.skipped,
         milliseconds=milliseconds,
         seconds=seconds,
-        notes=[*setup.notes, *_lost(variants, skipped)],
+        notes=[
+            *setup.notes,
+            *_lost(variants, fitted.skipped),
+            *_left_out(sampling, sampling_steps),
+        ],
         params=params,
+        statistics=many.statistics,
     )
 
 
-def _train(setup: Setup, progress: bool) -> tuple[Any, TrainState, Any, np.ndarray]:
-    """The initial parameters [V, S, ...], the trained state [R, ...], its curve, and what was skipped."""
-    many, steps = setup.many, setup.steps
-    layout = make_layout()
-    check_batch(layout, setup.batch_size)
-    state = jax.jit(many.start, out_shardings=shardings(layout, jax.eval_shape(many.start)))()
-    start = measure.grid(many, jax.tree.map(np.asarray, state.params))  # the state is donated
-    shape = len(many.variants), len(many.seeds)
-    rows = []
-    if steps and jax.tree.leaves(start):
-        stack = 1 if _convolves(setup) and jax.default_backend() == "cpu" else STACK
-        run = dispatcher(layout, many.step(layout, **setup.ema), state, stack)
-        batches = many.batches(
-            setup.dataset.train,
-            batch_size=setup.batch_size,
-            start_step=0,
-            stop_step=steps,
-            stack=stack,
-        )
-        with tqdm(total=steps, disable=not progress, desc="compare", leave=False) as bar:
-            for batch in batches:
-                state, metrics = run(state, batch)
-                rows.append(jnp.stack([metrics["bits_per_dim"], metrics["skipped"]], 1))
-                bar.update(len(batch.index))
-        jax.block_until_ready(state)
-    found = np.concatenate([np.zeros((0, 2, len(many.names))), *jax.device_get(rows)])
-    found = found.astype(np.float64).reshape(-1, 2, *shape)
-    parts = np.array_split(np.arange(len(found)), CURVE)
-    ends = [part for part in parts if len(part)]
-    curve = np.asarray([found[part, 0].mean(0) for part in ends]).reshape(len(ends), *shape)
-    at = np.asarray([part[-1] + 1 for part in ends], int)
-    return start, state, (curve, at), found[:, 1].sum(0)
-
-
-def _convolves(setup: Setup) -> bool:
-    """Whether the network has convolutions, whose gradients are slow inside the loops of XLA:CPU."""
-    model = setup.many.model_of(setup.many.variants[0])
-    params, key = jax.eval_shape(model.init, jax.random.key(0)), jax.random.key(0)
-    x = setup.dataset.train.images[np.arange(1)]
-    return "conv_general_dilated" in str(jax.make_jaxpr(model.loss)(params, key, x))
+def _best(variants: Mapping[str, Any], bounds: measure.Bounds) -> str:
+    totals = sum(part.mean((1, 2)) for part in bounds.parts)
+    return [*variants][int(np.argmin(np.where(np.isfinite(totals), totals, np.inf)))]
 
 
 def _variants(setup: Setup) -> dict[str, dict[str, str]]:
@@ -250,10 +211,9 @@ def _weights(setup: Setup, variant: int) -> Any:
 
 
 def _sampling_steps(setup: Setup, asked: Sequence[int] | None, samples: int) -> list[int]:
-    check_steps(samples, "samples: expected at least 1")
-    if asked is not None:
-        for steps in asked:
-            check_steps(steps, "sampling_steps: expected numbers of at least 1")
+    check_whole("samples", samples, least=2)
+    for steps in asked or ():
+        check_steps(steps, "sampling_steps: expected numbers of at least 1")
     timesteps = setup.many.config["model"]["timesteps"]
     rows = setup.components["parameterizations"].values()
     chain = timesteps if any(not row.continuous for row in rows) else None
@@ -265,6 +225,15 @@ def _sampling_steps(setup: Setup, asked: Sequence[int] | None, samples: int) -> 
             f"timesteps = {chain}, found {unfit[0]}"
         )
     return [n for n in wanted if n not in unfit]
+
+
+def _left_out(sampling: Sequence[int], asked: Sequence[int] | None) -> list[str]:
+    missing = [n for n in SAMPLING_STEPS if n not in sampling] if asked is None else []
+    if not missing:
+        return []
+    return [
+        f"no samples with {', '.join(map(str, missing))} steps, which do not divide the chain of 'mean'"
+    ]
 
 
 def _lost(variants: Mapping[str, Any], skipped: np.ndarray) -> list[str]:

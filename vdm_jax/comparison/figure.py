@@ -1,5 +1,6 @@
 """The pictures of a `Comparison`. Colours are parameterizations, lines are weightings, marks are heads."""
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vdm_jax.comparison.measure import known_mean
 from vdm_jax.training.pictures import tile
+
+
+class Picture(Figure):
+    """A figure that a notebook shows by itself, whether pyplot is there or not."""
+
+    def _repr_png_(self) -> bytes:
+        data = io.BytesIO()
+        FigureCanvasAgg(self).print_png(data)
+        return data.getvalue()
+
 
 LINES = ("-", "--", ":", "-.")
 WIDTHS = (2.0, 1.0, 0.6)
@@ -16,10 +28,9 @@ MARKERS = ("o", "s", "^", "D")
 SHOWN = 12  # samples in a row
 
 
-def overview(result: Any) -> Figure:
+def overview(result: Any) -> Picture:
     """Bounds; bits/dim, weights, gains and gradients by log-SNR; the samples' distance by steps."""
-    figure = Figure(figsize=(19, 8.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Picture(figsize=(19, 8.6), layout="constrained")
     axes = figure.subplots(2, 4).ravel()
     _bounds(axes[0], result)
     matching = result.bounds.matching.mean(1)
@@ -28,10 +39,9 @@ def overview(result: Any) -> Figure:
     _by_bin(axes[3], result, result.gains, "gain |∂x̂₀ / ∂output|")
     gradients = result.gradients
     if gradients is not None:
-        _by_bin(axes[4], result, gradients.norm.mean(1), "norm of the bin's gradient")
-        noise = gradients.deviation.mean(1) / np.where(
-            gradients.norm.mean(1) > 0, gradients.norm.mean(1), np.nan
-        )
+        norm = known_mean(gradients.norm, 1)
+        _by_bin(axes[4], result, norm, "norm of the bin's gradient")
+        noise = gradients.deviation.mean(1) / norm
         _by_bin(axes[5], result, noise, "noise of a batch's gradient / its norm")
         _by_bin(axes[6], result, _agreement(gradients.between_bins), AGREEMENT, log=False)
     for unused in axes[4:7] if gradients is None else []:
@@ -48,12 +58,11 @@ AGREEMENT = "mean cosine with the other bins' gradients"
 
 def _agreement(cosines: np.ndarray) -> np.ndarray:
     """[V, K], of cosines [V, S, K, K]."""
-    bins = cosines.shape[-1]
-    others = np.where(np.eye(bins, dtype=bool), 0, cosines).sum(-1) / max(bins - 1, 1)
-    return others.mean(1)
+    own = np.eye(cosines.shape[-1], dtype=bool)
+    return known_mean(known_mean(np.where(own, np.nan, cosines), -1), 1)
 
 
-def sample_rows(result: Any, steps: int) -> Figure:
+def sample_rows(result: Any, steps: int) -> Picture:
     """Samples of each variant's first seed from the same noise: a row of images each, or points in the plane.
 
     Raises:
@@ -66,7 +75,7 @@ def sample_rows(result: Any, steps: int) -> Figure:
         rows = drawn[:, :SHOWN]
         image = tile(rows.reshape(-1, *rows.shape[2:]), result.about["levels"], rows.shape[1])
         height = len(result)
-        figure = Figure(
+        figure = Picture(
             figsize=(8, 6.4 * image.shape[0] / image.shape[1] + 0.5), layout="constrained"
         )
         axes = figure.subplots()
@@ -76,7 +85,7 @@ def sample_rows(result: Any, steps: int) -> Figure:
         axes.set_xticks([])
         axes.spines[:].set_visible(False)
     else:
-        figure = Figure(
+        figure = Picture(
             figsize=(2.6 * min(len(result), 4), 2.8 * -(-len(result) // 4)), layout="constrained"
         )
         grid = figure.subplots(
@@ -88,7 +97,6 @@ def sample_rows(result: Any, steps: int) -> Figure:
             flat = x.reshape(len(x), -1)
             axes.plot(flat[:, 0], flat[:, min(1, flat.shape[1] - 1)], ".", markersize=3)
             axes.set_title(name, fontsize=9)
-    FigureCanvasAgg(figure)
     figure.suptitle(
         f"{steps} steps, seed {result.seeds[0]}, the same noise; {result.about['training']}",
         fontsize=9,

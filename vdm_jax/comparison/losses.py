@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.bases import BASES
+from vdm_jax.config import as_spec
 from vdm_jax.elbo import Elbo, check_steps
 from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.models import Statistics, vdm
-from vdm_jax.nets import NETS
-from vdm_jax.nets.own import as_network
+from vdm_jax.nets import NETS, Network
+from vdm_jax.nets.own import as_network, carries_weights, try_params
 from vdm_jax.parameterizations import PARAMETERIZATIONS
 from vdm_jax.specs import build
 from vdm_jax.typing import Array, Key, Params
@@ -22,23 +24,14 @@ class Losses(NamedTuple):
 
     Attributes:
       elbo: the parts of −ELBO, arrays [n], nats.
+      bits_per_dim: [n], their sum in bits/dim, which can be compared.
       squared_error: [n], ‖F − target‖² of the network's own output: what a run reports as its loss without a
         weight, and what cannot be compared between parameterizations.
     """
 
     elbo: Elbo
+    bits_per_dim: Array
     squared_error: Array
-    dim: int
-
-    @property
-    def bits_per_dim(self) -> Array:
-        """[n], −ELBO in bits/dim, which can be compared."""
-        return self.elbo.total / (self.dim * np.log(2))
-
-    @property
-    def matching(self) -> Array:
-        """[n], the only part in which parameterizations differ, nats."""
-        return self.elbo.matching
 
 
 def parameterization_losses(
@@ -53,6 +46,7 @@ def parameterization_losses(
     base: Any = "zero",
     head: Any = "raw",
     likelihood: Any = None,
+    statistics: Statistics | None = None,
     draws: int = 1,
 ) -> dict[str, Losses]:
     """Evaluate denoisers of several parameterizations, without training; pure, so that `jit` and `grad` apply.
@@ -67,6 +61,7 @@ def parameterization_losses(
       network: whose parameters are given: of `NETS`, or what `as_network` takes.
       base, head: as in `MODELS["vdm"]`.
       likelihood: of `LIKELIHOODS`; "gaussian" for floats by default, "softmax" of 256 levels for integers.
+      statistics: of the training data, such as `Comparison.statistics`; bases of levels and unit heads need it.
       draws: averaged for each example.
 
     Raises:
@@ -87,30 +82,40 @@ def parameterization_losses(
     check_steps(draws, "draws: expected at least 1")
     if x.ndim < 2 or not x.size:
         raise ValueError(f"x: expected examples [n, *d], found shape {x.shape}")
-    discrete = not jnp.issubdtype(x.dtype, jnp.floating)
-    if likelihood is None:
-        likelihood = {"name": "softmax", "levels": 256} if discrete else "gaussian"
-    likelihood = build(LIKELIHOODS, likelihood, "likelihood")
-    statistics = Statistics(x.shape[1:], likelihood.levels)
+    if statistics is None:
+        if head != "raw" or base not in ("zero", "input"):
+            raise ValueError(
+                f"statistics: are needed for base {base!r} with head {head!r}, found None"
+            )
+        discrete = not jnp.issubdtype(x.dtype, jnp.floating)
+        likelihood = likelihood or ({"name": "softmax", "levels": 256} if discrete else "gaussian")
+        statistics = Statistics(x.shape[1:], build(LIKELIHOODS, likelihood, "likelihood").levels)
+    likelihood = likelihood or ("gaussian" if statistics.levels is None else "softmax")
+    built = build(BASES, base, "base", **statistics._asdict())
+    own = network if network is None else _network(as_spec(network), statistics.shape)
     found = {}
     for name, given in _by_row(denoisers_or_params, timesteps).items():
         where = f"denoisers_or_params[{name!r}]"
-        if network is not None:
-            own = build(NETS, network, "network") if isinstance(network, str | Mapping) else network
-            net, params = as_network(own, statistics.shape), given
-        else:
+        if own is not None:
+            net, params = own, given
+            try_params(net, params, statistics.shape, where, extra=built.informative)
+        elif carries_weights(given):
             net = as_network(given, statistics.shape, where)
             params = net.init(jax.random.key(0), x[:1], jnp.zeros((1,)), None)
+        else:
+            raise ValueError(
+                f"{where}: expected a callable (xt, gamma_t), or its parameters beside network=..., "
+                f"found {type(given).__name__}"
+            )
         model = vdm(
             statistics,
             network=net,
             schedule=schedule,
             parameterization=name,
-            base=base,
+            base=built,
             head=head,
             likelihood=likelihood,
             timesteps=timesteps,
-            weighting="simple",
             where="losses",
         )
         every = {"network": params, "schedule": schedule_params or {}}
@@ -118,14 +123,19 @@ def parameterization_losses(
     return found
 
 
+def _network(given: Any, shape: tuple[int, ...]) -> Network:
+    if isinstance(given, str | Mapping):
+        return build(NETS, given, "network")
+    return as_network(given, shape)
+
+
 def _average(model: Any, params: Params, x: Array, key: Key, draws: int) -> Losses:
     def one(i):
-        at = jax.random.fold_in(key, i)
-        _, bound, simple = model.by_noise.draw(params, at, x, dropout=False)
-        return bound, simple.matching
+        drawn = model.by_noise.draw(params, jax.random.fold_in(key, i), x, dropout=False)
+        return drawn.bound, drawn.squared_error
 
     elbo, error = jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(one, jnp.arange(draws)))
-    return Losses(elbo, error, x[0].size)
+    return Losses(elbo, elbo.total / (x[0].size * np.log(2)), error)
 
 
 def _by_row(given: Any, timesteps: int | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from vdm_jax.models import ByNoise, Model
 from vdm_jax.trained import stream
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import make_step
-from vdm_jax.typing import Array, Params, PyTree
+from vdm_jax.typing import Array, PyTree
 
 REPEATS = 7  # of a timed step
 
@@ -38,15 +38,18 @@ class Bounds(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of the training loss at some weights, by bin; the bins' gradients add up to the gradient.
+    """Of the training loss at some weights, by bin of γ; the bins' gradients add up to the gradient.
 
     Attributes:
-      norm: [V, S, K], of the mean gradient, without the noise of the batches.
+      norm: [V, S, K], of the expected gradient; NaN where the batches' noise hides it.
       deviation: [V, S, K], root of the variance of one batch's gradient, summed over the parameters.
       total_norm, total_deviation: [V, S], the same of the whole loss.
-      between_bins: [V, S, K, K], cosines of the mean gradients of two bins of a variant.
+      between_bins: [V, S, K, K], cosines of the expected gradients of two bins of a variant.
       between_variants: [K, V, V], cosines of those of two variants in a bin, mean over the seeds; they are
         comparable where the variants have the same weights, before training.
+
+    Inner products of expected gradients are estimated from pairs of different batches, so that the noise of
+    the batches adds to none of them.
     """
 
     norm: np.ndarray
@@ -85,17 +88,11 @@ def by_noise(model: Model) -> ByNoise:
     return model.by_noise
 
 
-def first_run(many: Many, params: PyTree) -> tuple[ByNoise, Params]:
-    """The first variant's functions with its first seed's parameters, of params [V, S, ...]."""
-    model = many.model_of(many.variants[0])
-    return by_noise(model), jax.tree.map(lambda leaf: leaf[0, 0], params)
-
-
 def bins(many: Many, params: PyTree, count: int) -> np.ndarray:
-    """Edges [count + 1] of bins of equal width in γ between the ends of the first run's schedule."""
-    model, own = first_run(many, params)
-    first, last = (float(model.gamma(own, t)) for t in (0.0, 1.0))
-    return np.linspace(first, last, count + 1)
+    """Edges [count + 1] of bins of equal width in γ between the ends of all runs' schedules."""
+    ends = everywhere(many, lambda model, own, key: by_noise(model).gamma(own, jnp.arange(2.0)))
+    found = np.asarray(ends(params, keys(many, "evaluate")), np.float64)
+    return np.linspace(found[..., 0].min(), found[..., 1].max(), count + 1)
 
 
 def bounds(
@@ -119,102 +116,126 @@ def bounds(
 
 
 def gradients(
-    many: Many, params: PyTree, split: Split, edges: np.ndarray, *, batches: int, batch_size: int
-) -> Gradients:
-    """Gradients of the training loss by bin, over some batches that all runs share.
+    many: Many,
+    at: list[PyTree],
+    split: Split,
+    edges: np.ndarray,
+    *,
+    batches: int,
+    batch_size: int,
+) -> list[Gradients]:
+    """Gradients of the training loss by bin, over some batches that all runs share, at each of some weights.
 
-    The gradients of all bins are kept: K times the memory of the parameters of all runs.
+    Args:
+      at: trees of arrays [V, S, ...].
+      batches: at least 2.
+
+    Two gradients of every bin are kept: 2 K times the memory of the parameters of all runs.
     """
 
     def one(model, params, key, batch, bin):
-        def loss(params):
-            by_bin = by_noise(model).loss(params, key, batch, edges)
-            return jnp.append(by_bin, jnp.sum(by_bin))[bin]  # the last is all of it
+        return jax.grad(lambda p: by_noise(model).loss(p, key, batch, edges)[bin])(params)
 
-        return jax.grad(loss)(params)
-
-    run = everywhere(many, one, shared=2)
-    each = jax.jit(
-        lambda grads: sum(
-            jnp.sum(jnp.square(leaf), tuple(range(2, leaf.ndim))) for leaf in jax.tree.leaves(grads)
-        )
-    )
-    add = jax.jit(partial(jax.tree.map, jnp.add))
-    of_seeds = keys(many, "train")
-    means, variances = [], []
+    run, of_seeds = everywhere(many, one, shared=2), keys(many, "train")
     data = train_batches(
         split, batch_size=batch_size, seed=0, start_step=0, stop_step=batches, stack=batches
     )
     stack = next(data)
     data.close()  # type: ignore[attr-defined]
-    for bin in range(len(edges)):
-        total, squares = None, np.zeros(())
+    found = []
+    for params in at:
+        totals: list[PyTree] = []
+        bins_each, variants_each = np.zeros(()), np.zeros(())
         for i in range(batches):
             own = jax.vmap(jax.random.fold_in, (0, None))(of_seeds, i)
-            found = run(params, own, jax.tree.map(itemgetter(i), stack), bin)
-            total = found if total is None else add(total, found)
-            squares = squares + np.asarray(each(found), np.float64)
-        mean = jax.tree.map(lambda leaf: leaf / batches, total)
-        means.append(mean)
-        size = np.asarray(each(mean), np.float64)
-        variances.append((squares - batches * size) / max(batches - 1, 1))
-    products = gram(means)  # [V, S, K + 1, K + 1]
-    variance = np.moveaxis(np.asarray(variances), 0, -1).clip(0)
-    square = np.diagonal(products, axis1=-2, axis2=-1)
-    norm, deviation = np.sqrt((square - variance / batches).clip(0)), np.sqrt(variance)
-    across = np.stack([pairs(mean) for mean in means[:-1]])
+            batch = jax.tree.map(itemgetter(i), stack)
+            each = [run(params, own, batch, bin) for bin in range(len(edges) - 1)]
+            bins_each = bins_each + np.asarray(_gram(each), np.float64)
+            variants_each = variants_each + np.stack([np.asarray(_pairs(g), float) for g in each])
+            totals = each if not totals else [_add(a, b) for a, b in zip(totals, each, strict=True)]
+        bins_all = np.asarray(_gram(totals), np.float64)
+        variants_all = np.stack([np.asarray(_pairs(g), float) for g in totals])
+        found.append(_gradients(bins_each, bins_all, variants_each, variants_all, batches))
+    return found
+
+
+def _gradients(bins_each, bins_all, variants_each, variants_all, batches: int) -> Gradients:
+    """Of inner products of the gradients, summed over the batches, and of the sums of the gradients.
+
+    Those of the bins are [V, S, K, K], those of the variants [K, S, V, V].
+    """
+
+    def expected(each, all_):
+        return (all_ - each) / (batches * (batches - 1))
+
+    def variance(each, all_):
+        return ((each - all_ / batches) / (batches - 1)).clip(0)
+
+    products, spread = expected(bins_each, bins_all), variance(bins_each, bins_all)
+    total = expected(bins_each.sum((-2, -1)), bins_all.sum((-2, -1)))
     return Gradients(
-        norm=norm[..., :-1],
-        deviation=deviation[..., :-1],
-        total_norm=norm[..., -1],
-        total_deviation=deviation[..., -1],
-        between_bins=cosines(products[..., :-1, :-1]),
-        between_variants=cosines(across).mean(1),
+        norm=_root(np.diagonal(products, axis1=-2, axis2=-1)),
+        deviation=np.sqrt(np.diagonal(spread, axis1=-2, axis2=-1)),
+        total_norm=_root(total),
+        total_deviation=np.sqrt(variance(bins_each.sum((-2, -1)), bins_all.sum((-2, -1)))),
+        between_bins=cosines(products),
+        between_variants=known_mean(cosines(expected(variants_each, variants_all)), 1),
     )
+
+
+def _root(square: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.where(square > 0, square, np.nan))
+
+
+@jax.jit
+def _add(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, a, b)
 
 
 @jax.jit
 def _gram(rows: list[PyTree]) -> Array:
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves, 2), *rows)
-    flat = [leaf.reshape(*leaf.shape[:3], -1) for leaf in jax.tree.leaves(stacked)]
-    return sum(jnp.einsum("vskp,vslp->vskl", leaf, leaf) for leaf in flat)  # type: ignore[return-value]
-
-
-def gram(rows: list[PyTree]) -> np.ndarray:
     """Inner products [V, S, K, K] of K trees of arrays [V, S, ...]."""
-    return np.asarray(_gram(rows), np.float64)
+    trees = [jax.tree.leaves(row) for row in rows]
+    return jnp.stack(
+        [jnp.stack([_inner("vsp,vsp->vs", a, b) for b in trees], -1) for a in trees], -2
+    )
 
 
 @jax.jit
 def _pairs(tree: PyTree) -> Array:
-    flat = [leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(tree)]
-    return sum(jnp.einsum("vsp,wsp->svw", leaf, leaf) for leaf in flat)  # type: ignore[return-value]
-
-
-def pairs(tree: PyTree) -> np.ndarray:
     """Inner products [S, V, V] of the variants of one tree of arrays [V, S, ...]."""
-    return np.asarray(_pairs(tree), np.float64)
+    leaves = jax.tree.leaves(tree)
+    return _inner("vsp,wsp->svw", leaves, leaves)
+
+
+def _inner(axes: str, a: list[Array], b: list[Array]) -> Array:
+    flat = [[leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves] for leaves in (a, b)]
+    return sum(jnp.einsum(axes, x, y) for x, y in zip(*flat, strict=True))  # type: ignore[return-value]
 
 
 def cosines(products: np.ndarray) -> np.ndarray:
-    """Cosines [..., n, n] from inner products; NaN with what is zero."""
-    size = np.sqrt(np.diagonal(products, axis1=-2, axis2=-1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return products / (size[..., :, None] * size[..., None, :])
+    """Cosines [..., n, n] from estimated inner products, NaN where one's size is not above zero."""
+    size = _root(np.diagonal(products, axis1=-2, axis2=-1))
+    return (products / (size[..., :, None] * size[..., None, :])).clip(-1, 1)
+
+
+def known_mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean of what is not NaN, and NaN where nothing is."""
+    count = np.isfinite(values).sum(axis)
+    return np.where(count > 0, np.nansum(values, axis) / np.maximum(count, 1), np.nan)
 
 
 def gains(many: Many, params: PyTree, edges: np.ndarray) -> np.ndarray:
-    """|∂x̂_0/∂net| in the middle of each bin: [V, K]."""
-    model, own = first_run(many, params)
-    times = np.linspace(0, 1, 2001)[:-1]
-    gamma = np.asarray(model.gamma(own, jnp.asarray(times)))
-    middles = jnp.asarray(np.interp((edges[1:] + edges[:-1]) / 2, gamma, times))
+    """|∂x̂_0/∂net| at the time at which each variant's first seed passes the middle of each bin: [V, K]."""
+    middles = jnp.asarray((edges[1:] + edges[:-1]) / 2)
 
     def one(setting, params):
-        return by_noise(many.model_of(setting)).gain(params, middles)
+        model = by_noise(many.model_of(setting))
+        times = jnp.linspace(0.0, 1.0, 2001)[:-1]
+        return model.gain(params, jnp.interp(middles, model.gamma(params, times), times))
 
     first = jax.tree.map(lambda leaf: leaf[:, 0], params)
-    return np.asarray(jax.vmap(one)(many.settings, first))
+    return np.asarray(jax.jit(jax.vmap(one))(many.settings, first))
 
 
 def samples(many: Many, params: PyTree, n: int, steps: int) -> np.ndarray:

@@ -16,6 +16,8 @@ import numpy as np
 from vdm_jax.data import Dataset
 from vdm_jax.mixtures import Mixture
 
+MOST = 2000  # test examples that samples are compared with
+
 Features = Callable[[np.ndarray], Any]
 """Data as stored [n, *d] -> features [n, f]."""
 
@@ -34,49 +36,55 @@ class Quality(NamedTuple):
     real: Callable[[int], float]
 
 
-def quality_of(dataset: Dataset, law: Mixture | None, features: Features | None) -> Quality:
+def quality_of(
+    dataset: Dataset, law: Mixture | None, features: Features | None, samples: int
+) -> Quality:
     """Choose the distance of a data set.
 
     Args:
       law: the density that continuous data were drawn from, if it is known.
-      features: of images; None are the pixels themselves, scaled to [−1, 1].
-
-    Raises:
-      ValueError: features that are not [n, f].
+      features: of images; None are the values themselves, levels scaled to [−1, 1].
+      samples: how many will be drawn. Moments need more of them than dimensions; with fewer, the kernel
+        distance of the values is taken instead.
     """
     train, test = dataset.train.images, dataset.test.images
+    order = np.random.default_rng(0)  # users' files are often sorted
+    test = test[np.sort(order.permutation(len(test))[:MOST])]
+    shuffled = order.permutation(len(train))
 
-    def first(n):
-        return train[np.arange(min(n, len(train)))]
+    def some(n):
+        return train[np.sort(shuffled[:n])]
 
-    if features is None and dataset.levels is None:
-        few = test[np.arange(len(test))]
-        mean, covariance = law.moments() if law is not None else sample_moments(few)
+    dim = int(np.prod(dataset.shape))
+    few = min(samples, len(train), len(test) if law is None else samples) <= dim
+    if features is None and dataset.levels is None and not few:
+        mean, covariance = law.moments() if law is not None else sample_moments(test)
 
-        def distance(x):
+        def moments(x):
             return gaussian_kl(*sample_moments(x), mean, covariance)
 
-        moments = "exact moments" if law is not None else "moments of the test split"
-        return Quality(f"KL of {moments}, nats", distance, lambda n: distance(first(n)))
+        of = "exact moments" if law is not None else "moments of the test split"
+        return Quality(f"KL of {of}, nats", moments, lambda n: moments(some(n)))
 
-    name = "pixels" if features is None else getattr(features, "__name__", "features")
+    def featured(x):
+        return pixels(x, dataset.levels) if features is None else _featured(features, x)
 
-    def of(x):
-        found = np.asarray(
-            pixels(x, dataset.levels) if features is None else features(x), np.float64
-        )
-        if found.ndim != 2 or len(found) != len(x):
-            raise ValueError(
-                f"features: expected [n, f] for {len(x)} examples, found {found.shape}"
-            )
-        return found
+    reference = featured(test)
+    own = mean_kernel(reference)
 
-    real = of(test[np.arange(len(test))])
-    return Quality(
-        f"kernel distance of {name}",
-        lambda x: kernel_distance(of(x), real),
-        lambda n: kernel_distance(of(first(n)), real),
-    )
+    def distance(x):
+        y = featured(x)
+        return mean_kernel(y) + own - 2 * float(kernel(y, reference).mean())
+
+    name = "values" if features is None else getattr(features, "__name__", "features")
+    return Quality(f"kernel distance of {name}", distance, lambda n: distance(some(n)))
+
+
+def _featured(features: Features, x: np.ndarray) -> np.ndarray:
+    found = np.asarray(features(x), np.float64)
+    if found.ndim != 2 or len(found) != len(x):
+        raise ValueError(f"features: expected [n, f] for {len(x)} examples, found {found.shape}")
+    return found
 
 
 def pixels(x: np.ndarray, levels: int | None) -> np.ndarray:
@@ -101,14 +109,17 @@ def gaussian_kl(m1: np.ndarray, c1: np.ndarray, m2: np.ndarray, c2: np.ndarray) 
     return float(0.5 * (inside + log_2 - log_1))
 
 
+def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(x·y/d + 1)³ of features [n, d] and [m, d]: [n, m]."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def mean_kernel(a: np.ndarray) -> float:
+    """Its mean over the pairs of different ones of n ≥ 2."""
+    k = kernel(a, a)
+    return float((k.sum() - np.trace(k)) / (len(a) * (len(a) - 1)))
+
+
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Squared maximum mean discrepancy of features [n, f], [m, f], unbiased; polynomial kernel of degree 3."""
-
-    def kernel(a, b):
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    def within(a):  # without the diagonal
-        k = kernel(a, a)
-        return (k.sum() - np.trace(k)) / (len(a) * (len(a) - 1))
-
-    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+    """Squared maximum mean discrepancy of features [n, d], [m, d] of at least 2, unbiased."""
+    return mean_kernel(x) + mean_kernel(y) - 2 * float(kernel(x, y).mean())

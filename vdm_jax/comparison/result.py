@@ -6,14 +6,15 @@ import html
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vdm_jax.comparison.figure import overview, sample_rows
-from vdm_jax.comparison.measure import Bounds, Gradients
+from vdm_jax.comparison.measure import Bounds, Gradients, known_mean
+from vdm_jax.models import Statistics
 from vdm_jax.objectives import EffectiveWeights
 from vdm_jax.training.evaluate import PARTS
 
@@ -28,7 +29,7 @@ class Estimate(NamedTuple):
         return f"{self.mean:.4f} ± {self.standard_error:.4f}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Mapping[str, dict[str, Any]]):
     """The result of `compare`: a mapping from variants, such as "eps_raw_elbo", to what is known of them.
 
@@ -53,6 +54,7 @@ class Comparison(Mapping[str, dict[str, Any]]):
       seconds: what the parts took.
       notes: what a reader must know.
       params: the average weights, a tree of [V, S, ...].
+      statistics: of the training data, which the models know.
     """
 
     about: dict[str, Any]
@@ -68,14 +70,15 @@ class Comparison(Mapping[str, dict[str, Any]]):
     quality: dict[int, np.ndarray]
     distance: str
     real: float
-    samples: dict[int, np.ndarray] = field(repr=False)
-    curve: np.ndarray = field(repr=False)
-    curve_steps: np.ndarray = field(repr=False)
-    skipped: np.ndarray = field(repr=False)
+    samples: dict[int, np.ndarray]
+    curve: np.ndarray
+    curve_steps: np.ndarray
+    skipped: np.ndarray
     milliseconds: np.ndarray | None
     seconds: dict[str, float]
     notes: list[str]
-    params: Any = field(repr=False)
+    params: Any
+    statistics: Statistics
 
     # ------------------------------------------------------------ numbers
 
@@ -124,7 +127,9 @@ class Comparison(Mapping[str, dict[str, Any]]):
         }
         row["skipped_steps"] = int(self.skipped[i].sum())
         if self.gradients is not None:
-            row["gradient_cosine_between_bins"] = self.gradients.between_bins[i].mean(0).tolist()
+            row["gradient_cosine_between_bins"] = known_mean(
+                self.gradients.between_bins[i], 0
+            ).tolist()
         return row
 
     def __iter__(self) -> Iterator[str]:
@@ -206,6 +211,9 @@ class Comparison(Mapping[str, dict[str, Any]]):
     def __str__(self) -> str:
         return self.table()
 
+    def __repr__(self) -> str:
+        return f"<Comparison of {', '.join(self)} on {self.about['data']}>"
+
     def _repr_markdown_(self) -> str:
         return f"{self.table(timing=True)}\n\n{self.bins_table()}"
 
@@ -219,12 +227,12 @@ class Comparison(Mapping[str, dict[str, Any]]):
     # ------------------------------------------------------------ pictures and files
 
     def plot(self) -> Any:
-        """Draw the comparison: a matplotlib `Figure`, which a notebook shows."""
+        """Draw the comparison: a matplotlib `Figure` that a notebook shows."""
         return overview(self)
 
     def plot_samples(self, steps: int | None = None) -> Any:
         """Draw samples of each variant of the first seed, from the same noise; by default of the most steps."""
-        return sample_rows(self, max(self.samples) if steps is None else steps)
+        return sample_rows(self, max(self.samples, default=0) if steps is None else steps)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write comparison.json, .csv, .md and .png and, of images, samples.png; return where they are.
@@ -234,7 +242,7 @@ class Comparison(Mapping[str, dict[str, Any]]):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"comparison.{ending}" for ending in ("json", "csv", "md", "png")]
-        paths[0].write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        paths[0].write_text(json.dumps(self.to_dict()) + "\n")
         with paths[1].open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(self._lines())
         paths[2].write_text(f"{self.table()}\n\n{self.bins_table()}\n")
@@ -267,7 +275,7 @@ class Comparison(Mapping[str, dict[str, Any]]):
     def _bins(self, i: int) -> dict[str, list[float]]:
         found = {"bits_per_dim": self.bounds.matching[i].mean(0), "gain": self.gains[i]}
         if self.gradients is not None:
-            found["gradient_norm"] = self.gradients.norm[i].mean(0)
+            found["gradient_norm"] = known_mean(self.gradients.norm[i], 0)
             found["gradient_deviation"] = self.gradients.deviation[i].mean(0)
         return {key: np.asarray(value, float).tolist() for key, value in found.items()}
 
@@ -277,6 +285,7 @@ class Comparison(Mapping[str, dict[str, Any]]):
         lines = [
             f"± standard error over {over}; {self.about['bound']}, {self.about['draws']} draws per example; "
             f"{self.about['data']}, {n} examples; {self.about['components']}; {self.about['training']}.",
+            "The error of the mean over these; it does not know of other test sets. Differences are paired.",
             "weight/bound: the training weight in units of the bound's, least and largest over noise levels.",
         ]
         if self.gradients is not None:
@@ -316,8 +325,8 @@ def _range(values: np.ndarray) -> str:
 
 
 def _noise(gradients: Gradients, i: int) -> str:
-    norm, deviation = gradients.total_norm[i].mean(), gradients.total_deviation[i].mean()
-    return f"{deviation / norm:.2g}" if norm > 0 else "–"
+    norm, deviation = known_mean(gradients.total_norm[i], 0), gradients.total_deviation[i].mean()
+    return f"{deviation / norm:.2g}" if norm > 0 else "–"  # NaN, too
 
 
 def _finite(value: Any) -> Any:

@@ -19,14 +19,14 @@ from vdm_jax.mixtures import Mixture
 from vdm_jax.models import Statistics
 from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.nets import NETS
-from vdm_jax.nets.own import as_network, is_by_row, try_network
+from vdm_jax.nets.own import as_network, carries_weights, is_by_row, try_network
 from vdm_jax.parameterizations import Parameterization
 from vdm_jax.schedules import SCHEDULES, Schedule
 from vdm_jax.specs import build, name_of
 from vdm_jax.training.checkpoint import library_versions
 
 FITTED = 2000  # training examples that the base's error is measured on, at most
-INCONSISTENT = 1e-3
+INCONSISTENT = 1e-3  # of the terms of skip·x_t + out·target
 FIELDS = ("parameterization", "head", "weighting")
 
 DISCRETE = {"base": "histogram", "likelihood": "softmax"}
@@ -81,7 +81,8 @@ def prepare(*, config: Any, **given: Any) -> Setup:
     asked, plain = _asked(config, given)
     dataset = as_dataset(asked["data"], levels=given["levels"])
     seeds = _seeds(asked["seeds"])
-    _whole(asked, steps=0, batch_size=1, draws=1)
+    if len(dataset.test.images) < 2:
+        raise ValueError(f"data: {dataset.test.name!r} has less than 2 examples, to measure on")
     if len(dataset.train.images) < asked["batch_size"]:
         raise ValueError(
             f"batch_size: {dataset.train.name!r} has {len(dataset.train.images)} examples, "
@@ -109,20 +110,24 @@ def prepare(*, config: Any, **given: Any) -> Setup:
             for axis, found in components.items()
         },
     )
-    bound = _tried(many, dataset)
+    bound, trained = _tried(many, dataset)
+    about = _about(asked, dataset) | {"bound": bound, "seeds": seeds}
+    notes = _notes(asked, seeds, trained)
+    if not trained:
+        about["training"] = "nothing was trained"
     return Setup(
         many=many,
         dataset=dataset,
         law=asked["data"] if isinstance(asked["data"], Mixture) else None,
         components=components,
-        steps=int(asked["steps"]),
-        batch_size=int(asked["batch_size"]),
-        draws=int(asked["draws"]),
+        steps=asked["steps"],
+        batch_size=asked["batch_size"],
+        draws=asked["draws"],
         evaluate_batch=plain["evaluate"]["batch_size"],
         ema={name: plain["train"][name] for name in ("ema_decay", "ema_warmup")},
-        about=_about(asked, dataset)
-        | {"bound": bound, "seeds": seeds, "optimizer": plain["optimizer"]},
-        notes=[
+        about=about | {"optimizer": plain["optimizer"]},
+        notes=notes
+        + [
             note
             for name, row in components["parameterizations"].items()
             for note in _inconsistent(name, row, model["schedule"], asked["timesteps"])
@@ -142,8 +147,8 @@ def _about(asked: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
         "shape": list(dataset.shape),
         "components": named,
         "training": f"{asked['steps']} steps of {asked['batch_size']} from {count} examples",
-        "steps": int(asked["steps"]),
-        "draws": int(asked["draws"]),
+        "steps": asked["steps"],
+        "draws": asked["draws"],
         "timesteps": asked["timesteps"],
         "versions": library_versions(),
     }
@@ -159,23 +164,29 @@ def _asked(config: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str
             raise ValueError(
                 f"config.model.name: expected 'vdm', which has parameterizations, found {model['name']!r}"
             )
+        if runs["learning_rates"]:
+            raise ValueError("config.runs.learning_rates: are not compared, expected none")
         asked |= {name: model[name] for name in asked if name in model}
         asked |= {axis: runs[axis] or [model[AXES[axis].field]] for axis in CHOICES}
         asked |= {"seeds": runs["seeds"] or [plain["seed"]], "data": plain["data"]}
         asked |= {"steps": train["steps"], "batch_size": train["batch_size"]}
         asked["draws"] = plain["evaluate"]["draws"]
-    else:
-        steps = DEFAULTS["steps"] if given["steps"] is None else given["steps"]
-        warm = isinstance(steps, int) and steps > plain["optimizer"]["warmup_steps"]
-        plain["optimizer"] |= {"decay_steps": steps if warm else None}
     asked |= {
         name: as_spec(value)
         for name, value in given.items()
-        if name != "timesteps" and value is not None
+        if name != "timesteps" and value is not None and value is not ...
     }
     if given["timesteps"] is not ...:  # of which None is a value
         asked["timesteps"] = given["timesteps"]
-    plain = to_dict(plain | {"optimizer": plain["optimizer"] | dict(asked.pop("optimizer", {}))})
+    for name, least in (("steps", 0), ("batch_size", 1), ("draws", 1)):
+        asked[name] = check_whole(name, asked[name], least=least)
+    if asked["timesteps"] is not None:
+        asked["timesteps"] = check_whole("timesteps", asked["timesteps"], least=1)
+    optimizer = plain["optimizer"]
+    if config is None or given["steps"] is not None:  # else the config's own
+        warm = asked["steps"] > optimizer["warmup_steps"]
+        optimizer |= {"decay_steps": asked["steps"] if warm else None}
+    plain = to_dict(plain | {"optimizer": optimizer | dict(asked.pop("optimizer", {}))})
     return asked, plain
 
 
@@ -184,7 +195,9 @@ def _seeds(seeds: Any) -> list[int]:
         if seeds < 1:
             raise ValueError(f"seeds: expected at least 1, found {seeds}")
         return list(range(int(seeds)))
-    found = list(seeds) if isinstance(seeds, Sequence) and not isinstance(seeds, str) else []
+    found: list[Any] = []
+    if isinstance(seeds, list | tuple | range | np.ndarray):
+        found = list(seeds)
     right = all(isinstance(s, int | np.integer) and 0 <= s < 2**32 for s in found)
     if not found or not right or len({*found}) < len(found):
         raise ValueError(
@@ -193,11 +206,15 @@ def _seeds(seeds: Any) -> list[int]:
     return [int(seed) for seed in found]
 
 
-def _whole(asked: dict[str, Any], **least: int) -> None:
-    for name, low in least.items():
-        value = asked[name]
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
-            raise ValueError(f"{name}: expected a whole number of at least {low}, found {value!r}")
+def check_whole(name: str, value: Any, *, least: int) -> int:
+    """Return a whole number as an int.
+
+    Raises:
+      ValueError: it is none, or too small.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, found {value!r}")
+    return int(value)
 
 
 def _components(axis: str, values: Any) -> dict[str, Any]:
@@ -257,17 +274,26 @@ def _network(given: Any, shape: tuple[int, ...], rows: Mapping[str, Any]) -> Any
     return as_network(given, shape)
 
 
-def _tried(many: Many, dataset: Dataset) -> str:
-    """Trace the loss of every variant without computing; return what the bound is."""
+def _notes(asked: dict[str, Any], seeds: list[int], trained: bool) -> list[str]:
+    if not trained and asked["steps"]:
+        return ["the network has no parameters, so that nothing was trained"]
+    if trained and len(seeds) > 1 and carries_weights(asked["network"]):
+        return ["the network came with its weights, so that seeds differ in data and noise only"]
+    return []
+
+
+def _tried(many: Many, dataset: Dataset) -> tuple[str, bool]:
+    """Trace every variant without computing; return what the bound is, and whether there are parameters."""
     x = jax.ShapeDtypeStruct(
         (2, *dataset.shape), np.float32 if dataset.levels is None else np.uint8
     )
-    key, bound = jax.random.key(0), ""
+    key, bound, params = jax.random.key(0), "", None
     for variant in many.variants:
         model = many.model_of(variant)
-        jax.eval_shape(model.loss, jax.eval_shape(model.init, key), key, x)
+        params = jax.eval_shape(model.init, key)
+        jax.eval_shape(model.loss, params, key, x)
         bound = model.bound
-    return bound
+    return bound, bool(jax.tree.leaves(params))
 
 
 def _inconsistent(
@@ -285,8 +311,8 @@ def _inconsistent(
     if off < INCONSISTENT:
         return []
     return [
-        f"{name!r} is inconsistent: skip·x_t + out·target misses x_0 by up to {100 * off:.2g} %, so that its "
-        "weight is wrong and its numbers are no bound"
+        f"{name!r} is inconsistent: skip·x_t + out·target is not x_0 but off by up to {100 * off:.2g} % of its "
+        "terms, so that its weight is wrong and its numbers are no bound"
     ]
 
 

@@ -14,13 +14,14 @@ TEST_PART = 5  # one in so many examples, where no test split is given
 DRAWN = 10_000  # training examples drawn of a density
 
 
-def as_dataset(data: Any, *, levels: int | None = None, where: str = "data") -> Dataset:
+def as_dataset(data: Any, *, levels: Any = None, where: str = "data") -> Dataset:
     """Make a `Dataset` of what a user has.
 
     Args:
       data: a `Dataset`; a name of `DATASETS` or of TFDS, or a mapping of the arguments of `load_dataset`; an
-        array [n, *d]; a grain source, or anything with a length and items, which are arrays [*d] or
-        dictionaries with an "image" or an "x"; a pair (train, test) of the last two; a `Mixture`.
+        array [n, *d]; a grain source, or anything with a length and items, which are arrays [*d], tuples that
+        begin with one, or dictionaries with an "image" or an "x"; a tuple (train, test) of two of these; a
+        `Mixture`.
         Of what has no test split every fifth example of a fixed permutation is kept for it.
       levels: K of integer data; 256 for uint8 and 2 for booleans by default. Floats have none.
       where: path, for messages.
@@ -36,14 +37,25 @@ def as_dataset(data: Any, *, levels: int | None = None, where: str = "data") -> 
     """
     if isinstance(data, Dataset):
         return data
-    if isinstance(data, str):
-        return load_dataset(data, where=where)
+    named = {"name": data} if isinstance(data, str) else data
+    if isinstance(named, Mapping) and "name" in named:
+        found = load_dataset(**named, where=where)
+        if levels not in (None, found.levels):
+            raise ValueError(
+                f"{where}: {found.name!r} has {found.levels} levels, found levels={levels}"
+            )
+        return found
     if isinstance(data, Mapping):
-        return load_dataset(**data, where=where)
+        data = _item(data, where)
     if isinstance(data, Mixture):
         return _drawn(data, where)
     pair = isinstance(data, tuple) and len(data) == 2
     train, test = (_array(part, where) for part in data) if pair else _divided(_array(data, where))
+    if pair and test.ndim != train.ndim:
+        raise ValueError(
+            f"{where}: a tuple of two is (train, test), expected examples of one shape, "
+            f"found {train.shape} and {test.shape}"
+        )
     if levels is None and np.issubdtype(train.dtype, np.integer):
         if train.dtype != np.uint8:
             raise ValueError(
@@ -52,6 +64,7 @@ def as_dataset(data: Any, *, levels: int | None = None, where: str = "data") -> 
         levels = 256
     if train.dtype == bool:
         train, test, levels = train.astype(np.uint8), test.astype(np.uint8), levels or 2
+    levels = None if levels is None else int(levels)
     names = ("train", "test") if pair else ("4 of 5 examples", "1 of 5 examples")
     return array_dataset(
         "own data",
@@ -84,7 +97,7 @@ def _item(item: Any, where: str) -> np.ndarray:
         if found is None:
             raise ValueError(f"{where}: expected items with an 'image' or an 'x', found {[*item]}")
         item = found
-    return np.asarray(item)
+    return np.asarray(item[0] if isinstance(item, tuple) and item else item)
 
 
 def _divided(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,22 @@ from vdm_jax.typing import Array, Batch, Key, Params
 Metrics = dict[str, Array]
 
 
+class Draw(NamedTuple):
+    """One draw of each example of a batch.
+
+    Attributes:
+      interval: arrays [B].
+      bound: arrays [B], nats.
+      loss: the same with the training weight on the matching term.
+      squared_error: [B], ‖F − target‖² of the network's own output.
+    """
+
+    interval: Interval
+    bound: Elbo
+    loss: Elbo
+    squared_error: Array
+
+
 class ByNoise(NamedTuple):
     """The bound and the loss of a diffusion model, split by the noise at which they were drawn.
 
@@ -24,16 +40,14 @@ class ByNoise(NamedTuple):
     Attributes:
       elbo: (params, key, batch, edges, draws=1) -> (`Elbo` of arrays [B], its matching term by bin [B, K]),
         nats; the bound is that of `Model.elbo` for the same key.
-      draw: (params, key, batch, dropout=True) -> (intervals, bound, loss) of one training draw of each
-        example: `Interval` of arrays [B] and two `Elbo`s of arrays [B], nats; the loss's matching term has
-        the training weight.
+      draw: (params, key, batch, dropout=True) -> `Draw`, as in training.
       loss: (params, key, batch, edges) -> [K], the training loss without reconstruction and prior, bits/dim.
       gain: (params, t) -> |∂x̂_0/∂net| at times t [n] of the schedule: |out|, times c of a unit head.
       gamma: (params, t) -> γ, elementwise.
     """
 
     elbo: Callable[..., tuple[Elbo, Array]]
-    draw: Callable[..., tuple[Interval, Elbo, Elbo]]
+    draw: Callable[..., Draw]
     loss: Callable[..., Array]
     gain: Callable[..., Array]
     gamma: Callable[..., Array]

@@ -25,9 +25,9 @@ from vdm_jax.elbo import (
 from vdm_jax.likelihoods import least_noisy
 from vdm_jax.models.denoiser import denoiser, same_for_all
 from vdm_jax.models.keys import example_keys, fold_each, split_each
-from vdm_jax.models.model import ByNoise, Model, Statistics, likelihood_for
+from vdm_jax.models.model import ByNoise, Draw, Model, Statistics, likelihood_for
 from vdm_jax.objectives import relative_weight
-from vdm_jax.parameterizations import PARAMETERIZATIONS
+from vdm_jax.parameterizations import PARAMETERIZATIONS, snr_weight
 from vdm_jax.samplers import SAMPLERS, sample_chain
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
 from vdm_jax.specs import build, name_of
@@ -154,7 +154,7 @@ def vdm(
         return jax.lax.stop_gradient(relative_weight(step, rate, error_space, weigh))
 
     def training(params, key, batch, dropout=True):
-        """Where one draw of each example is, its bound, and the same with the training weight."""
+        """One draw of each example."""
         batch = as_batch(batch)
         x0 = likelihood.encode(batch.x)
         time_key, key = jax.random.split(key)
@@ -163,34 +163,44 @@ def vdm(
         at = draw(params, noise, x0, times, path)
         bound = terms(params, batch.x, x0, at, end, drop if dropout else None)
         weighted = jax.vmap(relative)(at.interval, at.rate) * bound.matching
-        return at.interval, bound, bound._replace(matching=weighted)
+        exact = jax.vmap(lambda step, rate: 0.5 * rate * snr_weight(step, row(step)))
+        return Draw(
+            interval=at.interval,
+            bound=bound,
+            loss=bound._replace(matching=weighted),
+            squared_error=bound.matching / exact(at.interval, at.rate),
+        )
 
     def loss(params, key, batch):
-        _, bound, weighted = training(params, key, batch)
-        metrics = {name: bits * jnp.mean(part) for name, part in bound._asdict().items()}
-        value = bits * jnp.mean(weighted.total)
-        return value, {"loss": value, "bits_per_dim": bits * jnp.mean(bound.total)} | metrics
+        one = training(params, key, batch)
+        metrics = {name: bits * jnp.mean(part) for name, part in one.bound._asdict().items()}
+        value = bits * jnp.mean(one.loss.total)
+        return value, {"loss": value, "bits_per_dim": bits * jnp.mean(one.bound.total)} | metrics
 
     def loss_by_noise(params, key, batch, edges):
-        steps, _, weighted = training(params, key, batch)
-        return bits * jnp.mean(split_by_noise(steps, weighted.matching, edges), 0)
+        one = training(params, key, batch)
+        return bits * jnp.mean(split_by_noise(one.interval, one.loss.matching, edges), 0)
 
     def elbo_by_noise(params, key, batch, edges, draws=1):
         batch = as_batch(batch)
         x0 = likelihood.encode(batch.x)
         time_keys, draw_keys = example_keys(key, batch.index, 2)
 
-        def one_draw(total, i):  # times of one example are stratified over its draws
+        def one_draw(i):  # times of one example are stratified over its draws
             noise, end = split_each(fold_each(draw_keys, i), 2)
             times = jax.vmap(lambda key: draw_times(key, i / draws, timesteps))(time_keys)
             at = draw(params, noise, x0, times)
             one = terms(params, batch.x, x0, at, end)
-            one = one, split_by_noise(at.interval, one.matching, edges)
-            return jax.tree.map(jnp.add, total, one), None
+            return one, split_by_noise(at.interval, one.matching, edges)
 
-        zeros = jnp.zeros(x0.shape[0], x0.dtype)
-        nothing = Elbo(zeros, zeros, zeros), jnp.zeros((x0.shape[0], len(edges) - 1), x0.dtype)
-        total, _ = jax.lax.scan(one_draw, nothing, jnp.arange(draws))
+        def add(total, i):
+            return jax.tree.map(jnp.add, total, one_draw(i)), None
+
+        numbers = jnp.arange(draws)
+        nothing = jax.tree.map(
+            lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(one_draw, numbers[0])
+        )
+        total, _ = jax.lax.scan(add, nothing, numbers)
         return jax.tree.map(lambda sum_: sum_ / draws, total)
 
     def elbo(params, key, batch, draws=1):

@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from vdm_jax.nets.network import Network
 from vdm_jax.typing import Params
@@ -71,19 +72,33 @@ def try_network(network: Network, shape: tuple[int, ...], where: str) -> None:
     Raises:
       ValueError: it cannot be applied, or gives another shape.
     """
-    xt, gamma_t = jnp.zeros((PROBE, *shape)), jnp.zeros((PROBE,))
 
-    def run(key, extra):
-        return network.apply(network.init(key, xt, gamma_t, extra), xt, gamma_t, extra, None)
+    def run(key, xt, gamma_t):
+        return network.apply(network.init(key, xt, gamma_t, xt), xt, gamma_t, xt, None)
 
+    _try(run, jax.random.key(0), shape, where)
+
+
+def try_params(
+    network: Network, params: Params, shape: tuple[int, ...], where: str, *, extra: bool
+) -> None:
+    """The same with parameters that are there, and with a second input or none."""
+
+    def run(params, xt, gamma_t):
+        return network.apply(params, xt, gamma_t, xt if extra else None, None)
+
+    _try(run, params, shape, where)
+
+
+def _try(run: Callable[..., Any], first: Any, shape: tuple[int, ...], where: str) -> None:
     try:
-        found = jax.eval_shape(run, jax.random.key(0), xt).shape
+        found = jax.eval_shape(run, first, jnp.zeros((PROBE, *shape)), jnp.zeros((PROBE,))).shape
     except Exception as error:  # whatever a user's code raises
         raise ValueError(
             f"{where}: cannot be applied to xt {(PROBE, *shape)}, gamma_t {(PROBE,)}: "
             f"{type(error).__name__}: {_line(error)}"
         ) from error
-    if found[:1] != (PROBE,) or found[1:] != shape:
+    if found != (PROBE, *shape):
         raise ValueError(
             f"{where}: expected an output of shape {(PROBE, *shape)} for {PROBE} examples, found {found}"
         )
@@ -113,31 +128,44 @@ def _from_module(module: nn.Module) -> Network:
 
 def _as_called(network: Network, where: str) -> Network:
     """Call each of the two with what it takes."""
-    if not 2 <= _required(network.apply) <= 3:
+    names = _positional(network.apply)
+    if _required(network.apply) > 3 or (names is not None and len(names) < 2):
         raise ValueError(
             f"{where}: apply takes {', '.join(map(repr, _named(network.apply)))}, expected "
             "(params, xt, gamma_t), with extra and keys if they are used"
         )
+    init_takes = _required(network.init)
+    apply_takes = 3 if names is None else min(3, len(names))
 
     def init(key, xt, gamma_t=None, extra=None):
-        return _call(network.init, (key, xt, gamma_t), extra=extra)
+        # what has a default may be anything, such as a scale
+        first = (key, xt, gamma_t)[:init_takes]
+        others = {"extra": extra} | ({"gamma_t": gamma_t} if init_takes < 3 else {})
+        return network.init(*first, **_known(network.init, others))
 
     def apply(params, xt, gamma_t=None, extra=None, keys=None):
-        return _call(network.apply, (params, xt, gamma_t), extra=extra, keys=keys)
+        first = (params, xt, gamma_t)[:apply_takes]
+        others = {"extra": extra, "keys": keys} | ({"gamma_t": gamma_t} if apply_takes < 3 else {})
+        return network.apply(*first, **_known(network.apply, others))
 
     return Network(init, apply)
 
 
-def _call(function: Callable[..., Any], first: tuple[Any, Any, Any], **others: Any) -> Any:
-    """With as many of the first arguments as it needs, and the others that it names."""
-    few = first[: _required(function)]
-    others |= {"gamma_t": first[2]} if len(few) < 3 else {}
+def _known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of some keyword arguments that a function has."""
     names = _named(function)
-    return function(*few, **{name: value for name, value in others.items() if name in names})
+    return {name: value for name, value in arguments.items() if name in names}
 
 
 def _from_callable(function: Callable[..., Any], shape: tuple[int, ...], where: str) -> Network:
     """A callable; if it is a PyTree, as the modules of Equinox and NNX are, its arrays are trained."""
+    if isinstance(function, nnx.Module) and jax.tree.leaves(
+        nnx.state(function, nnx.Not(nnx.Param))  # type: ignore[arg-type]
+    ):
+        raise ValueError(
+            f"{where}: the NNX module {type(function).__name__} has state besides its parameters, as those "
+            "of Dropout and BatchNorm: expected nnx.Param only, or (init, apply)"
+        )
     leaves, tree = jax.tree.flatten(function)
     if tree == jax.tree.structure(0):  # a plain function
         leaves = []
@@ -156,13 +184,15 @@ def _from_callable(function: Callable[..., Any], shape: tuple[int, ...], where: 
         del key, xt, gamma_t, extra
         return [leaf for leaf, t in zip(leaves, trained, strict=True) if t]
 
+    def given_ones(extra, keys):
+        return _known(function, {"extra": extra, "keys": keys})
+
     def each(params, xt, gamma_t, extra=None, keys=None):
-        del extra, keys
-        return jax.vmap(whole(params))(xt, gamma_t)
+        others = {name: v for name, v in given_ones(extra, keys).items() if v is not None}
+        return jax.vmap(lambda xt, g, others: whole(params)(xt, g, **others))(xt, gamma_t, others)
 
     def batches(params, xt, gamma_t, extra=None, keys=None):
-        del extra, keys
-        return whole(params)(xt, gamma_t)
+        return whole(params)(xt, gamma_t, **given_ones(extra, keys))
 
     try:  # a function of single examples refuses no batch by itself, so they are tried first
         try_network(Network(init, each), shape, where)
@@ -179,21 +209,29 @@ def _named(function: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-def _required(function: Callable[..., Any]) -> int:
-    """How many positional arguments it needs."""
-    positional = (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    )
+def _positional(function: Callable[..., Any]) -> list[str] | None:
+    """Names of its positional arguments but `extra` and `keys`; None for any number of them."""
     parameters = inspect.signature(function).parameters.values()
-    return sum(
-        p.kind in positional and p.default is p.empty and p.name not in ("extra", "keys")
-        for p in parameters
-    )
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [p.name for p in parameters if p.kind in kinds and p.name not in ("extra", "keys")]
+
+
+def _required(function: Callable[..., Any]) -> int:
+    """How many of them have no default."""
+    parameters = inspect.signature(function).parameters
+    names = _positional(function) or []
+    return sum(parameters[name].default is inspect.Parameter.empty for name in names)
 
 
 def _line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")
+
+
+def carries_weights(given: Any) -> bool:
+    """Whether it is called as it is: it has no `init` that would make its weights."""
+    return callable(given) and not isinstance(given, nn.Module) and _init_and_apply(given) is None
 
 
 def is_by_row(given: Any) -> bool:
