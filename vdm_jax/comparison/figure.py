@@ -76,7 +76,7 @@ def sample_rows(result: Any, steps: int) -> Picture:
         image = tile(rows.reshape(-1, *rows.shape[2:]), result.about["levels"], rows.shape[1])
         height = len(result)
         figure = Picture(
-            figsize=(8, 6.4 * image.shape[0] / image.shape[1] + 0.5), layout="constrained"
+            figsize=(9, 6.4 * image.shape[0] / image.shape[1] + 0.5), layout="constrained"
         )
         axes = figure.subplots()
         axes.imshow(image, interpolation="nearest", vmin=0, vmax=1)
@@ -160,16 +160,19 @@ def _bounds(axes: Any, result: Any) -> None:
 
 
 def _without_outliers(axes: Any, result: Any) -> None:
-    """Show the better three quarters in full, and say at the edge where the others are."""
+    """Show the better half in full, and say at the edge where what is far from it is."""
     values = result.bits_per_dim.mean(1)
     known = values[np.isfinite(values)]
     if not len(known):
         return
-    best, common = known.min(), np.quantile(known, 0.75)
-    reach = best + 2 * (common - best) + 0.02 * abs(best)
+    best, common = known.min(), np.sort(known)[(len(known) - 1) // 2]
+    reach = best + 4 * (common - best) + 0.02 * abs(best)
     if np.all(values <= reach):
         return
-    axes.set_xlim(best - 0.15 * (reach - best), reach)
+    errors = [np.nan_to_num(result.bound(name).standard_error) for name in result]
+    low = min(v - 1.2 * e for v, e in zip(values, errors, strict=True) if v <= reach)
+    low = min(low, result.bits_per_dim[values <= reach].min())
+    axes.set_xlim(low - 0.05 * (reach - low), reach)
     for i, value in enumerate(values):
         if not value <= reach:  # NaN too
             axes.annotate(f"{value:.2f} →", (reach, i), ha="right", va="center", fontsize=8)
@@ -202,7 +205,15 @@ def _quality(axes: Any, result: Any) -> None:
     for i, (_, style) in enumerate(_styles(result)):
         axes.plot(steps, [values[i].mean() for values in result.quality.values()], **style)
     axes.axhline(result.real, color="0.5", linewidth=1)
-    axes.annotate("real examples", (steps[0], result.real), fontsize=8, color="0.4", va="bottom")
+    axes.annotate(
+        "as many real examples",
+        (steps[0], result.real),
+        (0, -3),
+        textcoords="offset points",
+        fontsize=8,
+        color="0.4",
+        va="top",
+    )
     axes.set_xscale("log")
     axes.set_xticks(steps, [str(n) for n in steps])
     axes.minorticks_off()

@@ -49,7 +49,7 @@ class Gradients(NamedTuple):
         comparable where the variants have the same weights, before training.
 
     Inner products of expected gradients are estimated from pairs of different batches, so that the noise of
-    the batches adds to none of them.
+    the batches adds to none of them; cosines are NaN where it is larger than one of the two.
     """
 
     norm: np.ndarray
@@ -171,15 +171,23 @@ def _gradients(bins_each, bins_all, variants_each, variants_all, batches: int) -
     def variance(each, all_):
         return ((each - all_ / batches) / (batches - 1)).clip(0)
 
+    def seen(products, each, all_):
+        """The products, NaN with what is smaller than the noise of its mean over the batches."""
+        size = np.diagonal(products, axis1=-2, axis2=-1)
+        noise = np.diagonal(variance(each, all_), axis1=-2, axis2=-1) / batches
+        good = size > noise
+        return np.where(good[..., :, None] & good[..., None, :], products, np.nan)
+
     products, spread = expected(bins_each, bins_all), variance(bins_each, bins_all)
+    across = expected(variants_each, variants_all)
     total = expected(bins_each.sum((-2, -1)), bins_all.sum((-2, -1)))
     return Gradients(
         norm=_root(np.diagonal(products, axis1=-2, axis2=-1)),
         deviation=np.sqrt(np.diagonal(spread, axis1=-2, axis2=-1)),
         total_norm=_root(total),
         total_deviation=np.sqrt(variance(bins_each.sum((-2, -1)), bins_all.sum((-2, -1)))),
-        between_bins=cosines(products),
-        between_variants=known_mean(cosines(expected(variants_each, variants_all)), 1),
+        between_bins=cosines(seen(products, bins_each, bins_all)),
+        between_variants=known_mean(cosines(seen(across, variants_each, variants_all)), 1),
     )
 
 

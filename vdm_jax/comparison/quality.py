@@ -9,6 +9,7 @@ Both are computed in NumPy and float64. The same distance of as many real exampl
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from vdm_jax.data import Dataset
 from vdm_jax.mixtures import Mixture
 
 MOST = 2000  # test examples that samples are compared with
+SETS = 8  # of real examples
 
 Features = Callable[[np.ndarray], Any]
 """Data as stored [n, *d] -> features [n, f]."""
@@ -50,10 +52,11 @@ def quality_of(
     train, test = dataset.train.images, dataset.test.images
     order = np.random.default_rng(0)  # users' files are often sorted
     test = test[np.sort(order.permutation(len(test))[:MOST])]
-    shuffled = order.permutation(len(train))
 
-    def some(n):
-        return train[np.sort(shuffled[:n])]
+    def of_real(distance, n):
+        """Mean over some sets of n training examples."""
+        picked = (order.choice(len(train), min(n, len(train)), replace=False) for _ in range(SETS))
+        return float(np.mean([distance(train[np.sort(i)]) for i in picked]))
 
     dim = int(np.prod(dataset.shape))
     few = min(samples, len(train), len(test) if law is None else samples) <= dim
@@ -64,7 +67,7 @@ def quality_of(
             return gaussian_kl(*sample_moments(x), mean, covariance)
 
         of = "exact moments" if law is not None else "moments of the test split"
-        return Quality(f"KL of {of}, nats", moments, lambda n: moments(some(n)))
+        return Quality(f"KL of {of}, nats", moments, partial(of_real, moments))
 
     def featured(x):
         return pixels(x, dataset.levels) if features is None else _featured(features, x)
@@ -77,7 +80,7 @@ def quality_of(
         return mean_kernel(y) + own - 2 * float(kernel(y, reference).mean())
 
     name = "values" if features is None else getattr(features, "__name__", "features")
-    return Quality(f"kernel distance of {name}", distance, lambda n: distance(some(n)))
+    return Quality(f"kernel distance of {name}", distance, partial(of_real, distance))
 
 
 def _featured(features: Features, x: np.ndarray) -> np.ndarray:

@@ -285,7 +285,7 @@ class Comparison(Mapping[str, dict[str, Any]]):
         lines = [
             f"± standard error over {over}; {self.about['bound']}, {self.about['draws']} draws per example; "
             f"{self.about['data']}, {n} examples; {self.about['components']}; {self.about['training']}.",
-            "The error of the mean over these; it does not know of other test sets. Differences are paired.",
+            self._warning(),
             "weight/bound: the training weight in units of the bound's, least and largest over noise levels.",
         ]
         if self.gradients is not None:
@@ -295,6 +295,16 @@ class Comparison(Mapping[str, dict[str, Any]]):
         if self.quality:
             lines.append(f"samples: {self.distance}; as many real examples: {self.real:.3g}.")
         return lines + [f"Note: {note}." for note in self.notes]
+
+    def _warning(self) -> str:
+        count, line = (
+            len(self.seeds),
+            "Differences are paired: example by example, same times and noise.",
+        )
+        if count == 1:
+            return line
+        rough = round(100 / np.sqrt(2 * (count - 1)))
+        return f"{line} An error from {count} seeds is itself uncertain by {rough} %."
 
     def _lines(self) -> Iterator[list[Any]]:
         quality = [f"samples_{steps}_steps" for steps in self.quality]
