@@ -73,7 +73,7 @@ def expand(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Raises:
       ValueError: a value twice, or parameterizations of a model that has none.
     """
-    asked = config["runs"]
+    asked = _asked(config)
     for axis, values in asked.items():
         if len({*map(str, values)}) < len(values):
             raise ValueError(f"config.runs.{axis}: expected each value once, found {values}")
@@ -99,6 +99,11 @@ def expand(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def is_many(config: dict[str, Any]) -> bool:
     """Whether a config asks for runs side by side."""
     return any(config["runs"].values())
+
+
+def _asked(config: dict[str, Any]) -> dict[str, Any]:
+    """The values of every axis; of those that a config does not have, none."""
+    return dict.fromkeys(AXES, ()) | config["runs"]
 
 
 class One:
@@ -158,6 +163,7 @@ class Many:
             raise ValueError(
                 "config.runs: asks for one run, expected some values to run side by side"
             )
+        config = config | {"runs": _asked(config)}
         self.members = expand(config)
         singles = list(self.members.values())
         self.config, self.statistics, self.names = config, statistics, tuple(self.members)
