@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import jobs, report, run, trained
+from vdm_jax.training import interrupt
 from vdm_jax.training.checkpoint import CheckpointStore
 
 FAULT = json.loads(os.environ.get("FAULT", "{}"))
@@ -94,6 +95,12 @@ def _at_dispatch(number, action):
     run.dispatcher = dispatcher
 
 
+def _patiently():
+    """Whatever the first dispatch has to compile on a busy machine, it is come to."""
+    interrupt.GRACE_SECONDS = 300.0
+    _send()
+
+
 def _between_batches():
     whole = trained.eval_batches
 
@@ -117,7 +124,7 @@ def _while_saving():
 
 
 PHASES = {
-    "first step": lambda: _at_dispatch(0, _send),
+    "first step": lambda: _at_dispatch(0, _patiently),
     "compilation": lambda: _at_dispatch(0, lambda: _later(0.15)),
     "training": lambda: _at_dispatch(6, _send),
     "evaluation": _between_batches,
