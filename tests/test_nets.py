@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from oracles import jit
 
-from vdm_jax.nets import NETS, network
+from vdm_jax.nets import NETS, backend, network
 from vdm_jax.nets.unet import from_patches, to_patches
 
 SMALL = {
@@ -127,28 +127,135 @@ def test_gradient_is_finite_and_reaches_every_parameter_and_the_second_input(nam
         assert is_key_bias or np.any(np.abs(leaf) > 0), path
 
 
-@pytest.mark.parametrize("name", ["unet", "vdm_unet"])
-def test_computing_blocks_again_changes_nothing(name):
-    """The same parameters and gradients, from a program that keeps less."""
-    shape = ONE_SHAPE[name]
-    plain, again = (NETS[name](**SMALL[name], remat=remat) for remat in (False, True))
-    params = params_of(plain, shape)
+FAST = {  # settings that change what a U-Net keeps and compiles, and none of its numbers
+    "full": {"remat": "full"},
+    "save_conv": {"remat": "save_conv"},
+    "scan": {"scan": True},
+    "scan, full": {"scan": True, "remat": "full"},
+    "scan, save_conv": {"scan": True, "remat": "save_conv"},
+}
+DEEP = {  # several blocks a level, levels of other widths, attention inside a loop
+    "unet": {"channels": (8, 12), "blocks": 3, "attention": (1,), "dropout": 0.5},
+    "vdm_unet": {"channels": 8, "blocks": 3, "fourier": (0, 1), "dropout": 0.5},
+}
+
+
+def in_loops(params, like):
+    """The parameters of single blocks put where the tree `like` has loops over them."""
+    single = [int(name.removeprefix("block_")) for name in like if name.startswith("block_")]
+    blocks = sum(name.startswith("block_") for name in params)
+    numbers = iter(sorted(set(range(blocks)) - set(single)))
+    found = {name: params[name] for name in like if name in params}
+    loops = [name for name in like if name not in found]
+    down, up = (sorted(name for name in loops if name.startswith(way)) for way in ("down", "up"))
+    for name in [*down, *reversed(up)]:
+        count = len(jax.tree.leaves(like[name])[0])
+        mine = [next(numbers) for _ in range(count)][:: -1 if name in up else 1]
+        found[name] = {
+            part: jax.tree.map(
+                lambda *leaves: jnp.stack(leaves), *[params[f"{part}_{i}"] for i in mine]
+            )
+            for part in like[name]
+        }
+    return found
+
+
+@cache
+def deep(name):
+    """Parameters of a U-Net, what it gives, and the words of its program."""
+    net = NETS[name](**DEEP[name])
+    params = params_of(net, ONE_SHAPE[name])
+    return params, *evaluate(net, params, ONE_SHAPE[name])
+
+
+def evaluate(net, params, shape):
+    """((gradients, output), words)."""
     xt, gamma_t, _ = inputs(shape)
-    assert jax.tree.structure(params_of(again, shape)) == jax.tree.structure(params)
 
-    def loss(net, params):
-        keys = jax.random.split(jax.random.key(5), len(xt))
-        return jnp.sum(jnp.square(net.apply(params, xt, gamma_t, None, keys)))
+    def loss(params):
+        output = net.apply(params, xt, gamma_t, None, jax.random.split(jax.random.key(5), len(xt)))
+        return jnp.sum(jnp.square(output)), output
 
-    here, there = (jit(jax.grad(partial(loss, net)))(params) for net in (plain, again))
-    largest = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(here))
-    for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest)
-    kept = [
-        str(jax.make_jaxpr(jax.grad(partial(loss, net)))(params)).count("remat")
-        for net in (plain, again)
-    ]
-    assert kept[0] == 0 < kept[1]
+    gradients = jax.grad(loss, has_aux=True)
+    return jit(gradients)(params), str(jax.make_jaxpr(gradients)(params))
+
+
+@pytest.mark.parametrize(
+    ("name", "fast"), [*(("vdm_unet", fast) for fast in FAST), ("unet", "scan, save_conv")], ids=str
+)
+def test_a_fast_form_changes_nothing(name, fast):
+    """The same output and gradients, from a program that keeps less or is shorter."""
+    params, (expected, output), plain_words = deep(name)
+    net, shape = NETS[name](**DEEP[name], **FAST[fast]), ONE_SHAPE[name]
+    like = params_of(net, shape)
+    if "scan" in fast:
+        params, expected = in_loops(params, like), in_loops(expected, like)
+    assert jax.tree.structure(like) == jax.tree.structure(params)
+
+    (found, same), words = evaluate(net, params, shape)
+    np.testing.assert_allclose(same, output, rtol=1e-4, atol=1e-5 * largest(output).max())
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale, err_msg=str(path))
+    assert ("remat" in words) == (fast != "scan") and "remat" not in plain_words
+    assert ("scan" in words) == ("scan" in fast)
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_the_program_of_a_looped_network_does_not_grow_with_its_depth(name):
+    def equations(blocks):
+        net = NETS[name](**DEEP[name] | {"blocks": blocks}, scan=True)
+        xt, gamma_t, _ = inputs(ONE_SHAPE[name])
+        params = jax.eval_shape(net.init, jax.random.key(0), xt, gamma_t)
+        return len(jax.make_jaxpr(net.apply)(params, xt, gamma_t).eqns)
+
+    assert equations(8) == equations(4)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (3, 4)], ids=str)
+def test_gradients_of_convolutions_are_those_of_jax(size, strides, padding):
+    """To the last bit, in a loop, where JAX's own are slow on CPUs, and outside of one."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((2, *size, 3)), rng.standard_normal((3, 3, 3, 4))
+    x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+
+    def plain(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
+
+    def ours(x, kernel):
+        return backend.convolve(x, kernel, strides, padding)
+
+    def gradients(convolve):
+        return jax.grad(lambda *of: jnp.sum(jnp.square(convolve(*of))), (0, 1))
+
+    def last_of_a_loop(x, kernel):
+        found = jax.lax.map(lambda i: gradients(ours)(x + 0 * i, kernel), jnp.arange(2.0))
+        return jax.tree.map(lambda leaf: leaf[-1], found)
+
+    assert "custom_vjp" in str(jax.make_jaxpr(ours)(x, kernel))
+    expected = jit(gradients(plain))(x, kernel)
+    for found in (jit(gradients(ours)), jit(last_of_a_loop)):
+        for a, b in zip(found(x, kernel), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_attention_is_cudnns_only_where_it_exists(monkeypatch):
+    """Half precision, heads of up to 128 channels in eights, Ampere or newer."""
+    asked = []
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *of, implementation: asked.append(implementation)
+    )
+    cases = [(8, "bfloat16"), (128, "float16"), (256, "bfloat16"), (12, "bfloat16"), (8, "float32")]
+    for here in (False, True):
+        monkeypatch.setattr(backend, "_has_cudnn_attention", lambda here=here: here)
+        for channels, dtype in cases:
+            backend.attend(*[jnp.zeros((1, 4, 1, channels), dtype)] * 3)
+    assert asked == ["xla"] * 5 + ["cudnn"] * 2 + ["xla"] * 3
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -152,7 +152,7 @@ def explanation(error: Exception) -> str | None:
         return (
             f"out of memory with config.train.batch_size = {size}: {line or 'no memory left'}; "
             "give a smaller one, with config.optimizer.accumulate for as many examples per update, "
-            "or a network with remat = True"
+            "or a network with remat = 'full'"
         )
     if jax.process_count() == 1:
         return None

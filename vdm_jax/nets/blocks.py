@@ -1,8 +1,13 @@
-"""What convolutional networks are made of: the norm and the residual block."""
+"""What convolutional networks are made of: norm, attention, residual block, and runs of blocks."""
+
+from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from vdm_jax.nets.backend import SAVED, Conv, attend
 from vdm_jax.nets.network import dropout
 
 ZEROS = nn.initializers.zeros_init()
@@ -18,26 +23,83 @@ def norm(x, name: str):
     return nn.GroupNorm(num_groups=groups, dtype=jnp.float32, name=name)(x).astype(x.dtype)
 
 
+class Attention(nn.Module):
+    """Self-attention over the positions, one head, zero at the start."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        batch, height, width, channels = x.shape
+        h = norm(x, "norm").reshape(batch, height * width, channels)
+        q, k, v = (
+            nn.Dense(channels, dtype=self.dtype, name=name)(h)[:, :, None, :]
+            for name in ("query", "key", "value")
+        )
+        h = attend(q, k, v)[:, :, 0, :]
+        h = nn.Dense(channels, kernel_init=ZEROS, dtype=self.dtype, name="out")(h)
+        return x + h.reshape(x.shape)
+
+
 class ResnetBlock(nn.Module):
     """norm, silu, conv, + condition if there is one, norm, silu, dropout, zero conv, + shortcut."""
 
     channels: int
     dropout: float
     dtype: str
-    layer: int
 
     @nn.compact
-    def __call__(self, x, condition, keys):
-        conv = {"features": self.channels, "kernel_size": (3, 3), "dtype": self.dtype}
-        h = nn.Conv(**conv, name="conv_1")(nn.silu(norm(x, "norm_1")))
+    def __call__(self, x, condition, keys, layer):
+        h = Conv(self.channels, dtype=self.dtype, name="conv_1")(nn.silu(norm(x, "norm_1")))
         if condition is not None:
             shift = nn.Dense(
                 self.channels, use_bias=False, kernel_init=ZEROS, dtype=self.dtype, name="condition"
             )(condition)
             h = h + shift[:, None, None, :]
         h = nn.silu(norm(h, "norm_2"))
-        h = dropout(h, keys, rate=self.dropout, layer=self.layer)
-        h = nn.Conv(**conv, kernel_init=ZEROS, name="conv_2")(h)
+        h = dropout(h, keys, rate=self.dropout, layer=layer)
+        h = Conv(self.channels, kernel_init=ZEROS, dtype=self.dtype, name="conv_2")(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
         return x + h
+
+
+class Stage(nn.Module):
+    """What a level of a U-Net repeats: [a skip connection's end], a residual block, and attention if it has it.
+
+    The body of a loop: (h, skip or None, layer, condition, keys) -> (h, what a skip starts from).
+    """
+
+    channels: int
+    attention: bool
+    dropout: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, h, skip, layer, condition, keys):
+        if skip is not None:
+            h = jnp.concatenate([h, skip], -1)
+        block = ResnetBlock(self.channels, self.dropout, self.dtype, name="block")
+        h = block(h, condition, keys, layer)
+        if self.attention:
+            h = Attention(self.dtype, name="attention")(h)
+        return h, h if skip is None else None
+
+
+def looped(stage: type[nn.Module], *, reverse: bool) -> Callable[..., nn.Module]:
+    """One loop over stages of equal shapes: parameters, skips and outputs have a leading axis of stages."""
+    return nn.scan(
+        stage,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, 0, nn.broadcast, nn.broadcast),
+        reverse=reverse,
+    )
+
+
+REMAT: dict[str, Callable[[type[nn.Module]], type[nn.Module]]] = {
+    "none": lambda module: module,
+    "full": nn.remat,
+    "save_conv": partial(nn.remat, policy=jax.checkpoint_policies.save_only_these_names(SAVED)),
+}
+"""What of a block's inner values the backward pass computes again: nothing, all, all but its convolutions."""

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.nets.backend import Conv
 from vdm_jax.nets.blocks import ResnetBlock, norm
 from vdm_jax.nets.network import Network, as_tuple, check_settings, from_linen
 
@@ -23,15 +24,13 @@ class EncoderModule(nn.Module):
     def __call__(self, x, gamma_t, extra, keys):
         _check_image("conv_encoder", x.shape[1:], gamma_t, extra)
         layer = 0
-        h = nn.Conv(self.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(x)
+        h = Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x)
         for level, channels in enumerate(self.channels):
             if level > 0:
-                h = nn.Conv(channels, (3, 3), (2, 2), dtype=self.dtype, name=f"down_{level}")(h)
+                h = Conv(channels, strides=(2, 2), dtype=self.dtype, name=f"down_{level}")(h)
             for _ in range(self.blocks):
-                block = ResnetBlock(
-                    channels, self.dropout, self.dtype, layer, name=f"block_{layer}"
-                )
-                h, layer = block(h, None, keys), layer + 1
+                block = ResnetBlock(channels, self.dropout, self.dtype, name=f"block_{layer}")
+                h, layer = block(h, None, keys, layer), layer + 1
         h = nn.silu(norm(h, "norm_out").astype(jnp.float32)).reshape(x.shape[0], -1)
         out = nn.Dense(math.prod(self.outputs), dtype=jnp.float32, name="out")(h)
         return out.reshape(-1, *self.outputs).astype(x.dtype)
@@ -60,14 +59,12 @@ class DecoderModule(nn.Module):
             if h.shape[1:3] != sizes[level]:
                 size = (batch, *sizes[level], h.shape[-1])
                 h = jax.image.resize(h, size, "nearest")
-                h = nn.Conv(channels, (3, 3), dtype=self.dtype, name=f"up_{level}")(h)
+                h = Conv(channels, dtype=self.dtype, name=f"up_{level}")(h)
             for _ in range(self.blocks):
-                block = ResnetBlock(
-                    channels, self.dropout, self.dtype, layer, name=f"block_{layer}"
-                )
-                h, layer = block(h, None, keys), layer + 1
+                block = ResnetBlock(channels, self.dropout, self.dtype, name=f"block_{layer}")
+                h, layer = block(h, None, keys, layer), layer + 1
         h = nn.silu(norm(h, "norm_out").astype(jnp.float32))
-        out = nn.Conv(math.prod(rest), (3, 3), dtype=jnp.float32, name="conv_out")(h)
+        out = Conv(math.prod(rest), dtype=jnp.float32, name="conv_out")(h)
         return out.reshape(batch, *self.outputs).astype(x.dtype)
 
 

@@ -67,7 +67,7 @@ def as_tuple(name: str, key: str, value: Any) -> tuple:
     return tuple(value)
 
 
-def dropout(x, keys, *, rate: float, layer: int):
+def dropout(x, keys, *, rate: float, layer: Any):
     """Drop with one mask per example, keyed by the example and the layer; off without keys.
 
     Masks keyed by the example are the same however a batch is spread over devices.

@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.nets.blocks import ZEROS, ResnetBlock, norm
+from vdm_jax.nets.backend import Conv
+from vdm_jax.nets.blocks import REMAT, ZEROS, Attention, ResnetBlock, Stage, looped, norm
 from vdm_jax.nets.network import (
     Network,
     as_tuple,
@@ -21,6 +22,7 @@ from vdm_jax.nets.network import (
     from_linen,
     gamma_features,
 )
+from vdm_jax.specs import choose
 
 
 def to_patches(x, size: int):
@@ -37,24 +39,6 @@ def from_patches(x, size: int):
     return x.reshape(batch, height * size, width * size, channels // size**2)
 
 
-class Attention(nn.Module):
-    """Self-attention over the positions, one head, zero at the start."""
-
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x):
-        batch, height, width, channels = x.shape
-        h = norm(x, "norm").reshape(batch, height * width, channels)
-        q, k, v = (
-            nn.Dense(channels, dtype=self.dtype, name=name)(h)[:, :, None, :]
-            for name in ("query", "key", "value")
-        )
-        h = jax.nn.dot_product_attention(q, k, v)[:, :, 0, :]
-        h = nn.Dense(channels, kernel_init=ZEROS, dtype=self.dtype, name="out")(h)
-        return x + h.reshape(x.shape)
-
-
 class UNetModule(nn.Module):
     """Levels of resolution with `blocks` residual blocks each; one level is the flat U-Net."""
 
@@ -65,13 +49,21 @@ class UNetModule(nn.Module):
     fourier: tuple[int, int] | None
     patch: int
     dtype: str
-    remat: bool
+    scan: bool
+    remat: str
 
     def condition(self, gamma_t):
         width = 4 * self.channels[0]
         h = gamma_features(gamma_t, self.channels[0])
         h = nn.silu(nn.Dense(width, dtype=self.dtype, name="condition_1")(h))
         return nn.silu(nn.Dense(width, dtype=self.dtype, name="condition_2")(h))
+
+    def first(self, xt, extra):
+        inputs = [xt] if extra is None else [xt, extra]
+        if self.fourier is not None:
+            inputs.append(fourier_features(xt, first=self.fourier[0], last=self.fourier[1]))
+        h = jnp.concatenate([part.astype(self.dtype) for part in inputs], -1)
+        return Conv(self.channels[0], dtype=self.dtype, name="conv_in")(to_patches(h, self.patch))
 
     @nn.compact
     def __call__(self, xt, gamma_t, extra, keys):
@@ -80,51 +72,78 @@ class UNetModule(nn.Module):
                 f"unet: expected data H×W×C with H and W multiples of patch = {self.patch}, "
                 f"found shape {xt.shape[1:]}"
             )
-        layer = itertools.count()
-        kind = nn.remat(ResnetBlock) if self.remat else ResnetBlock
-
-        def block(x, channels):
-            i = next(layer)
-            module = kind(channels, self.dropout, self.dtype, i, name=f"block_{i}")
-            return module(x, condition, keys)
-
-        def attend(x, level):
-            return Attention(self.dtype)(x) if level in self.attention else x
-
+        layers = itertools.count()
+        again = REMAT[self.remat]
+        settings = {"dropout": self.dropout, "dtype": self.dtype}
         condition = self.condition(gamma_t)
-        inputs = [xt] if extra is None else [xt, extra]
-        if self.fourier is not None:
-            inputs.append(fourier_features(xt, first=self.fourier[0], last=self.fourier[1]))
-        h = to_patches(
-            jnp.concatenate([part.astype(self.dtype) for part in inputs], -1), self.patch
-        )
-        h = nn.Conv(self.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(h)
 
-        last = len(self.channels) - 1
-        skips = [h]
+        def block(h, level, attention=False):
+            i = next(layers)
+            module = again(ResnetBlock)(self.channels[level], **settings, name=f"block_{i}")
+            h = module(h, condition, keys, i)
+            return Attention(self.dtype, name=f"attention_{i}")(h) if attention else h
+
+        def loop(h, level, count, skips=None):
+            """So many blocks of equal shapes as one loop, and what skips start from, [count, ...]."""
+            numbers = jnp.asarray([next(layers) for _ in range(count)])
+            up = skips is not None
+            stage = looped(again(Stage), reverse=up)(
+                self.channels[level],
+                level in self.attention,
+                **settings,
+                name=f"{'up' if up else 'down'}_blocks_{level}",
+            )
+            # the newest skip comes first, and so does its layer's number
+            return stage(h, skips, numbers[::-1] if up else numbers, condition, keys)
+
+        def down(h, level):
+            """The blocks of a level and what skips start from: pieces, each of some blocks [n, ...]."""
+            pieces, left = [], self.blocks
+            while left > 0:
+                if self.scan and h.shape[-1] == self.channels[level]:
+                    h, piece = loop(h, level, left)
+                else:
+                    h = block(h, level, level in self.attention)
+                    piece = h[None]
+                pieces.append(piece)
+                left -= len(piece)
+            return h, pieces
+
+        def up(h, level, pieces):
+            """The same with a skip for each block, the newest first."""
+            while pieces:
+                piece = pieces.pop()
+                if self.scan and len(piece) > 1 and h.shape[-1] == self.channels[level]:
+                    h, _ = loop(h, level, len(piece), piece)
+                    continue
+                h = block(jnp.concatenate([h, piece[-1]], -1), level, level in self.attention)
+                if len(piece) > 1:
+                    pieces.append(piece[:-1])
+            return h
+
+        h = self.first(xt, extra)
+        last, skips = len(self.channels) - 1, []
         for level, channels in enumerate(self.channels):
-            for _ in range(self.blocks):
-                h = attend(block(h, channels), level)
-                skips.append(h)
+            start = h[None]
+            h, pieces = down(h, level)
+            skips.append([start, *pieces])
             if level < last:
-                h = nn.Conv(channels, (3, 3), (2, 2), dtype=self.dtype, name=f"down_{level}")(h)
-                skips.append(h)
+                h = Conv(channels, strides=(2, 2), dtype=self.dtype, name=f"down_{level}")(h)
 
-        h = block(h, self.channels[-1])
+        h = block(h, last)
         h = Attention(self.dtype, name="middle")(h)
-        h = block(h, self.channels[-1])
+        h = block(h, last)
 
         for level, channels in reversed(list(enumerate(self.channels))):
-            for _ in range(self.blocks + 1):
-                h = attend(block(jnp.concatenate([h, skips.pop()], -1), channels), level)
+            h = up(h, level, skips[level])
             if level > 0:
-                size = (h.shape[0], *skips[-1].shape[1:3], channels)
+                size = (h.shape[0], *skips[level - 1][0].shape[2:4], channels)
                 h = jax.image.resize(h, size, "nearest")
-                h = nn.Conv(channels, (3, 3), dtype=self.dtype, name=f"up_{level}")(h)
+                h = Conv(channels, dtype=self.dtype, name=f"up_{level}")(h)
 
         h = nn.silu(norm(h, "norm_out").astype(jnp.float32))
         channels = xt.shape[-1] * self.patch**2
-        h = nn.Conv(channels, (3, 3), kernel_init=ZEROS, dtype=jnp.float32, name="conv_out")(h)
+        h = Conv(channels, kernel_init=ZEROS, dtype=jnp.float32, name="conv_out")(h)
         return from_patches(h, self.patch).astype(xt.dtype)
 
 
@@ -135,7 +154,8 @@ def vdm_unet(
     dropout: float = 0.1,
     fourier: Sequence[int] | None = (7, 8),
     dtype: str = "float32",
-    remat: bool = False,
+    scan: bool = False,
+    remat: str = "none",
 ) -> Network:
     """The flat U-Net of Kingma et al. 2021; the defaults are their CIFAR-10 model, 30.6 M parameters.
 
@@ -145,10 +165,14 @@ def vdm_unet(
       dropout: rate, in [0, 1).
       fourier: first and last n of the features sin, cos 2^n π x_t, or None.
       dtype: of the computation; parameters, norms, γ and Fourier features and output stay float32.
-      remat: compute a block's inner values again in the backward pass instead of keeping them: less memory,
-        the same numbers, more time.
+      scan: blocks of equal shapes are one loop over parameters with a leading axis of blocks, so that time and
+        memory to compile do not grow with their number. The parameters are another tree, of the same model.
+      remat: what of a block's inner values the backward pass computes again instead of keeping it, of `REMAT`:
+        "none", "full", or "save_conv" for all but its convolutions. The same numbers with less memory, which
+        XLA frees on CPUs only if `scan`, and more time.
     """
-    settings = {"dropout": dropout, "fourier": fourier, "dtype": dtype, "remat": remat}
+    settings = {"dropout": dropout, "fourier": fourier, "dtype": dtype}
+    settings |= {"scan": scan, "remat": remat}
     return unet(channels=(channels,), blocks=blocks, **settings)
 
 
@@ -161,7 +185,8 @@ def unet(
     fourier: Sequence[int] | None = None,
     patch: int = 1,
     dtype: str = "float32",
-    remat: bool = False,
+    scan: bool = False,
+    remat: str = "none",
 ) -> Network:
     """Strided U-Net: each entry of `channels` is a level at half the resolution of the one before.
 
@@ -169,7 +194,7 @@ def unet(
       channels: of each level.
       blocks: residual blocks of a level on the way down (one more on the way up).
       attention: levels with attention after every block; the middle always has it.
-      dropout, fourier, dtype, remat: as in `vdm_unet`.
+      dropout, fourier, dtype, scan, remat: as in `vdm_unet`.
       patch: side of the square of pixels that the network sees as one position; divides H and W.
 
     Raises:
@@ -188,6 +213,7 @@ def unet(
         )
     if fourier is not None and not (len(fourier) == 2 and fourier[0] <= fourier[1]):
         raise ValueError(f"unet: fourier must be (first, last) or None, found {fourier}")
+    choose(REMAT, remat, "unet: remat")
     module = UNetModule(
         channels=channels,
         blocks=blocks,
@@ -196,6 +222,7 @@ def unet(
         fourier=None if fourier is None else (fourier[0], fourier[1]),
         patch=patch,
         dtype=dtype,
+        scan=scan,
         remat=remat,
     )
     return from_linen(module)
