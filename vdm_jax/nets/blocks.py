@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -67,7 +68,8 @@ class ResnetBlock(nn.Module):
 class Stage(nn.Module):
     """What a level of a U-Net repeats: [a skip connection's end], a residual block, and attention if it has it.
 
-    The body of a loop: (h, skip or None, layer, condition, keys) -> (h, what a skip starts from).
+    The body of a loop: (h, skip or None, layer, condition, keys) -> (h, what a skip starts from). That is its
+    input, which the backward pass keeps anyway, where it is not computed again.
     """
 
     channels: int
@@ -77,22 +79,24 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, h, skip, layer, condition, keys):
+        start = h if skip is None else None
         if skip is not None:
             h = jnp.concatenate([h, skip], -1)
         block = ResnetBlock(self.channels, self.dropout, self.dtype, name="block")
         h = block(h, condition, keys, layer)
         if self.attention:
             h = Attention(self.dtype, name="attention")(h)
-        return h, h if skip is None else None
+        return h, start
 
 
 def looped(stage: type[nn.Module], *, reverse: bool) -> Callable[..., nn.Module]:
     """One loop over stages of equal shapes: parameters, skips and outputs have a leading axis of stages."""
+    axes: Any = (0, 0, nn.broadcast, nn.broadcast)  # of the call's arguments; Flax annotates one
     return nn.scan(
         stage,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, 0, nn.broadcast, nn.broadcast),
+        in_axes=axes,
         reverse=reverse,
     )
 

@@ -84,7 +84,7 @@ class UNetModule(nn.Module):
             return Attention(self.dtype, name=f"attention_{i}")(h) if attention else h
 
         def loop(h, level, count, skips=None):
-            """So many blocks of equal shapes as one loop, and what skips start from, [count, ...]."""
+            """So many blocks of equal shapes as one loop, and, going down, their inputs [count, ...]."""
             numbers = jnp.asarray([next(layers) for _ in range(count)])
             up = skips is not None
             stage = looped(again(Stage), reverse=up)(
@@ -97,17 +97,17 @@ class UNetModule(nn.Module):
             return stage(h, skips, numbers[::-1] if up else numbers, condition, keys)
 
         def down(h, level):
-            """The blocks of a level and what skips start from: pieces, each of some blocks [n, ...]."""
+            """The blocks of a level, and where skips start: pieces, each the inputs of some blocks [n, ...]."""
             pieces, left = [], self.blocks
             while left > 0:
+                piece = h[None]
                 if self.scan and h.shape[-1] == self.channels[level]:
                     h, piece = loop(h, level, left)
                 else:
                     h = block(h, level, level in self.attention)
-                    piece = h[None]
                 pieces.append(piece)
                 left -= len(piece)
-            return h, pieces
+            return h, [*pieces, h[None]]
 
         def up(h, level, pieces):
             """The same with a skip for each block, the newest first."""
@@ -124,9 +124,8 @@ class UNetModule(nn.Module):
         h = self.first(xt, extra)
         last, skips = len(self.channels) - 1, []
         for level, channels in enumerate(self.channels):
-            start = h[None]
             h, pieces = down(h, level)
-            skips.append([start, *pieces])
+            skips.append(pieces)
             if level < last:
                 h = Conv(channels, strides=(2, 2), dtype=self.dtype, name=f"down_{level}")(h)
 

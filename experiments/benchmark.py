@@ -1,0 +1,340 @@
+"""How fast is it to start, train, evaluate and sample each network, and how do two variants compare?
+
+    python experiments/benchmark.py [--sizes tiny strided mlp] [--batch N] [--dtype bfloat16]
+        [--set KEY=VALUE ...] [--steps-per-dispatch N] [--data NAME] [--against VARIANT ...]
+        [--rounds R] [--seconds S] [--parts train evaluate sample data start] [--compile-only]
+        [--out DIR] [--json] [--quick]
+
+Each size of each variant is a process of its own, and one computes at a time: in every round the parts of one
+variant take turns with the same parts of the next, so that a ratio is of neighbours. A variant is
+
+    "--steps-per-dispatch 10 --set remat=full"    other flags, in one string, the value after a space
+    git:REVISION                                  the package as it was, from the repository's history
+    cmd:COMMAND                                   whatever prints what --json prints, {"rows": {SIZE:
+                                                  {"seconds": {"train": ...}}}}; run once a round and size,
+                                                  which it finds in BENCHMARK_SIZE
+
+Times are of one step (train), of one call of the network (evaluate, sample, and the forward pass beside each),
+of one image (data). Start is a fresh process from the building of the job to the end of its first step, once
+with an empty compilation cache and once with the one that it left. FLOPs are those of `benchmark_case.py`, and
+their share is of the product of two large matrices in the same type and round. A batch that cannot fit is
+refused before compilation; --compile-only compiles it without running. `paper` is the CIFAR-10 model of Kingma
+et al. 2021. Writes results.json and table.md. --quick checks in seconds what is not a timing: FLOPs, memory,
+one compilation for each program, donation, hits of the persistent cache.
+"""
+
+import argparse
+import json
+import platform
+import shlex
+import signal
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from benchmark_variants import (
+    PARTS,
+    SIZES,
+    Parser,
+    Variant,
+    Worker,
+    parse_variant,
+    ratios,
+    run_command,
+    settings_parser,
+    summary,
+)
+
+HERE = Path(__file__).resolve().parent
+TWICE = "--steps-per-dispatch 2"
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.Namespace]:
+    """The flags of the run, and those in which variants may differ.
+
+    Raises:
+      ValueError: a mistake in them.
+    """
+    about = (__doc__ or "").splitlines()[0]
+    shared = settings_parser()
+    parser = Parser(description=about, parents=[shared], allow_abbrev=False)
+    add = parser.add_argument
+    add("--sizes", nargs="+", choices=SIZES, help="tiny strided mlp by default")
+    add("--against", nargs="+", action="extend", default=[], metavar="VARIANT")
+    add("--parts", nargs="+", choices=PARTS, help="all by default; none with --compile-only")
+    add("--rounds", type=int, default=5)
+    add("--seconds", type=float, default=1.0, help="of each part in a round, at least one step")
+    add("--compile-only", action="store_true", help="run nothing")
+    add("--out", type=Path, default=HERE / "results" / "benchmark")
+    add("--json", action="store_true", help="print the results as the last line, write no files")
+    add("--quick", action="store_true", help="seconds; its times mean nothing")
+    found = parser.parse_args(arguments)
+    if found.rounds < 1 or not 0 < found.seconds < 3600:
+        raise ValueError("--rounds and --seconds: expected at least 1, and above 0")
+    found.alone = []  # sizes that are compared with nothing
+    if found.quick:
+        found.rounds, found.seconds = 2, 0.02
+        if not (found.against or found.sizes):
+            found.against, found.sizes, found.alone = [TWICE], ["tiny", "mlp"], ["tiny"]
+    found.sizes = found.sizes or ["tiny", "strided", "mlp"]
+    if found.parts is None:
+        found.parts = () if found.compile_only else PARTS
+    if found.compile_only and set(found.parts) - {"start"}:
+        raise ValueError("--compile-only: of --parts only start can be measured without running")
+    names = vars(shared.parse_args([]))
+    return found, argparse.Namespace(**{name: getattr(found, name) for name in names})
+
+
+def environment_of(variant: Variant, options: argparse.Namespace) -> dict[str, str]:
+    found = {} if variant.tree is None else {"PYTHONPATH": variant.tree}
+    return found | ({"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if options.quick else {})
+
+
+def worker(size: str, variant: Variant, options: argparse.Namespace, **environment: str) -> Worker:
+    asked = {name: getattr(options, name) for name in ("quick", "seconds", "compile_only")}
+    asked |= variant.settings | {"size": size}
+    return Worker(asked, environment_of(variant, options) | environment, say)
+
+
+def starts(size: str, variant: Variant, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A cold and a warm start, each in a fresh process."""
+    with tempfile.TemporaryDirectory() as cache:
+        keep = {"JAX_COMPILATION_CACHE_DIR": cache}
+        keep["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        keep["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        for _ in range(2):
+            with closing(worker(size, variant, options, **keep)) as process:
+                yield process.ask("open")
+
+
+def measure(
+    size: str, variants: list[Variant], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A row for each variant."""
+    rows: list[dict[str, Any]] = [{"seconds": defaultdict(list)} for _ in variants]
+    shares: list[Any] = [defaultdict(list) for _ in variants]
+    with ExitStack() as stack:
+        workers: dict[int, Worker] = {}
+        for i, variant in enumerate(variants):
+            if variant.command is None:
+                opened = stack.enter_context(closing(worker(size, variant, options)))
+                rows[i] = opened.ask("open")
+                workers[i] = opened
+        parts = [part for part in options.parts if part != "start"]
+        for part in parts:
+            for process in workers.values():
+                process.ask("warm", part)
+        rounds = options.rounds if parts else 1
+        for number in range(rounds):
+            say(f"{size}: round {number + 1} of {rounds}")
+            for i, variant in enumerate(variants):
+                if variant.command is not None:
+                    for name, value in run_command(variant.command, size).items():
+                        rows[i]["seconds"][name].append(value)
+            for part in parts:
+                for i, process in workers.items():
+                    found = process.ask("round", part)
+                    for name, value in found["seconds"].items():
+                        rows[i]["seconds"].setdefault(name, []).append(value)
+                    for name, value in found["shares"].items():
+                        shares[i][name].append(value)
+        for i, process in workers.items():
+            rows[i] |= process.ask("close")
+    for i, variant in enumerate(variants):
+        # what --quick checks of it holds for one as for all
+        once = not options.quick or (i == 0 and size not in options.alone)
+        if "start" in options.parts and variant.command is None and once:
+            cold, warm = starts(size, variant, options)
+            rows[i]["starts"] = {}
+            for name, found in {"cold": cold, "warm": warm}.items():
+                rows[i]["seconds"][f"{name} start"] = found["seconds"]["start"]
+                rows[i]["starts"][name] = {n: found[n] for n in ("seconds", "cache", "flops")}
+            shares[i]["cold start, per warm start"] = [
+                cold["seconds"]["start"][0] / warm["seconds"]["start"][0]
+            ]
+        rows[i]["summary"] = {name: summary(values) for name, values in shares[i].items()}
+        rows[i]["summary"] |= per_second(rows[i])
+        rows[i]["times"] = {name: summary(v) for name, v in rows[i]["seconds"].items() if v}
+    return rows
+
+
+def per_second(row: dict[str, Any]) -> dict[str, Any]:
+    """Images per second, of rounds."""
+    if "config" not in row:
+        return {}
+    batch, draws = row["config"]["train"]["batch_size"], row["config"]["evaluate"]["draws"]
+    found = {}
+    for part, images in {"train": batch, "evaluate": batch / draws, "image": 1}.items():
+        if row["seconds"].get(part):
+            name = "data" if part == "image" else part
+            found[f"{name}, images per second"] = summary(
+                [images / value for value in row["seconds"][part]]
+            )
+    return found
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what changes how a step is computed and not what it computes."""
+    kept = {k: v for k, v in config["model"]["network"].items() if k not in ("scan", "remat")}
+    train = config["train"] | {"steps_per_dispatch": 1}
+    return config | {"train": train, "model": config["model"] | {"network": kept}}
+
+
+def expectations(row: dict[str, Any], base: dict[str, Any]) -> dict[str, bool]:
+    """What must hold of a row whatever the machine's speed."""
+    starts, checks = row.get("starts", {}), row["checks"]
+    counts = {row["flops"]["step"], *(start["flops"]["step"] for start in starts.values())}
+    if plain(row["config"]) == plain(base["config"]):
+        counts.add(base["flops"]["step"])
+    expected = {
+        "FLOPs above 0": (row["flops"]["step"] or 0) > 0,
+        "the same FLOPs of the same step": len(counts) == 1,
+        "the memory of the program": all(n is not None for n in row["memory"].values()),
+        "temporary memory and residuals": bool(
+            row["memory"]["temp"] and row["estimate"]["residuals"]
+        ),
+        "the train step compiled once": checks["compilations"] == 1,
+        "nothing compiled in rounds": row["compilations in rounds"] == 0,
+        "the whole state donated": checks.get("donated", 1) == 1,
+    }
+    if starts:
+        expected["an empty cache at first"] = starts["cold"]["cache"]["hits"] == 0
+        warm = starts["warm"]["cache"]
+        expected["every program in it then"] = warm["hits"] > 0 and warm["misses"] == 0
+    return expected
+
+
+def check(found: dict[str, Any]) -> None:
+    """Refuse results of which something does not hold.
+
+    Raises:
+      ValueError: with all of it.
+    """
+    problems = []
+    for size, base in found["rows"].items():
+        for other in [{"variant": "as given", "rows": {size: base}}, *found["against"]]:
+            row = other["rows"].get(size, {})
+            if "config" in row:  # not of a command
+                where = f"{size}, {other['variant']}: expected "
+                held = expectations(row, base)
+                problems += [where + words for words, holds in held.items() if not holds]
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def table(found: dict[str, Any]) -> str:
+    """A block for each size; a column for each variant, and its ratio to the first."""
+    lines = []
+    for size, base in found["rows"].items():
+        others = {o["variant"]: o for o in found["against"] if size in o["rows"]}
+        lines += [f"| `{size}` | {' | '.join([found['variant'], *(f'`{n}`' for n in others)])} |"]
+        lines += ["|" + "---|" * (len(others) + 2)]
+        rows = [base, *(other["rows"][size] for other in others.values())]
+        described = [described_row(row) for row in rows]
+        for name in dict.fromkeys(name for row in described for name in row):
+            cells = [row.get(name, "") for row in described]
+            for i, other in enumerate(others.values()):
+                ratio = other["ratios"][size].get(name.removesuffix(", ms"))
+                if ratio is not None:
+                    cells[i + 1] += f" (× {spread(ratio)})"
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def spread(found: dict[str, Any], scale: float = 1.0) -> str:
+    """Median, and from where to where if there are several."""
+    low, middle, high = (f"{scale * found[name]:.3g}" for name in ("min", "median", "max"))
+    return middle if len(found["values"]) == 1 else f"{middle}, {low} to {high}"
+
+
+def described_row(row: dict[str, Any]) -> dict[str, str]:
+    """The cells of a column."""
+    cells = {f"{name}, ms": spread(value, 1e3) for name, value in row["times"].items()}
+    cells |= {name: spread(value) for name, value in row["summary"].items()}
+    if "config" in row:
+        cells = {"batch": str(row["config"]["train"]["batch_size"])} | cells
+        cells["parameters"] = f"{row['parameters']:,}"
+        cells["GFLOP of a step"] = f"{(row['flops']['step'] or 0) / 1e9:.4g}"
+        for name, value in row["memory"].items():
+            cells[f"{name} memory, MiB"] = f"{(value or 0) / 2**20:.1f}"
+        cells["estimated before, MiB"] = f"{row['estimate']['total'] / 2**20:.1f}"
+        for name, value in row["peak"].items():
+            cells[f"peak {name}, MiB"] = f"{value / 2**20:.0f}"
+    return cells
+
+
+def benchmark(options: argparse.Namespace, settings: argparse.Namespace) -> dict[str, Any]:
+    """All of it, as it is written.
+
+    Raises:
+      ValueError: a mistake in what is asked for, or a variant that cannot be run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        others = [parse_variant(text, settings, Path(folder)) for text in options.against]
+        variants = [Variant("as given", vars(settings)), *others]
+        rows = {
+            size: measure(size, variants[:1] if size in options.alone else variants, options)
+            for size in options.sizes
+        }
+    first = next(iter(rows.values()))[0]
+    return {
+        "command": shlex.join(["python", "experiments/benchmark.py", *sys.argv[1:]]),
+        "versions": first["versions"],
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": first["device"],
+        "variant": variants[0].name,
+        "rows": {size: each[0] for size, each in rows.items()},
+        "against": [
+            {
+                "variant": variant.name,
+                "rows": {size: each[i] for size, each in rows.items() if i < len(each)},
+                "ratios": {
+                    size: ratios(each[0]["seconds"], each[i]["seconds"])
+                    for size, each in rows.items()
+                    if i < len(each)
+                },
+            }
+            for i, variant in enumerate(others, start=1)
+        ],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status."""
+    try:
+        options, settings = parse(arguments)
+        found = benchmark(options, settings)
+        if options.quick:
+            check(found)
+    except (ValueError, OSError) as error:
+        say(f"error: {' '.join(str(error).split())}")
+        return 2
+    text = table(found)
+    print(text)
+    if options.json:
+        print(json.dumps(found))
+    elif not options.quick:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+        (options.out / "table.md").write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        from benchmark_case import serve
+
+        serve(json.loads(sys.argv[2]))
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the other processes end
+        sys.exit(main())
