@@ -2,7 +2,9 @@
 
     TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/cifar10.py
 
-For accelerators; the paper reports 2.65 bits/dim after 10 M steps. Not run here.
+For accelerators; the paper reports 2.65 bits/dim after 10 M steps. Not run here. As it is, a step's temporary
+arrays take 42 GiB in the program compiled for a CPU; with --config.model.network.scan=True and
+--config.model.network.remat=save_conv 13 GiB, with remat=full 9 GiB (docs/speed.md).
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -21,6 +23,8 @@ def get_config():
             "dropout": 0.1,
             "fourier": (7, 8),
             "dtype": "float32",
+            "scan": False,
+            "remat": "none",
         }
     )
     config.model.schedule.name = "learned_linear"

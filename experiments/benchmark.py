@@ -231,7 +231,7 @@ def check(found: dict[str, Any]) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    """A block for each size; a column for each variant, and its ratio to the first."""
+    """A block for each size; a column for each variant, and its ratio to the first; what it was measured on."""
     lines = []
     for size, base in found["rows"].items():
         others = {o["variant"]: o for o in found["against"] if size in o["rows"]}
@@ -247,12 +247,21 @@ def table(found: dict[str, Any]) -> str:
                     cells[i + 1] += f" (× {spread(ratio)})"
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
-    return "\n".join(lines)
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    about = (
+        "Medians of rounds taken in turns (smallest to largest); × is the ratio to the first column"
+    )
+    return "\n".join([*lines, f"{about}. {found['device']}; {versions}: `{found['command']}`.", ""])
+
+
+def number(value: float) -> str:
+    """Three digits, and all before the point."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def spread(found: dict[str, Any], scale: float = 1.0) -> str:
     """Median, and from where to where if there are several."""
-    low, middle, high = (f"{scale * found[name]:.3g}" for name in ("min", "median", "max"))
+    low, middle, high = (number(scale * found[name]) for name in ("min", "median", "max"))
     return middle if len(found["values"]) == 1 else f"{middle}, {low} to {high}"
 
 
@@ -263,7 +272,7 @@ def described_row(row: dict[str, Any]) -> dict[str, str]:
     if "config" in row:
         cells = {"batch": str(row["config"]["train"]["batch_size"])} | cells
         cells["parameters"] = f"{row['parameters']:,}"
-        cells["GFLOP of a step"] = f"{(row['flops']['step'] or 0) / 1e9:.4g}"
+        cells["GFLOP of a step"] = number((row["flops"]["step"] or 0) / 1e9)
         for name, value in row["memory"].items():
             cells[f"{name} memory, MiB"] = f"{(value or 0) / 2**20:.1f}"
         cells["estimated before, MiB"] = f"{row['estimate']['total'] / 2**20:.1f}"

@@ -305,7 +305,7 @@ class Case:
         own = getattr(self, part)(self.times[part])
         if part == "train":
             peak = self.peak()
-            shares = {"matmul flops per second": peak}
+            shares = {"matmul, GFLOP/s": peak / 1e9}
             if self.step_flops:
                 shares["share of matmul peak"] = self.step_flops / own / peak
             return {"seconds": {"train": own}, "shares": shares}

@@ -13,9 +13,9 @@ PACKAGE = "vdm_jax"
 ROOT = Path(vdm_jax.__file__).parent
 FLOORS = [  # a name stands for the module, or for everything in the folder
     {"typing", "gaussian", "xla", "specs"},
-    {"diffusion", "schedules", "likelihoods", "mixtures"},
+    {"diffusion", "schedules", "likelihoods", "mixtures", "variance"},
     {"parameterizations", "bases", "weightings"},
-    {"elbo", "objectives", "samplers", "nets"},
+    {"elbo", "objectives", "samplers", "times", "nets"},
     {"models"},
     {"training", "data"},
     {"config", "run", "jobs", "trained", "report", "main", "rerun", "prepare", "comparison"},

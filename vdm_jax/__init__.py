@@ -23,6 +23,7 @@ from vdm_jax.parameterizations import PARAMETERIZATIONS, Mix, stacked, to_x0  # 
 from vdm_jax.samplers import SAMPLERS, generate  # noqa: E402
 from vdm_jax.schedules import SCHEDULES, Schedule, interval  # noqa: E402
 from vdm_jax.specs import build  # noqa: E402
+from vdm_jax.times import TIMES  # noqa: E402
 from vdm_jax.typing import Batch  # noqa: E402
 from vdm_jax.weightings import WEIGHTINGS  # noqa: E402
 
@@ -69,6 +70,7 @@ __all__ = [
     "PARAMETERIZATIONS",
     "SAMPLERS",
     "SCHEDULES",
+    "TIMES",
     "WEIGHTINGS",
     "Batch",
     "Comparison",

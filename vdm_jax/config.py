@@ -40,6 +40,8 @@ def default() -> Any:  # a ConfigDict; as such its fields would have no types
                     "blocks": 2,
                     "dropout": 0.1,
                     "dtype": "float32",
+                    "scan": False,
+                    "remat": "none",
                 },
                 "schedule": {"name": "linear", "gamma_min": -13.3, "gamma_max": 5.0},
                 "train_schedule": config_dict.placeholder(object),
@@ -50,6 +52,7 @@ def default() -> Any:  # a ConfigDict; as such its fields would have no types
                 "timesteps": config_dict.placeholder(int),
                 "space": config_dict.placeholder(str),
                 "weighting": {"name": "elbo"},
+                "times": "uniform",
             },
             "optimizer": {
                 "learning_rate": 2e-3,
@@ -162,8 +165,13 @@ FREE_TO_CHANGE = (
     "evaluate",
     "sample",
     "data.data_dir",
+    "model.network.remat",
 )
 """What may differ between a config and that of the run it continues."""
+
+
+UNNAMED = {"model.times": "uniform", "model.network.scan": False}
+"""Fields that configs of earlier versions do not name, and what they were."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -226,7 +234,8 @@ def difference(
     for path in sorted(before.keys() | after.keys()):
         if any(path == part or path.startswith(part + ".") for part in free):
             continue
-        old, new = before.get(path, "absent"), after.get(path, "absent")
+        absent = UNNAMED.get(path, "absent")
+        old, new = before.get(path, absent), after.get(path, absent)
         if before.get(path) is None and after.get(path) is None:
             continue  # one version did not have the field
         if old != new and not (_nan(old) and _nan(new)):

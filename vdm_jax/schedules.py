@@ -31,6 +31,9 @@ class Schedule(NamedTuple):
       gamma: (params, t) -> γ(t), elementwise.
       delta: (params, s, t) -> γ(t) − γ(s), elementwise, accurate relative to itself.
       learned: whether `params` have anything to learn.
+      interior: the key in `params` of what shapes γ between its ends and leaves them as they are, to be
+        trained in continuous time on the variance of the loss (`vdm_jax.variance`); None: all are trained on
+        the bound.
 
     Examples:
       >>> ours = vdm.Schedule(
@@ -47,6 +50,7 @@ class Schedule(NamedTuple):
     gamma: Callable[[Params, Real], Reals]
     delta: Callable[[Params, Real, Real], Reals]
     learned: bool = False
+    interior: str | None = None
 
     def rate(self, params: Params, t: Real) -> tuple[Reals, Reals]:
         """γ(t) and γ'(t), by differentiation."""
@@ -236,11 +240,19 @@ def learned_monotone(
     gamma_max: float = GAMMA_MAX,
     hidden: int = 64,
     learn_ends: bool = True,
+    trained_on: str = "variance",
 ) -> Schedule:
     """γ a monotone network in t: a line plus `hidden` logistic curves with positive weights.
 
     The end points are parameters of their own (`learn_ends`) or pinned to the arguments; either way the
     curve is normalised, so that they are kept exactly whatever the network's weights are.
+
+    Args:
+      gamma_min, gamma_max: where the ends start.
+      hidden: number of logistic curves.
+      learn_ends: whether the ends are learned, always on the bound.
+      trained_on: what the curve between them is trained on in continuous time, "variance" of the loss or
+        "bound", whose expectation does not depend on it; of a chain it does, and the curve is trained on it.
 
     Examples:
       >>> schedule = vdm.SCHEDULES["learned_monotone"](gamma_min=-6.0, gamma_max=4.0)
@@ -251,6 +263,11 @@ def learned_monotone(
     _check_ends(gamma_min, gamma_max)
     if hidden < 1:
         raise ValueError(f"learned_monotone: hidden must be at least 1, found {hidden}")
+    if trained_on not in ("variance", "bound"):
+        raise ValueError(
+            f"learned_monotone: trained_on must be 'variance' or 'bound', found {trained_on!r}"
+        )
+    interior = "curve" if trained_on == "variance" else None
     ends = _learned_ends(gamma_min, gamma_max)
 
     def init(key):
@@ -295,7 +312,7 @@ def learned_monotone(
         whole = rise(curve, jnp.zeros_like(t), jnp.ones_like(t))
         return ends(params)[-1] * rise(curve, s, t) / whole
 
-    return Schedule(init, gamma, delta, learned=True)
+    return Schedule(init, gamma, delta, learned=True, interior=interior)
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

@@ -48,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "likelihood": None,
     "space": None,
     "train_schedule": None,
+    "times": "uniform",
 }
 
 
@@ -91,14 +92,16 @@ def prepare(*, config: Any, **given: Any) -> Setup:
     kind = CONTINUOUS if dataset.levels is None else DISCRETE
     asked |= {name: kind[name] for name in kind if asked[name] is None}
     components = {axis: _components(axis, asked[axis]) for axis in CHOICES}
-    statistics = _statistics(dataset, asked["base"], measured="unit" in components["heads"])
+    # the error of the base is what unit heads multiply by, and what times are drawn by before training
+    measured = "unit" in components["heads"] or asked["times"] != "uniform"
+    statistics = _statistics(dataset, asked["base"], measured=measured)
     network = _network(asked["network"], dataset.shape, components["parameterizations"])
     tables = {"schedule": SCHEDULES, "base": BASES, "likelihood": LIKELIHOODS}
     model = {
         name: build(table, asked[name], name, **statistics._asdict())
         for name, table in tables.items()
     }
-    model |= {name: asked[name] for name in ("timesteps", "space", "train_schedule")}
+    model |= {name: asked[name] for name in ("timesteps", "space", "train_schedule", "times")}
     runs = {axis: [*found] for axis, found in components.items()}
     many = Many(
         plain

@@ -24,6 +24,7 @@ class Denoiser(NamedTuple):
       predict: (params, xt, intervals, keys=None) -> x̂_0; `Interval` of arrays [B], `keys` [B] of dropout.
       error: (params, probes, keys=None) -> x_0 − x̂_0, without the cancellation of computing x̂_0 first.
       gain: intervals -> out·c [B], what the network's output is multiplied by in x̂_0.
+      deviation: intervals -> [B], root mean square of x_0 − b per position: the error of an output of zero.
       row: the parameterization.
     """
 
@@ -31,6 +32,7 @@ class Denoiser(NamedTuple):
     predict: Callable[..., Array]
     error: Callable[..., Array]
     gain: Callable[[Interval], Array]
+    deviation: Callable[[Interval], Array]
     row: Parameterization
 
 
@@ -54,6 +56,11 @@ def denoiser(
 
         return jax.vmap(one)(steps)
 
+    def deviation(steps: Interval):
+        return jax.vmap(lambda step: base.deviation(step.gamma_t, row(step), row.target(step)))(
+            steps
+        )
+
     def correction(params, xt, steps: Interval, keys=None):
         """The base's estimate and the network's correction to it, [B, *d] both."""
         estimate = jax.vmap(base.estimate)(xt, steps.gamma_t, jax.vmap(row)(steps))
@@ -73,7 +80,7 @@ def denoiser(
         own = jax.vmap(base.error)(at.x0, at.eps, at.xt, at.interval.gamma_t, mix, target)
         return own - change
 
-    return Denoiser(init, predict, error, gain, row)
+    return Denoiser(init, predict, error, gain, deviation, row)
 
 
 def same_for_all(step: Interval, xt: Array) -> Interval:

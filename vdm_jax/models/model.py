@@ -19,6 +19,9 @@ Metrics = dict[str, Array]
 class Draw(NamedTuple):
     """One draw of each example of a batch.
 
+    What depends on the time counts the draw's importance weight: means over draws are those over uniform
+    times, whatever density the times are drawn from.
+
     Attributes:
       interval: arrays [B].
       bound: arrays [B], nats.

@@ -31,7 +31,9 @@ from vdm_jax.parameterizations import PARAMETERIZATIONS, snr_weight
 from vdm_jax.samplers import SAMPLERS, sample_chain
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
 from vdm_jax.specs import build, name_of
+from vdm_jax.times import RUNNING, TIMES, Drawn, draw_weighted, follow, mean_square, probabilities
 from vdm_jax.typing import Array, as_batch
+from vdm_jax.variance import copies, tie
 from vdm_jax.weightings import WEIGHTINGS, Weighting
 
 
@@ -48,6 +50,7 @@ def vdm(
     timesteps: int | None = None,
     space: Any = None,
     weighting: Any = "elbo",
+    times: Any = "uniform",
     where: str = "model",
 ) -> Model:
     """Build a variational diffusion model. Every component is a name, a spec or a built object.
@@ -55,7 +58,8 @@ def vdm(
     Args:
       statistics: shape, levels and moments of the training split.
       network: of `NETS`.
-      schedule: of `SCHEDULES`; a learned one is trained on the bound with the network.
+      schedule: of `SCHEDULES`; a learned one is trained with the network on the bound, in continuous time what
+        lies between its ends on the variance of the loss (`Schedule.interior`).
       train_schedule: of `SCHEDULES`, or None for `schedule`: where the training loss draws its times. The
         bound in continuous time does not depend on the path between the same two ends: another path spends the
         draws elsewhere, and under a weighting other than the bound weighs the noise levels by it.
@@ -65,6 +69,8 @@ def vdm(
       timesteps: T ≥ 1 matching terms, or None for continuous time.
       space: in which the training error is taken, of `PARAMETERIZATIONS`; None is the parameterization's.
       weighting: of the training error, of `WEIGHTINGS`; the bound is reported whatever it is.
+      times: the density that the training loss draws its times from, of `TIMES`; its expectation is the same
+        for all of them.
       where: config path, for messages.
 
     Raises:
@@ -76,6 +82,7 @@ def vdm(
     first = network, schedule, parameterization  # as given, for the report
     others = {"base": base, "head": head, "weighting": weighting, "space": space}
     others |= {"likelihood": likelihood, "train schedule": train_schedule}
+    others |= {"times": None if times == "uniform" else times}
     net = denoiser(
         statistics,
         network=network,
@@ -89,6 +96,7 @@ def vdm(
     error_space = row if space is None else build(PARAMETERIZATIONS, space, f"{where}.space")
     likelihood = likelihood_for(statistics, likelihood, where)
     weigh = build(WEIGHTINGS, weighting, f"{where}.weighting")
+    spread = build(TIMES, times, f"{where}.times")
     check_timesteps(timesteps, row)
     check_timesteps(timesteps, error_space)
     if schedule.learned and not _is_bound(weigh):
@@ -102,6 +110,9 @@ def vdm(
         if train_schedule is None
         else _other_path(schedule, train_schedule, timesteps, where)
     )
+
+    # in continuous time alone: the bound of a chain depends on the interior
+    by_variance = timesteps is None and schedule.interior is not None
 
     words = [name_of(part) for part in first]
     words += [f"{key} {name_of(part)}" for key, part in others.items() if part is not None]
@@ -133,52 +144,95 @@ def vdm(
             prior_nats,
         )
 
-    def draw(params, keys, x0, times, path=schedule):
-        at = {"schedule": path, "schedule_params": params["schedule"], "timesteps": timesteps}
+    def draw(own, keys, x0, times, path=schedule, axes=None):
+        """Latents of the schedule's params `own`, which may have an axis of examples."""
 
-        def one(key, x0, t):
-            return probe(key, x0, t, **at)
+        def one(key, x0, t, own):
+            return probe(key, x0, t, schedule=path, schedule_params=own, timesteps=timesteps)
 
-        return jax.vmap(one)(keys, x0, times)
+        return jax.vmap(one, (0, 0, 0, axes))(keys, x0, times, own)
 
     def init(key):
         network_key, schedule_key = jax.random.split(key)
-        return {
+        params = {
             "network": net.init(network_key),
             "schedule": schedule.init(schedule_key),
         }
+        if spread.rate is not None:
+            params[RUNNING] = {"times": untrained(params)}
+        return params
 
     def relative(step, rate):
         """The training weight in units of the bound's own."""
         # 1 for the bound, and of a fixed schedule otherwise: nothing to differentiate
         return jax.lax.stop_gradient(relative_weight(step, rate, error_space, weigh))
 
+    def untrained(params):
+        """E[L² | bin] of a network whose output is zero, nats per dimension squared."""
+
+        def expected(t):
+            step, rate = training_interval(path, params["schedule"], t, timesteps)
+            return step, rate * relative(step, rate)
+
+        def at(t):
+            step, rate = jax.vmap(expected)(t)
+            return 0.5 * rate * jnp.square(jnp.exp(-0.5 * step.gamma_t) * net.deviation(step))
+
+        return mean_square(at, spread.bins or 1, timesteps)
+
+    def choose_times(params, key, phase):
+        """Times of a batch and, unless they are uniform, the probabilities of their bins."""
+        if spread.bins is None:
+            return Drawn(draw_times(key, phase, timesteps)), None
+        own = untrained(params) if spread.rate is None else params[RUNNING]["times"]
+        chances = probabilities(own, spread.mix, timesteps)
+        return draw_weighted(key, phase, chances, timesteps), chances
+
+    def draw_by_example(own, keys, x0, t):
+        """The same as `draw`, with a handle to tie the losses to: of each example its own interior."""
+        each, handle = copies(own[schedule.interior], jnp.zeros(t.shape))
+        axes = {name: 0 if name == schedule.interior else None for name in own}
+        return draw(own | {schedule.interior: each}, keys, x0, t, axes=axes), handle
+
     def training(params, key, batch, dropout=True):
-        """One draw of each example."""
+        """One draw of each example, and a term of value 0 that moves the running averages, if any."""
         batch = as_batch(batch)
         x0 = likelihood.encode(batch.x)
         time_key, key = jax.random.split(key)
         noise, end, drop = example_keys(key, batch.index, 3)
-        times = draw_times(time_key, batch.phase, timesteps)
-        at = draw(params, noise, x0, times, path)
+        drawn, chances = choose_times(params, time_key, batch.phase)
+        if by_variance:
+            at, handle = draw_by_example(params["schedule"], noise, x0, drawn.t)
+        else:
+            at, handle = draw(params["schedule"], noise, x0, drawn.t, path), None
         bound = terms(params, batch.x, x0, at, end, drop if dropout else None)
-        weighted = jax.vmap(relative)(at.interval, at.rate) * bound.matching
+        weight, term = jax.vmap(relative)(at.interval, at.rate), None
+        if spread.rate is not None and chances is not None:
+            seen = weight * bound.matching / statistics.dim
+            term = follow(params[RUNNING]["times"], drawn, seen, chances, spread.rate)
+        if drawn.weight is not None:
+            bound = bound._replace(matching=drawn.weight * bound.matching)
+        if handle is not None:
+            bound = bound._replace(matching=tie(bound.matching, bits * handle))
+        weighted = weight * bound.matching
         exact = jax.vmap(lambda step, rate: 0.5 * rate * snr_weight(step, row(step)))
-        return Draw(
+        one = Draw(
             interval=at.interval,
             bound=bound,
             loss=bound._replace(matching=weighted),
             squared_error=bound.matching / exact(at.interval, at.rate),
         )
+        return one, term
 
     def loss(params, key, batch):
-        one = training(params, key, batch)
+        one, term = training(params, key, batch)
         metrics = {name: bits * jnp.mean(part) for name, part in one.bound._asdict().items()}
         value = bits * jnp.mean(one.loss.total)
+        value = value if term is None else value + term
         return value, {"loss": value, "bits_per_dim": bits * jnp.mean(one.bound.total)} | metrics
 
     def loss_by_noise(params, key, batch, edges):
-        one = training(params, key, batch)
+        one, _ = training(params, key, batch)
         return bits * jnp.mean(split_by_noise(one.interval, one.loss.matching, edges), 0)
 
     def elbo_by_noise(params, key, batch, edges, draws=1):
@@ -189,7 +243,7 @@ def vdm(
         def one_draw(i):  # times of one example are stratified over its draws
             noise, end = split_each(fold_each(draw_keys, i), 2)
             times = jax.vmap(lambda key: draw_times(key, i / draws, timesteps))(time_keys)
-            at = draw(params, noise, x0, times)
+            at = draw(params["schedule"], noise, x0, times)
             one = terms(params, batch.x, x0, at, end)
             return one, split_by_noise(at.interval, one.matching, edges)
 
@@ -249,7 +303,7 @@ def vdm(
     time = "continuous time" if timesteps is None else f"T = {timesteps}"
     by_noise = ByNoise(
         elbo=elbo_by_noise,
-        draw=training,
+        draw=lambda *arguments, **options: training(*arguments, **options)[0],
         loss=loss_by_noise,
         gain=gain,
         gamma=lambda params, t: schedule.gamma(params["schedule"], t),

@@ -1,9 +1,16 @@
-"""The optimizer of a config: optax's AdamW with warm-up, decay, clipping and accumulation."""
+"""The optimizer of a config: optax's AdamW with warm-up, decay, clipping and accumulation.
+
+Params may hold running averages beside what is trained (`vdm_jax.times.RUNNING`). Their "gradient" is the step
+that they take, so that neither Adam, nor the decay of weights, nor clipping may see it.
+"""
+
+from collections.abc import Mapping
 
 import jax
 import optax
 
-from vdm_jax.typing import Real
+from vdm_jax.times import RUNNING
+from vdm_jax.typing import Params, Real
 
 
 def make_optimizer(
@@ -35,7 +42,8 @@ def make_optimizer(
       ValueError: a decay that ends before the warm-up does.
 
     Returns:
-      (optimizer, rate), where rate is a function of the number of updates.
+      (optimizer, rate), where rate is a function of the number of updates. Running averages are moved with
+      every batch, by `with_running_averages`.
     """
     if decay_steps is None:
         rate = optax.constant_schedule(learning_rate)
@@ -54,7 +62,49 @@ def make_optimizer(
     optimizer = optax.chain(clip, adamw)
     if accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
-    return optimizer, rate
+    return with_running_averages(optimizer), rate
+
+
+def with_running_averages(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Let an optimizer train all params but running averages, which take their gradient off themselves.
+
+    Of params without any it is the optimizer itself, with the same state.
+
+    Examples:
+      >>> import optax
+      >>> from vdm_jax.training.optimizer import with_running_averages
+      >>> optimizer = with_running_averages(optax.sgd(0.5))
+      >>> params = {"w": jnp.ones(()), "running": jnp.ones(())}
+      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+      >>> float(updates["w"]), float(updates["running"])
+      (-0.5, -1.0)
+    """
+    apart = optax.partition({False: optimizer, True: optax.scale(-1.0)}, _is_running)
+
+    def init(params):
+        return (apart if _has_running(params) else optimizer).init(params)
+
+    def update(updates, state, params=None):
+        return (apart if _has_running(updates) else optimizer).update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
+
+
+def without_running_averages(params: Params) -> Params:
+    """What an optimizer trains of params, or of their gradient."""
+    if not _has_running(params):
+        return params
+    return {name: part for name, part in params.items() if name != RUNNING}
+
+
+def _has_running(params):
+    return isinstance(params, Mapping) and RUNNING in params
+
+
+def _is_running(params):
+    return {name: name == RUNNING for name in params}
 
 
 def _is_matrix(params):

@@ -110,8 +110,8 @@ def over_steps(step: Step) -> Run:
     """The step over the first `count` of a stack of batches [n, ...]; metrics [n], zeros after them.
 
     The number is an argument, so that a run whose last stack is shorter compiles once. A stack of one is not
-    looped over: on CPUs XLA runs the gradients of convolutions inside a loop, even of length one, tens of
-    times slower.
+    looped over: on CPUs XLA runs the gradients that JAX derives for convolutions, as networks of one's own may
+    have them, tens of times slower inside a loop, even of length one.
     """
     step = jax.jit(step)  # traced once, for the shapes of its metrics and for the loop
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vdm_jax.training.optimizer import without_running_averages
 from vdm_jax.training.state import TrainState
 from vdm_jax.typing import Array, Key, Params
 
@@ -30,7 +31,8 @@ def make_step(
     Args:
       loss: of a model; the key it gets is that of (run, step), so that its randomness depends on neither the
         number of steps per dispatch nor of devices.
-      optimizer: any optax transformation; clipping and accumulation are part of it.
+      optimizer: any optax transformation; clipping and accumulation are part of it. Of a model with running
+        averages, `with_running_averages` of one.
       ema_decay: of the parameters' average, in [0, 1).
       ema_warmup: use min(ema_decay, (1 + step)/(10 + step)), so that early averages forget the start.
       axis_name: of a `pmap` or `vmap` axis over which gradients and metrics are averaged. The parts of a
@@ -62,7 +64,7 @@ def make_step(
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, key, batch)
         if axis_name is not None:
             value, grads, metrics = jax.lax.pmean((value, grads, metrics), axis_name)
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = optax.tree.norm(without_running_averages(grads))
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         # nothing is added, averaged or kept of a bad step; cheaper than a choice between two states

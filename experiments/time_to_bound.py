@@ -1,0 +1,287 @@
+"""How long until a test bound? The shipped default, the paper's settings, and each ingredient on its own.
+
+    python experiments/time_to_bound.py [--quick] [--data mnist] [--variants ...] [--seeds 3] [--minutes 20]
+
+`paper` is Kingma et al. 2021 at a size for small images: flat U-Net, Fourier features, the input as base, raw
+head, learned linear γ, their optimizer and average of the weights. Every other row is the shipped config with
+one thing replaced. `paper` trains for --minutes, the others for as many steps as the shipped config.
+
+First all variants take turns in one process, a few steps each, which gives the time of a step of each under
+the same conditions; then each (variant, seed) is trained by itself and evaluated on the test split with the
+averaged weights along the way. Seconds are steps times the time of a step, so that a busy machine stretches
+no curve; compilation and evaluation are not counted. Runs that are there already are not repeated. Writes
+steps.json, runs/VARIANT_SEED.json, table.md and curves.png. --quick trains for seconds; its numbers mean
+nothing.
+"""
+
+import argparse
+import json
+import os
+import platform
+import runpy
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from vdm_jax.config import default, to_dict
+from vdm_jax.data import Dataset, level_counts, load_dataset
+from vdm_jax.jobs import One
+from vdm_jax.main import enable_compilation_cache
+from vdm_jax.models.statistics import fit_statistics
+from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.training.layout import shardings
+from vdm_jax.training.parallel import dispatcher, make_layout
+
+HERE = Path(__file__).resolve().parent
+FLAT = {"name": "vdm_unet", "channels": 48, "blocks": 4, "dropout": 0.1, "fourier": (7, 8)}
+INPUT = {"model.base": "input", "model.head": "raw"}
+AVERAGE = {"train.ema_decay": 0.9999, "train.ema_warmup": False}
+OPTIMIZER = {
+    "optimizer.learning_rate": 2e-4,
+    "optimizer.decay_steps": None,
+    "optimizer.clip_norm": None,
+}
+BOUND = {"model.train_schedule": None, "model.weighting": {"name": "elbo"}}
+LEARNED = BOUND | {"model.schedule": {"name": "learned_linear"}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "shipped": {},
+    "paper": INPUT | LEARNED | AVERAGE | OPTIMIZER | {"model.network": FLAT},
+    "base input, raw head": INPUT,
+    "base levels": {"model.base": "levels"},
+    "raw head": {"model.head": "raw"},
+    "learned linear": LEARNED,
+    "learned monotone": BOUND | {"model.schedule": {"name": "learned_monotone"}},
+    "analytic times": {"model.times": "analytic"},
+    "learned times": {"model.times": "learned"},
+    "flat network": {"model.network": FLAT},
+    "no EMA warm-up": AVERAGE,
+}
+GROWTH = 1.3  # of the steps between two evaluations
+TURNS, STEPS_OF_A_TURN = 7, 10
+
+
+def config_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The shipped config of the data with what a variant replaces."""
+    shipped = HERE.parent / "configs" / f"{options.data}.py"
+    config = runpy.run_path(str(shipped))["get_config"]() if shipped.exists() else default()
+    with config.ignore_type(), config.unlocked():
+        for path, value in VARIANTS[name].items():
+            *above, field = path.split(".")
+            section = config
+            for part in above:
+                section = section[part]
+            section[field] = ConfigDict(value) if isinstance(value, dict) else value
+        if options.quick:
+            config.model.network.channels = 8 if name in ("paper", "flat network") else (8,)
+            config.model.network.blocks = 1
+            config.train.batch_size, config.train.steps, config.evaluate.draws = 8, 3, 1
+    return to_dict(config)
+
+
+class Runner:
+    """The compiled step of a variant, its state, and where it is."""
+
+    def __init__(self, config: dict[str, Any], dataset: Dataset, statistics: Any):
+        self.job, self.dataset, self.layout = One(config, statistics), dataset, make_layout("jit")
+        train = config["train"]
+        places = shardings(self.layout, jax.eval_shape(self.job.start))
+        self.state = jax.jit(self.job.start, out_shardings=places)()
+        ema = {name: train[name] for name in ("ema_decay", "ema_warmup")}
+        self.run = dispatcher(self.layout, self.job.step(self.layout, **ema), self.state, 1)
+        self.step, self.batch_size, self.compiled = 0, train["batch_size"], {}
+
+    def train(self, stop: int) -> float:
+        """Seconds of the steps up to `stop`."""
+        batches = self.job.batches(
+            self.dataset.train, batch_size=self.batch_size, start_step=self.step, stop_step=stop
+        )
+        began = time.perf_counter()
+        for stack in batches:
+            self.state, metrics = self.run(self.state, stack)
+            float(metrics["loss"][-1])  # as the loop does, which looks at every step
+        self.step = stop
+        return time.perf_counter() - began
+
+    def bound(self) -> float:
+        trained = self.job.trained(self.state, Path(), self.layout)
+        trained.__dict__.update(dataset=self.dataset, _compiled=self.compiled)
+        return trained.bits_per_dim("test")
+
+
+def take_turns(runners: dict[str, Runner], steps: int) -> dict[str, list[float]]:
+    """Seconds of a step of each, one for each turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for runner in runners.values():
+        runner.train(1)  # compiles
+    for _ in range(TURNS):
+        for name, runner in runners.items():
+            seconds[name].append(runner.train(runner.step + steps) / steps)
+    return seconds
+
+
+def marks(stop: int) -> list[int]:
+    """Steps to evaluate at: nearly evenly spaced in their logarithm, and the last."""
+    found, step = [], 25.0
+    while step < stop:
+        found.append(round(step))
+        step *= GROWTH
+    return [*found, stop]
+
+
+def curve(runner: Runner, stop: int) -> dict[str, Any]:
+    """Test bounds of a run along the way."""
+    bounds = []
+    for step in marks(stop):
+        runner.train(step)
+        bounds.append(runner.bound())
+        print(f"  step {step}: {bounds[-1]:.4f}", flush=True)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(runner.state.params))
+    return {"steps": marks(stop), "bits_per_dim": bounds, "parameters": parameters}
+
+
+Curves = dict[str, list[dict[str, Any]]]
+
+
+def reached(curves: Curves, name: str) -> np.ndarray:
+    """Mean over seeds of the bound at each evaluation of a variant."""
+    return np.mean([run["bits_per_dim"] for run in curves[name]], 0)
+
+
+def seconds_to(curves: Curves, name: str, bound: float, seconds: dict[str, float]) -> float:
+    """Until the mean over seeds is at most a bound, interpolated in log time; inf if never."""
+    values, steps = reached(curves, name), np.asarray(curves[name][0]["steps"], float)
+    below = np.flatnonzero(values <= bound)
+    if not len(below):
+        return float("inf")
+    i = below[0]
+    if i > 0:
+        part = (values[i - 1] - bound) / (values[i - 1] - values[i])
+        steps[i] = np.exp(np.interp(part, (0, 1), np.log(steps[i - 1 : i + 1])))
+    return float(steps[i] * seconds[name])
+
+
+def table(curves: Curves, seconds: dict[str, float], data: str) -> str:
+    columns = ["variant", "parameters", "step, relative", "steps", "test bits/dim at the end"]
+    columns += ["time to the paper's end", "time to the shipped end + 0.02"]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    ends = {"paper": 0.0, "shipped": 0.02}
+    for name, runs in curves.items():
+        last = [run["bits_per_dim"][-1] for run in runs]
+        cells = [name, f"{runs[0]['parameters']:,}", f"{seconds[name] / seconds['shipped']:.2f}"]
+        cells += [
+            f"{runs[0]['steps'][-1]:,}",
+            f"{np.mean(last):.3f} ({min(last):.3f} to {max(last):.3f})",
+        ]
+        for to, more in ends.items():
+            if to not in curves:
+                cells.append("")
+                continue
+            took = seconds_to(curves, name, reached(curves, to)[-1] + more, seconds)
+            cells.append("never" if np.isinf(took) else f"{took:.0f} s")
+        lines.append(f"| {' | '.join(cells)} |")
+    seeds = len(next(iter(curves.values())))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{data}; mean over {seeds} seeds (smallest to largest); EMA weights. Seconds are of training "
+            "alone, steps times the median time of a step, measured in turns in one process.",
+            "",
+        ]
+    )
+
+
+def figure(curves: Curves, seconds: dict[str, float]) -> Figure:
+    picture = Figure(figsize=(11, 4.4), layout="constrained")
+    panels = picture.subplots(1, 2, sharey=True)
+    for i, (name, runs) in enumerate(curves.items()):
+        bounds = np.asarray([run["bits_per_dim"] for run in runs])
+        steps = np.asarray(runs[0]["steps"])
+        wide = 2.2 if name in ("shipped", "paper") else 1.1
+        color, line = f"C{i % 10}", "--" if i >= 10 else "-"
+        for axes, x in zip(
+            panels, (steps * seconds[name], steps * runs[0]["batch_size"]), strict=True
+        ):
+            axes.plot(x, bounds.mean(0), line, color=color, linewidth=wide, label=name)
+            axes.fill_between(x, bounds.min(0), bounds.max(0), color=color, alpha=0.15, linewidth=0)
+    for axes, words in zip(panels, ("seconds of training", "examples seen"), strict=True):
+        axes.set(xscale="log", xlabel=words)
+        axes.grid(alpha=0.25)
+    low = min(reached(curves, name).min() for name in curves)
+    panels[0].set(ylabel="test bits/dim", ylim=(low - 0.05, low + 2.0))
+    panels[1].legend(frameon=False, fontsize=8)
+    return picture
+
+
+def read(options: argparse.Namespace) -> Curves:
+    """The variants whose runs are all there."""
+    found: Curves = {}
+    for name in VARIANTS:
+        paths = [path_of(options, name, seed) for seed in range(options.seeds)]
+        if all(path.exists() for path in paths):
+            found[name] = [json.loads(path.read_text()) for path in paths]
+    return found
+
+
+def path_of(options: argparse.Namespace, name: str, seed: int) -> Path:
+    return options.out / "runs" / f"{name.replace(' ', '_').replace(',', '')}_{seed}.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="seconds; the numbers mean nothing")
+    parser.add_argument("--data", default="digits", choices=("digits", "mnist"))
+    parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=[*VARIANTS])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    enable_compilation_cache()
+    if options.quick:
+        jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
+        options.out, options.seeds = Path(tempfile.mkdtemp()), 1
+        options.variants = ["shipped", "paper", "learned times"]
+    out = options.out = options.out or HERE / "results" / "time_to_bound" / options.data
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    configs = {name: config_of(name, options) for name in VARIANTS}
+    dataset = load_dataset(**configs["shipped"]["data"])
+    statistics = fit_statistics(level_counts(dataset.train.images, dataset.levels))
+
+    timed = out / "steps.json"
+    measured = json.loads(timed.read_text())["seconds"] if timed.exists() else {}
+    if not set(options.variants) <= set(measured):
+        runners = {n: Runner(configs[n], dataset, statistics) for n in options.variants}
+        measured = take_turns(runners, 1 if options.quick else STEPS_OF_A_TURN)
+        about = {"versions": library_versions(), "python": platform.python_version()}
+        about |= {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0))}
+        timed.write_text(json.dumps(about | {"seconds": measured}) + "\n")
+        del runners
+    seconds = {name: float(np.median(turns)) for name, turns in measured.items()}
+
+    for seed in range(options.seeds):
+        for name in options.variants:
+            path = path_of(options, name, seed)
+            config: dict[str, Any] = configs[name] | {"seed": seed}
+            if path.exists():
+                continue
+            print(f"{name}, seed {seed}", flush=True)
+            stop = config["train"]["steps"]
+            if name == "paper" and not options.quick:
+                stop = int(60 * options.minutes / seconds[name])
+            found = curve(Runner(config, dataset, statistics), stop)
+            found |= {"batch_size": config["train"]["batch_size"], "config": config}
+            path.write_text(json.dumps(found) + "\n")
+    curves = read(options)
+    (out / "table.md").write_text(table(curves, seconds, f"{dataset.name} {dataset.version}"))
+    figure(curves, seconds).savefig(out / "curves.png", dpi=150)
+    print((out / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
