@@ -65,7 +65,7 @@ def test_interior_follows_the_second_moment_and_all_else_the_bound(times):
 
             return gradient(by_variance), gradient(by_bound), jax.grad(second_moment)(params)
 
-        (value, found), (other, bound), expected = run(params)
+        (value, found), (other, bound), expected = jax.device_get(run(params))
     np.testing.assert_allclose(value, other, rtol=1e-12)
     expected = expected["schedule"]["curve"]
     close = partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-10)
