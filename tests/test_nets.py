@@ -441,6 +441,8 @@ def test_wrong_settings_of_any_network_are_named(name, settings, message):
         ("unet", {"patch": 0}, "unet: patch must be positive, found 0"),
         ("unet", {"attention": (3,)}, "unet: attention must name levels 0..2, found \\(3,\\)"),
         ("unet", {"fourier": (8, 7)}, "unet: fourier must be \\(first, last\\)"),
+        ("unet", {"remat": "fulll"}, "unet: remat: unknown name 'fulll'; did you mean 'full'"),
+        ("vdm_unet", {"scan": "yes"}, "unet: scan must be True or False, found 'yes'"),
         ("vdm_unet", {"channels": -8}, "channels must be positive"),
         ("vdm_unet", {"fourier": (8, 7)}, "found \\(8, 7\\)"),
     ],

@@ -153,7 +153,7 @@ def vdm_unet(
     dropout: float = 0.1,
     fourier: Sequence[int] | None = (7, 8),
     dtype: str = "float32",
-    scan: bool = False,
+    scan: Any = False,
     remat: str = "none",
 ) -> Network:
     """The flat U-Net of Kingma et al. 2021; the defaults are their CIFAR-10 model, 30.6 M parameters.
@@ -184,7 +184,7 @@ def unet(
     fourier: Sequence[int] | None = None,
     patch: int = 1,
     dtype: str = "float32",
-    scan: bool = False,
+    scan: Any = False,
     remat: str = "none",
 ) -> Network:
     """Strided U-Net: each entry of `channels` is a level at half the resolution of the one before.
@@ -213,6 +213,8 @@ def unet(
     if fourier is not None and not (len(fourier) == 2 and fourier[0] <= fourier[1]):
         raise ValueError(f"unet: fourier must be (first, last) or None, found {fourier}")
     choose(REMAT, remat, "unet: remat")
+    if not isinstance(scan, bool):
+        raise ValueError(f"unet: scan must be True or False, found {scan!r}")
     module = UNetModule(
         channels=channels,
         blocks=blocks,
