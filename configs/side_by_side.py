@@ -17,6 +17,7 @@ def get_config():
     config.runs.seeds = (0, 1)
     config.model.timesteps = 1000  # a mean has no form in continuous time
     config.model.head = "raw"
+    config.model.times = "uniform"  # the same ones for all rows
     config.model.network = ConfigDict({"name": "mlp", "width": 256, "depth": 3, "dropout": 0.1})
     config.train.steps_per_dispatch = 20
     config.train.log_every = 20

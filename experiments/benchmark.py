@@ -15,8 +15,8 @@ variant take turns with the same parts of the next, so that a ratio is of neighb
                                                   which it finds in BENCHMARK_SIZE
 
 Times are of one step (train), of one call of the network (evaluate, sample, and the forward pass beside each),
-of one image (data). Start is a fresh process from the building of the job to the end of its first step, once
-with an empty compilation cache and once with the one that it left. FLOPs are those of `benchmark_case.py`, and
+of one image (data). Start is what a fresh process takes for the state, tracing, compiling and the first step,
+without imports and data, once with an empty compilation cache and once with the one that it left. FLOPs are those of `benchmark_case.py`, and
 their share is of the product of two large matrices in the same type and round. A batch that cannot fit is
 refused before compilation; --compile-only compiles it without running. `paper` is the CIFAR-10 model of Kingma
 et al. 2021. Writes results.json and table.md. --quick checks in seconds what is not a timing: FLOPs, memory,
@@ -25,9 +25,11 @@ one compilation for each program, donation, hits of the persistent cache.
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import signal
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -51,6 +53,8 @@ from benchmark_variants import (
 
 HERE = Path(__file__).resolve().parent
 TWICE = "--steps-per-dispatch 2"
+TIMED = {"train": "train", "evaluate": "evaluate", "sample": "sample", "data": "image"}
+"""Where the time of a part is; starts are measured of some rows only."""
 
 
 def say(line: str) -> None:
@@ -94,7 +98,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argparse
 
 
 def environment_of(variant: Variant, options: argparse.Namespace) -> dict[str, str]:
-    found = {} if variant.tree is None else {"PYTHONPATH": variant.tree}
+    path = [variant.tree, os.environ.get("PYTHONPATH")]
+    found = {} if variant.tree is None else {"PYTHONPATH": os.pathsep.join(filter(None, path))}
     return found | ({"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if options.quick else {})
 
 
@@ -128,6 +133,11 @@ def measure(
                 opened = stack.enter_context(closing(worker(size, variant, options)))
                 rows[i] = opened.ask("open")
                 workers[i] = opened
+                package = rows[i].pop("package")
+                if variant.tree is not None and not Path(package).is_relative_to(variant.tree):
+                    raise ValueError(
+                        f"{variant.name}: expected that revision's package, found {package}"
+                    )
         parts = [part for part in options.parts if part != "start"]
         for part in parts:
             for process in workers.values():
@@ -188,15 +198,27 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"train": train, "model": config["model"] | {"network": kept}}
 
 
-def expectations(row: dict[str, Any], base: dict[str, Any]) -> dict[str, bool]:
-    """What must hold of a row whatever the machine's speed."""
-    starts, checks = row.get("starts", {}), row["checks"]
+def expectations(
+    row: dict[str, Any], base: dict[str, Any], parts: Sequence[str]
+) -> dict[str, bool]:
+    """What must hold of a row, of which these parts were measured, whatever the machine's speed."""
+    starts, checks, flops = row.get("starts", {}), row["checks"], row["flops"]
+    looped = row["config"]["model"]["network"].get(
+        "scan", False
+    )  # of loops the compiler counts one turn
+    waiting = row["summary"].get("share waiting for data", {}).get("median", 0)
     counts = {row["flops"]["step"], *(start["flops"]["step"] for start in starts.values())}
     if plain(row["config"]) == plain(base["config"]):
         counts.add(base["flops"]["step"])
     expected = {
         "FLOPs above 0": (row["flops"]["step"] or 0) > 0,
         "the same FLOPs of the same step": len(counts) == 1,
+        "the program to compute the step once": looped
+        or 0.8 < flops["compiled"] / flops["step"] < 1.6,
+        "times of all parts": all(
+            row["seconds"].get(TIMED[part]) for part in parts if part in TIMED
+        ),
+        "a share of waiting within 0 and 1": 0 <= waiting <= 1,
         "the memory of the program": all(n is not None for n in row["memory"].values()),
         "temporary memory and residuals": bool(
             row["memory"]["temp"] and row["estimate"]["residuals"]
@@ -212,8 +234,8 @@ def expectations(row: dict[str, Any], base: dict[str, Any]) -> dict[str, bool]:
     return expected
 
 
-def check(found: dict[str, Any]) -> None:
-    """Refuse results of which something does not hold.
+def check(found: dict[str, Any], parts: Sequence[str]) -> None:
+    """Refuse results, of which these parts were measured, if something does not hold.
 
     Raises:
       ValueError: with all of it.
@@ -224,7 +246,7 @@ def check(found: dict[str, Any]) -> None:
             row = other["rows"].get(size, {})
             if "config" in row:  # not of a command
                 where = f"{size}, {other['variant']}: expected "
-                held = expectations(row, base)
+                held = expectations(row, base, parts)
                 problems += [where + words for words, holds in held.items() if not holds]
     if problems:
         raise ValueError("; ".join(problems))
@@ -251,7 +273,13 @@ def table(found: dict[str, Any]) -> str:
     about = (
         "Medians of rounds taken in turns (smallest to largest); × is the ratio to the first column"
     )
-    return "\n".join([*lines, f"{about}. {found['device']}; {versions}: `{found['command']}`.", ""])
+    return "\n".join(
+        [
+            *lines,
+            f"{about}. {found['device']}, {found['cores']} cores; {versions}: `{found['command']}`.",
+            "",
+        ]
+    )
 
 
 def number(value: float) -> str:
@@ -281,6 +309,21 @@ def described_row(row: dict[str, Any]) -> dict[str, str]:
     return cells
 
 
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def revision() -> str | None:
+    """Of the repository, and whether it was changed since."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
 def benchmark(options: argparse.Namespace, settings: argparse.Namespace) -> dict[str, Any]:
     """All of it, as it is written.
 
@@ -301,6 +344,8 @@ def benchmark(options: argparse.Namespace, settings: argparse.Namespace) -> dict
         "python": platform.python_version(),
         "machine": platform.machine(),
         "device": first["device"],
+        "cores": cores(),
+        "revision": revision(),
         "variant": variants[0].name,
         "rows": {size: each[0] for size, each in rows.items()},
         "against": [
@@ -324,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, settings = parse(arguments)
         found = benchmark(options, settings)
         if options.quick:
-            check(found)
+            check(found, options.parts)
     except (ValueError, OSError) as error:
         say(f"error: {' '.join(str(error).split())}")
         return 2

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from benchmark_variants import QUICK, SIZES, Size
 
+import vdm_jax
 from vdm_jax.bases import BASES
 from vdm_jax.config import default, to_dict, unknown_field
 from vdm_jax.data import Dataset, Split, array_dataset, level_counts, load_dataset
@@ -168,7 +169,10 @@ class Case:
         self.layout = make_layout(train["parallel"], train["fsdp"])
         config["evaluate"]["batch_size"] = self.batch
         self.dataset = data = dataset_of(asked["data"], size.shape, self.batch)
-        self.statistics = fit_statistics(level_counts(data.train.images, data.levels))
+        train_images, base = data.train.images, config["model"]["base"]
+        counts = level_counts(train_images, data.levels)
+        sample = train_images[np.arange(min(1024, len(train_images)))]
+        self.statistics = fit_statistics(counts, sample, base=base)
         self.job = One(config, self.statistics)
         self.shapes = jax.eval_shape(self.job.start)
         self.batches = next(self.stacks(1))
@@ -211,7 +215,7 @@ class Case:
             f" ({guess['residuals'] / GIB:.2f} of residuals), here are {guess['here'] / GIB:.2f}"
         )
         only = self.asked["compile_only"]
-        # the compiler computes some residuals again where that is cheap: at times it keeps half of them
+        # a guess: the compiler computes some residuals again, and takes room of its own for loops
         if guess["total"] > 2 * guess["here"] and not only:
             raise ValueError(f"{words}: expected a smaller --batch, or --compile-only")
         say(words)
@@ -268,6 +272,7 @@ class Case:
             "checks": checks,
             "cache": {"hits": EVENTS[HITS], "misses": EVENTS[MISSES]},
             "device": jax.devices()[0].device_kind,
+            "package": vdm_jax.__file__,
             "versions": library_versions(),
         }
 

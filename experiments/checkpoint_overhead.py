@@ -22,9 +22,9 @@ import jax
 import numpy as np
 
 from vdm_jax.config import to_dict
-from vdm_jax.data import level_counts, load_dataset
+from vdm_jax.data import load_dataset
 from vdm_jax.jobs import One
-from vdm_jax.models.statistics import fit_statistics
+from vdm_jax.prepare import statistics_of
 from vdm_jax.training.checkpoint import CheckpointStore, library_versions
 from vdm_jax.training.layout import shardings
 from vdm_jax.training.manifest import verify
@@ -38,7 +38,7 @@ ABOUT = {"config": {}, "loop": {}}
 def measure(config: dict[str, Any], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Times in seconds, lists of one for each repeat."""
     dataset = load_dataset(**config["data"])
-    job = One(config, fit_statistics(level_counts(dataset.train.images, dataset.levels)))
+    job = One(config, statistics_of(config, dataset))
     layout, train = make_layout("jit"), config["train"]
     places = shardings(layout, jax.eval_shape(job.start))
     state = jax.jit(job.start, out_shardings=places)()

@@ -50,6 +50,7 @@ def config_of(parameterization: str, head: str, quick: bool) -> Any:
     config.model.parameterization = parameterization
     config.model.head = head
     config.model.timesteps = TIMESTEPS
+    config.model.times = "uniform"  # the same ones for all rows
     config.model.network = dict(NETWORK)
     config.sample.count = 4  # the run's own picture is not used
     config.sample.steps = 10

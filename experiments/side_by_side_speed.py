@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from vdm_jax.config import default, to_dict
-from vdm_jax.data import level_counts, load_dataset
+from vdm_jax.data import load_dataset
 from vdm_jax.jobs import Many, One
-from vdm_jax.models.statistics import fit_statistics
+from vdm_jax.prepare import statistics_of
 from vdm_jax.training.checkpoint import library_versions
 from vdm_jax.training.layout import shardings
 from vdm_jax.training.parallel import dispatcher, make_layout
@@ -41,6 +41,7 @@ def config_of(network: dict[str, Any], seeds: int) -> dict[str, Any]:
     with config.model.ignore_type():
         config.model.network = network
     config.model.timesteps = 1000
+    config.model.times = "uniform"  # the same ones for all rows
     config.runs.parameterizations = ROWS
     config.runs.seeds = tuple(range(seeds))
     config.train.steps_per_dispatch = DISPATCH[network["name"]]
@@ -72,9 +73,9 @@ class Runner:
 
 
 def measure(network: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    dataset = load_dataset("digits")
-    statistics = fit_statistics(level_counts(dataset.train.images, dataset.levels))
-    many = Many(config_of(network, options.seeds), statistics)
+    dataset, config = load_dataset("digits"), config_of(network, options.seeds)
+    statistics = statistics_of(config, dataset)
+    many = Many(config, statistics)
     together = Runner(many, dataset.train)
     apart: dict[str, Runner] = {}
     by_row: dict[str, Any] = {}

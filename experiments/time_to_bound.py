@@ -3,8 +3,9 @@
     python experiments/time_to_bound.py [--quick] [--data mnist] [--variants ...] [--seeds 3] [--minutes 20]
 
 `paper` is Kingma et al. 2021 at a size for small images: flat U-Net, Fourier features, the input as base, raw
-head, learned linear γ, their optimizer and average of the weights. Every other row is the shipped config with
-one thing replaced. `paper` trains for --minutes, the others for as many steps as the shipped config.
+head, uniform times, learned linear γ, their optimizer and average of the weights, which forgets the initial
+ones in some 10,000 steps; a second curve is of the same average without them. Every other row is the shipped
+config with one thing replaced. `paper` trains for --minutes, the others for as many steps as the config says.
 
 First all variants take turns in one process, a few steps each, which gives the time of a step of each under
 the same conditions; then each (variant, seed) is trained by itself and evaluated on the test split with the
@@ -30,10 +31,10 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from vdm_jax.config import default, to_dict
-from vdm_jax.data import Dataset, level_counts, load_dataset
+from vdm_jax.data import Dataset, load_dataset
 from vdm_jax.jobs import One
 from vdm_jax.main import enable_compilation_cache
-from vdm_jax.models.statistics import fit_statistics
+from vdm_jax.prepare import statistics_of
 from vdm_jax.training.checkpoint import library_versions
 from vdm_jax.training.layout import shardings
 from vdm_jax.training.parallel import dispatcher, make_layout
@@ -41,6 +42,7 @@ from vdm_jax.training.parallel import dispatcher, make_layout
 HERE = Path(__file__).resolve().parent
 FLAT = {"name": "vdm_unet", "channels": 48, "blocks": 4, "dropout": 0.1, "fourier": (7, 8)}
 INPUT = {"model.base": "input", "model.head": "raw"}
+UNIFORM = {"model.times": "uniform"}
 AVERAGE = {"train.ema_decay": 0.9999, "train.ema_warmup": False}
 OPTIMIZER = {
     "optimizer.learning_rate": 2e-4,
@@ -51,17 +53,18 @@ BOUND = {"model.train_schedule": None, "model.weighting": {"name": "elbo"}}
 LEARNED = BOUND | {"model.schedule": {"name": "learned_linear"}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "shipped": {},
-    "paper": INPUT | LEARNED | AVERAGE | OPTIMIZER | {"model.network": FLAT},
+    "paper": INPUT | UNIFORM | LEARNED | AVERAGE | OPTIMIZER | {"model.network": FLAT},
     "base input, raw head": INPUT,
     "base levels": {"model.base": "levels"},
     "raw head": {"model.head": "raw"},
     "learned linear": LEARNED,
     "learned monotone": BOUND | {"model.schedule": {"name": "learned_monotone"}},
     "analytic times": {"model.times": "analytic"},
-    "learned times": {"model.times": "learned"},
+    "uniform times": UNIFORM,
     "flat network": {"model.network": FLAT},
     "no EMA warm-up": AVERAGE,
 }
+DEBIASED = "paper, debiased average"  # of the same runs
 GROWTH = 1.3  # of the steps between two evaluations
 TURNS, STEPS_OF_A_TURN = 7, 10
 
@@ -87,8 +90,9 @@ def config_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
 class Runner:
     """The compiled step of a variant, its state, and where it is."""
 
-    def __init__(self, config: dict[str, Any], dataset: Dataset, statistics: Any):
-        self.job, self.dataset, self.layout = One(config, statistics), dataset, make_layout("jit")
+    def __init__(self, config: dict[str, Any], dataset: Dataset):
+        self.job = One(config, statistics_of(config, dataset))
+        self.dataset, self.layout = dataset, make_layout("jit")
         train = config["train"]
         places = shardings(self.layout, jax.eval_shape(self.job.start))
         self.state = jax.jit(self.job.start, out_shardings=places)()
@@ -101,15 +105,21 @@ class Runner:
         batches = self.job.batches(
             self.dataset.train, batch_size=self.batch_size, start_step=self.step, stop_step=stop
         )
+        sent: list[Any] = []
         began = time.perf_counter()
         for stack in batches:
             self.state, metrics = self.run(self.state, stack)
-            float(metrics["loss"][-1])  # as the loop does, which looks at every step
+            sent.append(metrics["loss"])
+            if len(sent) > 1:  # as the loop does, which looks at every step one dispatch late
+                float(sent.pop(0)[-1])
+        jax.block_until_ready(self.state)
         self.step = stop
         return time.perf_counter() - began
 
-    def bound(self) -> float:
-        trained = self.job.trained(self.state, Path(), self.layout)
+    def bound(self, averaged: Any = None) -> float:
+        """Test bits/dim of the averaged weights, or of these."""
+        state = self.state if averaged is None else self.state._replace(ema_params=averaged)
+        trained = self.job.trained(state, Path(), self.layout)
         trained.__dict__.update(dataset=self.dataset, _compiled=self.compiled)
         return trained.bits_per_dim("test")
 
@@ -134,15 +144,25 @@ def marks(stop: int) -> list[int]:
     return [*found, stop]
 
 
-def curve(runner: Runner, stop: int) -> dict[str, Any]:
-    """Test bounds of a run along the way."""
-    bounds = []
+def curves_of(name: str, runner: Runner, stop: int, decay: float) -> dict[str, dict[str, Any]]:
+    """Test bounds of a run along the way, by name."""
+    bounds: dict[str, list[float]] = {name: []} | ({DEBIASED: []} if name == "paper" else {})
+    first = jax.tree.map(np.asarray, runner.state.ema_params)  # the state is donated
     for step in marks(stop):
         runner.train(step)
-        bounds.append(runner.bound())
-        print(f"  step {step}: {bounds[-1]:.4f}", flush=True)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(runner.state.params))
-    return {"steps": marks(stop), "bits_per_dim": bounds, "parameters": parameters}
+        bounds[name].append(runner.bound())
+        if DEBIASED in bounds:
+            left = decay**step
+            weights = jax.tree.map(
+                lambda now, then, left=left: (now - left * then) / (1 - left),
+                runner.state.ema_params,
+                first,
+            )
+            bounds[DEBIASED].append(runner.bound(weights))
+        print(f"  step {step}: {[round(values[-1], 4) for values in bounds.values()]}", flush=True)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(first))
+    shared = {"steps": marks(stop), "parameters": parameters}
+    return {key: shared | {"bits_per_dim": values} for key, values in bounds.items()}
 
 
 Curves = dict[str, list[dict[str, Any]]]
@@ -168,9 +188,9 @@ def seconds_to(curves: Curves, name: str, bound: float, seconds: dict[str, float
 
 def table(curves: Curves, seconds: dict[str, float], data: str) -> str:
     columns = ["variant", "parameters", "step, relative", "steps", "test bits/dim at the end"]
-    columns += ["time to the paper's end", "time to the shipped end + 0.02"]
+    columns += ["until paper's end", "until its debiased end", "until shipped's end + 0.02"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    ends = {"paper": 0.0, "shipped": 0.02}
+    ends = {"paper": 0.0, DEBIASED: 0.0, "shipped": 0.02}
     for name, runs in curves.items():
         last = [run["bits_per_dim"][-1] for run in runs]
         cells = [name, f"{runs[0]['parameters']:,}", f"{seconds[name] / seconds['shipped']:.2f}"]
@@ -183,15 +203,17 @@ def table(curves: Curves, seconds: dict[str, float], data: str) -> str:
                 cells.append("")
                 continue
             took = seconds_to(curves, name, reached(curves, to)[-1] + more, seconds)
-            cells.append("never" if np.isinf(took) else f"{took:.0f} s")
+            took /= curves[to][0]["steps"][-1] * seconds[to]
+            cells.append("never" if np.isinf(took) else f"× {took:.2g}")
         lines.append(f"| {' | '.join(cells)} |")
     seeds = len(next(iter(curves.values())))
     return "\n".join(
         [
             *lines,
             "",
-            f"{data}; mean over {seeds} seeds (smallest to largest); EMA weights. Seconds are of training "
-            "alone, steps times the median time of a step, measured in turns in one process.",
+            f"{data}; mean over {seeds} seeds (smallest to largest); averaged weights. The last columns are "
+            "the time of training until the mean bound is that of another row's end, in units of that row's "
+            "time. It is of training alone: steps times their median time, measured in turns in one process.",
             "",
         ]
     )
@@ -222,11 +244,28 @@ def figure(curves: Curves, seconds: dict[str, float]) -> Figure:
 def read(options: argparse.Namespace) -> Curves:
     """The variants whose runs are all there."""
     found: Curves = {}
-    for name in VARIANTS:
+    for name in (*VARIANTS, DEBIASED):
         paths = [path_of(options, name, seed) for seed in range(options.seeds)]
         if all(path.exists() for path in paths):
             found[name] = [json.loads(path.read_text()) for path in paths]
     return found
+
+
+def there(path: Path, config: dict[str, Any], stop: int) -> bool:
+    """Whether a run is there already.
+
+    Raises:
+      SystemExit: what is there is of another config, or of a length that differs by more than a tenth.
+    """
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text())
+    steps = found["steps"][-1]
+    if found["config"] != json.loads(json.dumps(config)) or abs(steps / stop - 1) > 0.1:
+        raise SystemExit(
+            f"error: {path}: expected this config and {stop} steps, found another or {steps} steps; remove it"
+        )
+    return True
 
 
 def path_of(options: argparse.Namespace, name: str, seed: int) -> Path:
@@ -246,38 +285,44 @@ def main() -> None:
     if options.quick:
         jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
         options.out, options.seeds = Path(tempfile.mkdtemp()), 1
-        options.variants = ["shipped", "paper", "learned times"]
+        options.variants = ["shipped", "paper", "uniform times"]
     out = options.out = options.out or HERE / "results" / "time_to_bound" / options.data
     (out / "runs").mkdir(parents=True, exist_ok=True)
     configs = {name: config_of(name, options) for name in VARIANTS}
     dataset = load_dataset(**configs["shipped"]["data"])
-    statistics = fit_statistics(level_counts(dataset.train.images, dataset.levels))
 
     timed = out / "steps.json"
+    names = options.variants if options.quick else [*VARIANTS]
     measured = json.loads(timed.read_text())["seconds"] if timed.exists() else {}
-    if not set(options.variants) <= set(measured):
-        runners = {n: Runner(configs[n], dataset, statistics) for n in options.variants}
+    if not set(names) <= set(measured):
+        runners = {name: Runner(configs[name], dataset) for name in names}
         measured = take_turns(runners, 1 if options.quick else STEPS_OF_A_TURN)
         about = {"versions": library_versions(), "python": platform.python_version()}
-        about |= {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0))}
+        about |= {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
         timed.write_text(json.dumps(about | {"seconds": measured}) + "\n")
         del runners
     seconds = {name: float(np.median(turns)) for name, turns in measured.items()}
+    seconds[DEBIASED] = seconds["paper"]
 
+    left: list[tuple[str, int, int, dict[str, Any]]] = []
     for seed in range(options.seeds):
         for name in options.variants:
-            path = path_of(options, name, seed)
             config: dict[str, Any] = configs[name] | {"seed": seed}
-            if path.exists():
-                continue
-            print(f"{name}, seed {seed}", flush=True)
             stop = config["train"]["steps"]
             if name == "paper" and not options.quick:
-                stop = int(60 * options.minutes / seconds[name])
-            found = curve(Runner(config, dataset, statistics), stop)
-            found |= {"batch_size": config["train"]["batch_size"], "config": config}
-            path.write_text(json.dumps(found) + "\n")
+                stop = round(60 * options.minutes / seconds[name])
+            if not there(path_of(options, name, seed), config, stop):
+                left.append((name, seed, stop, config))
+    for name, seed, stop, config in left:
+        print(f"{name}, seed {seed}", flush=True)
+        decay, batch = config["train"]["ema_decay"], config["train"]["batch_size"]
+        found = curves_of(name, Runner(config, dataset), stop, decay)
+        for key, one in found.items():
+            one |= {"batch_size": batch, "config": config}
+            path_of(options, key, seed).write_text(json.dumps(one) + "\n")
     curves = read(options)
+    if not curves:
+        raise SystemExit("no variant has all of its seeds yet")
     (out / "table.md").write_text(table(curves, seconds, f"{dataset.name} {dataset.version}"))
     figure(curves, seconds).savefig(out / "curves.png", dpi=150)
     print((out / "table.md").read_text())

@@ -186,7 +186,9 @@ def test_what_must_hold_is_checked():
     config = {"model": {"network": {"name": "unet"}}, "train": {"steps_per_dispatch": 1}}
     row = {
         "config": config,
-        "flops": {"step": 10.0},
+        "flops": {"step": 10.0, "compiled": 10.5},
+        "seconds": {"train": [1.0], "image": [1.0]},
+        "summary": {"share waiting for data": {"median": 0.1}},
         "memory": {"temp": 1, "argument": 1},
         "estimate": {"residuals": 1},
         "checks": {"compilations": 1, "donated": 1.0},
@@ -196,22 +198,26 @@ def test_what_must_hold_is_checked():
         "config": {
             "model": {"network": {"name": "unet", "scan": True}},
             "train": {"steps_per_dispatch": 2},
-        }
+        },
+        "flops": {"step": 10.0, "compiled": 2.0},  # of a loop one turn is counted
     }
-    for change, words in {
-        "": "",
-        "flops": "same FLOPs",
-        "checks": "compiled once",
-        "memory": "memory of the program",
+    twice = {"flops": {"step": 10.0, "compiled": 20.0}, "config": config}
+    for words, bad in {
+        "": {},
+        "the same FLOPs": {"flops": {"step": 9.0, "compiled": 9.0}},
+        "compute the step once": twice,
+        "compiled once": {"checks": {"compilations": 2}},
+        "memory of the program": {"memory": {"temp": None}},
+        "times of all parts": {"seconds": {"train": [1.0], "image": []}},
+        "a share of waiting": {"summary": {"share waiting for data": {"median": 1.5}}},
     }.items():
-        bad = {"flops": {"step": 9.0}, "checks": {"compilations": 2}, "memory": {"temp": None}}
-        changed = other | ({change: bad[change]} if change else {})
-        found = {"rows": {"tiny": row}, "against": [{"variant": "b", "rows": {"tiny": changed}}]}
-        if not change:
-            benchmark.check(found)
+        against = [{"variant": "b", "rows": {"tiny": other | bad}}]
+        found = {"rows": {"tiny": row}, "against": against}
+        if not bad:
+            benchmark.check(found, ("train", "data"))
             continue
         with pytest.raises(ValueError, match=f"tiny, b: expected.*{words}"):
-            benchmark.check(found)
+            benchmark.check(found, ("train", "data"))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from oracles import jit
 
 from vdm_jax.nets import NETS, backend, network
 from vdm_jax.nets.unet import from_patches, to_patches
+from vdm_jax.training.optimizer import make_optimizer
 
 SMALL = {
     "mlp": {"width": 16, "depth": 2, "dropout": 0.5},
@@ -181,7 +182,9 @@ def evaluate(net, params, shape):
 
 
 @pytest.mark.parametrize(
-    ("name", "fast"), [*(("vdm_unet", fast) for fast in FAST), ("unet", "scan, save_conv")], ids=str
+    ("name", "fast"),
+    [*(("vdm_unet", fast) for fast in FAST), ("unet", "full"), ("unet", "scan, save_conv")],
+    ids=str,
 )
 def test_a_fast_form_changes_nothing(name, fast):
     """The same output and gradients, from a program that keeps less or is shorter."""
@@ -201,6 +204,32 @@ def test_a_fast_form_changes_nothing(name, fast):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale, err_msg=str(path))
     assert ("remat" in words) == (fast != "scan") and "remat" not in plain_words
     assert ("scan" in words) == ("scan" in fast)
+
+
+def test_an_update_of_a_looped_network_is_that_of_its_blocks():
+    """Weights decay, biases and scales do not, though a loop stacks them."""
+    params, (gradients, _), _ = deep("unet")
+    like = params_of(NETS["unet"](**DEEP["unet"], scan=True), ONE_SHAPE["unet"])
+    settings = {"warmup_steps": 0, "decay_steps": None, "decay_to": 1.0, "b1": 0.9, "b2": 0.99}
+    optimizer, _ = make_optimizer(
+        learning_rate=0.1, weight_decay=0.5, clip_norm=None, accumulate=1, **settings
+    )
+
+    @jit
+    def update(gradients, params):
+        return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    params = jax.tree.map(lambda leaf: leaf + 1, params)  # none is zero
+    expected = in_loops(update(gradients, params), like)
+    found = update(in_loops(gradients, like), in_loops(params, like))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+
+
+def test_convolutions_refuse_what_they_would_ignore():
+    x = jnp.ones((1, 8, 8, 2))
+    for setting in ({"kernel_dilation": (2, 2)}, {"feature_group_count": 2}):
+        with pytest.raises(ValueError, match="expected neither dilation nor groups, found"):
+            backend.Conv(2, **setting).init(jax.random.key(0), x)
 
 
 @pytest.mark.parametrize("name", DEEP)

@@ -29,7 +29,7 @@ from vdm_jax.times import (
     mean_square,
     probabilities,
 )
-from vdm_jax.training.optimizer import make_optimizer, with_running_averages
+from vdm_jax.training.optimizer import make_optimizer
 from vdm_jax.training.state import init_state
 from vdm_jax.training.step import make_step
 from vdm_jax.typing import Batch, as_batch
@@ -80,7 +80,7 @@ def test_weighted_draws_have_the_mean_of_uniform_ones(moments, timesteps):
             jax.random.key(3), jnp.arange(n) / n, chances
         )
         t, weight = np.asarray(drawn.t), np.asarray(drawn.weight)
-    assert np.max(weight) < 1.01 / 0.1 * (1 if timesteps is None else 2)
+    assert np.max(weight) < 1.01 / 0.1
     if timesteps is None:
         assert t.min() >= 0 and t.max() <= 1
         found = np.mean(weight * (np.exp(-3 * t) + (t > 0.3)))
@@ -318,8 +318,43 @@ def test_running_averages_move_towards_what_is_seen_and_nothing_else_moves_them(
     slopes = jax.grad(follow, (2, 3))(estimates, drawn, loss, chances, 0.1)
     for slope in slopes:
         np.testing.assert_array_equal(slope, 0)
-    huge = jax.grad(follow)(estimates, drawn, jnp.asarray([np.inf, 1e30, 1.0]), chances, 0.1)
-    assert np.all(np.isfinite(huge))
+    losses = jnp.asarray([np.inf, 1e30, 1.0])
+    for scale in (1.0, 1e30):  # no product of two of them is a float32
+        value, huge = jax.value_and_grad(follow)(scale * estimates, drawn, losses, chances, 0.1)
+        assert value == 0 and np.all(np.isfinite(huge))
+
+
+def test_large_losses_are_trained_on():
+    """Those of a raw `mean` head near the data, where its targets are of order 1e-3."""
+    x = jnp.ones((8, *SHAPE))
+    found = {}
+    for times in TIMES:
+        settings = {"parameterization": "mean", "times": times}
+        settings["schedule"] = {"name": "linear", "gamma_min": -13.3, "gamma_max": 5.0}
+        model = gaussian_model(scaled(zero), 1000, **settings)
+        state = init_state(model.init(jax.random.key(0)), optax.sgd(1e-30), jax.random.key(1))
+        run = jit(make_step(model.loss, optax.sgd(1e-30)))
+        for _ in range(2):
+            state, metrics = run(state, x)
+        assert metrics["skipped"] == 0
+        found[times] = metrics["loss"]
+    assert min(found.values()) > 1e7
+
+
+def test_estimates_of_squares_stay_positive():
+    """One example a batch, and a rate for many: a draw moves the average of its bin past what it saw."""
+    x = jnp.ones((1, *SHAPE))
+    times = {"name": "learned", "bins": 16, "rate": 0.5}
+    model = gaussian_model(scaled(zero), parameterization="x0", times=times)
+    state = init_state(model.init(jax.random.key(0)), optax.set_to_zero(), jax.random.key(1))
+    step = make_step(model.loss, optax.set_to_zero())
+
+    def body(state, _):
+        state, _ = step(state, x)
+        return state, state.params[RUNNING]["times"]
+
+    _, history = jit(lambda s: jax.lax.scan(body, s, length=500))(state)
+    assert np.all(np.asarray(history) >= 0) and np.all(np.asarray(history).max(0) > 0)
 
 
 @pytest.mark.parametrize("timesteps", [None, 100])
@@ -329,7 +364,7 @@ def test_learned_estimates_converge_to_the_second_moments(timesteps):
     settings = {"parameterization": "x0", "times": {"name": "learned", "bins": 8, "rate": 0.05}}
     model = gaussian_model(scaled(zero), timesteps, 5.0, **settings)
     # nothing to train: only the estimates move
-    optimizer = with_running_averages(optax.set_to_zero())
+    optimizer = optax.set_to_zero()
     step = make_step(model.loss, optimizer)
     state = init_state(model.init(jax.random.key(0)), optimizer, jax.random.key(1))
     start = np.asarray(state.params[RUNNING]["times"])

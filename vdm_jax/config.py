@@ -52,7 +52,7 @@ def default() -> Any:  # a ConfigDict; as such its fields would have no types
                 "timesteps": config_dict.placeholder(int),
                 "space": config_dict.placeholder(str),
                 "weighting": {"name": "elbo"},
-                "times": "uniform",
+                "times": "learned",
             },
             "optimizer": {
                 "learning_rate": 2e-3,

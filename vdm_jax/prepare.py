@@ -11,7 +11,7 @@ import numpy as np
 from vdm_jax.config import difference, to_dict, with_defaults
 from vdm_jax.data import Dataset, level_counts, load_dataset
 from vdm_jax.jobs import Many, One, expand
-from vdm_jax.models import Model, base_of, build_model
+from vdm_jax.models import Model, Statistics, base_of, build_model
 from vdm_jax.models.statistics import fit_statistics, load_statistics, save_statistics
 from vdm_jax.specs import nearest
 from vdm_jax.trained import about_data, read_json, stream, write_json
@@ -119,6 +119,22 @@ def _rehearse(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
     make_evaluator(model, config["evaluate"]["draws"], config["evaluate"]["importance_samples"])
 
 
+def statistics_of(
+    config: dict[str, Any], dataset: Dataset, counts: np.ndarray | None = None
+) -> Statistics:
+    """What a config's model has to know of its training split, the error of its base among it.
+
+    Args:
+      config: validated.
+      dataset: of `load_dataset`.
+      counts: of `level_counts`, if they are there already.
+    """
+    train = dataset.train.images
+    counts = level_counts(train, dataset.levels) if counts is None else counts
+    sample = train[np.arange(min(1024, len(train)))]
+    return fit_statistics(counts, sample, base=base_of(config["model"]))
+
+
 def _claim(workdir: Path, config: dict[str, Any], dataset: Dataset, counts: np.ndarray) -> None:
     """Make the folder this config's own, or find that it is; it has the statistics afterwards."""
     path = workdir / "config.json"
@@ -140,5 +156,4 @@ def _claim(workdir: Path, config: dict[str, Any], dataset: Dataset, counts: np.n
         raise OSError(f"workdir {workdir} cannot be written: {error.strerror}") from error
     path = workdir / "statistics.npz"
     if not path.exists():
-        sample = dataset.train.images[np.arange(min(1024, len(dataset.train.images)))]
-        save_statistics(path, fit_statistics(counts, sample, base=base_of(config["model"])))
+        save_statistics(path, statistics_of(config, dataset, counts))

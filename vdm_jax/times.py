@@ -25,8 +25,9 @@ import numpy as np
 from vdm_jax.elbo import check_steps, draw_times
 from vdm_jax.typing import Array, Float, Int, Key, Real, Reals, Scalar
 
-RUNNING = "running"
-"""The part of a model's params that holds running averages: their "gradient" is the step they take."""
+RUNNING = "running_averages"
+"""The part of a model's params that holds them: their "gradient" is the step they take, which `make_step` takes
+off them and hides from the optimizer."""
 
 NODES = 8  # of a bin, at which an expected loss is averaged
 GRAIN = 2.0**-20  # probabilities are whole multiples of it, so that float32 sums of them are exact
@@ -72,7 +73,10 @@ def analytic(*, bins: int = 64, mix: float = 0.1) -> Times:
 
 
 def learned(*, bins: int = 64, mix: float = 0.1, rate: float = 0.02) -> Times:
-    """The best density of the losses that were seen, averaged in each bin over about 1/rate steps."""
+    """The best density of the losses that were seen, averaged in each bin over about 1/rate steps.
+
+    With batches of much less than rate · bins examples, one draw moves the average of its bin past what it saw.
+    """
     if not 0 < rate <= 1:
         raise ValueError(f"rate: expected a number in (0, 1], found {rate!r}")
     return _checked(Times(bins, mix, rate))
@@ -218,9 +222,9 @@ def follow(
     """
     here = estimates[drawn.bin]
     step = rate / jnp.maximum(chances, 1 / len(chances))[drawn.bin]
-    off = step * (here - jnp.square(_bounded(loss)))
-    moved = jnp.mean(jax.lax.stop_gradient(off) * here)
-    return moved - jax.lax.stop_gradient(moved)
+    off = jax.lax.stop_gradient(step * (here - jnp.square(_bounded(loss))))
+    # each factor is zero, not their difference: squares near the end of float32 have no product
+    return jnp.mean(off * (here - jax.lax.stop_gradient(here)))
 
 
 def _bounded(loss: Any) -> Array:

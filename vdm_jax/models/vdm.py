@@ -178,7 +178,7 @@ def vdm(
             step, rate = jax.vmap(expected)(t)
             return 0.5 * rate * jnp.square(jnp.exp(-0.5 * step.gamma_t) * net.deviation(step))
 
-        return mean_square(at, spread.bins or 1, timesteps)
+        return mean_square(at, spread.bins, timesteps)
 
     def choose_times(params, key, phase):
         """Times of a batch and, unless they are uniform, the probabilities of their bins."""
@@ -207,7 +207,7 @@ def vdm(
             at, handle = draw(params["schedule"], noise, x0, drawn.t, path), None
         bound = terms(params, batch.x, x0, at, end, drop if dropout else None)
         weight, term = jax.vmap(relative)(at.interval, at.rate), None
-        if spread.rate is not None and chances is not None:
+        if chances is not None and spread.rate is not None:
             seen = weight * bound.matching / statistics.dim
             term = follow(params[RUNNING]["times"], drawn, seen, chances, spread.rate)
         if drawn.weight is not None:

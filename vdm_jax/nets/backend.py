@@ -22,12 +22,20 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 LARGEST_HEAD = 128  # of cuDNN's attention and its gradient, in multiples of 8
 
 
-def convolve(x, kernel, strides, padding, dimension_numbers=None, precision=None, **undilated):
+def convolve(x, kernel, strides, padding, dimension_numbers=None, precision=None, **others):
     """A convolution as Flax calls it, [B, H, W, C] with a kernel [h, w, C, O] -> [B, H', W', O].
 
-    On CPUs it has no forward-mode derivative (`jax.jvp`); forward over reverse is fine.
+    On CPUs it has no forward-mode derivative (`jax.jvp`); forward over reverse is fine. Which form it takes is
+    decided by JAX's default backend when it is traced.
+
+    Raises:
+      ValueError: dilations or groups, which no network here has.
     """
-    del dimension_numbers, undilated  # channels last; `Conv` leaves the others at one
+    del dimension_numbers  # channels last
+    plain = {None, 1, (1,) * (kernel.ndim - 2)}
+    unknown = {name: value for name, value in others.items() if value not in plain}
+    if unknown:
+        raise ValueError(f"convolve: expected neither dilation nor groups, found {unknown}")
     run = _loop_safe if jax.default_backend() == "cpu" else _plain
     return checkpoint_name(run(tuple(strides), padding, precision, x, kernel), SAVED)
 

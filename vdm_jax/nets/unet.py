@@ -81,7 +81,7 @@ class UNetModule(nn.Module):
             i = next(layers)
             module = again(ResnetBlock)(self.channels[level], **settings, name=f"block_{i}")
             h = module(h, condition, keys, i)
-            return Attention(self.dtype, name=f"attention_{i}")(h) if attention else h
+            return again(Attention)(self.dtype, name=f"attention_{i}")(h) if attention else h
 
         def loop(h, level, count, skips=None):
             """So many blocks of equal shapes as one loop, and, going down, their inputs [count, ...]."""

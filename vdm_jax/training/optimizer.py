@@ -1,4 +1,4 @@
-"""The optimizer of a config: optax's AdamW with warm-up, decay, clipping and accumulation.
+"""The optimizer of a config: optax's AdamW with warm-up, decay, clipping and accumulation; any other, too.
 
 Params may hold running averages beside what is trained (`vdm_jax.times.RUNNING`). Their "gradient" is the step
 that they take, so that neither Adam, nor the decay of weights, nor clipping may see it.
@@ -42,8 +42,7 @@ def make_optimizer(
       ValueError: a decay that ends before the warm-up does.
 
     Returns:
-      (optimizer, rate), where rate is a function of the number of updates. Running averages are moved with
-      every batch, by `with_running_averages`.
+      (optimizer, rate), where rate is a function of the number of updates.
     """
     if decay_steps is None:
         rate = optax.constant_schedule(learning_rate)
@@ -62,26 +61,28 @@ def make_optimizer(
     optimizer = optax.chain(clip, adamw)
     if accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
-    return with_running_averages(optimizer), rate
+    return optimizer, rate
 
 
 def with_running_averages(
     optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-    """Let an optimizer train all params but running averages, which take their gradient off themselves.
+    """Let an optimizer train all params but running averages, which take their gradient off with every batch.
 
-    Of params without any it is the optimizer itself, with the same state.
+    `init_state` and `make_step` do it to theirs. Without any it is the optimizer itself, with the same state.
+    An average of squares does not become negative.
 
     Examples:
       >>> import optax
       >>> from vdm_jax.training.optimizer import with_running_averages
       >>> optimizer = with_running_averages(optax.sgd(0.5))
-      >>> params = {"w": jnp.ones(()), "running": jnp.ones(())}
+      >>> params = {"w": jnp.ones(()), "running_averages": jnp.ones(())}
       >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
-      >>> float(updates["w"]), float(updates["running"])
+      >>> float(updates["w"]), float(updates["running_averages"])
       (-0.5, -1.0)
     """
-    apart = optax.partition({False: optimizer, True: optax.scale(-1.0)}, _is_running)
+    moved = optax.chain(optax.scale(-1.0), optax.keep_params_nonnegative())
+    apart = optax.partition({False: optimizer, True: moved}, _is_running)
 
     def init(params):
         return (apart if _has_running(params) else optimizer).init(params)
@@ -108,4 +109,10 @@ def _is_running(params):
 
 
 def _is_matrix(params):
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    """Biases and scales are none, though those of looped blocks have an axis of blocks."""
+
+    def one(path, leaf):
+        name = getattr(path[-1], "key", None) if path else None
+        return leaf.ndim > 1 and name not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(one, params)

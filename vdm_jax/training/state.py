@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vdm_jax.training.optimizer import with_running_averages
 from vdm_jax.typing import Array, Int, Key, Params, PyTree
 
 
@@ -52,7 +53,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: Key
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(_average, params),
-        opt_state=optimizer.init(params),
+        opt_state=with_running_averages(optimizer).init(params),
         key=key,
     )
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vdm_jax.training.optimizer import without_running_averages
+from vdm_jax.training.optimizer import with_running_averages, without_running_averages
 from vdm_jax.training.state import TrainState
 from vdm_jax.typing import Array, Key, Params
 
@@ -31,8 +31,8 @@ def make_step(
     Args:
       loss: of a model; the key it gets is that of (run, step), so that its randomness depends on neither the
         number of steps per dispatch nor of devices.
-      optimizer: any optax transformation; clipping and accumulation are part of it. Of a model with running
-        averages, `with_running_averages` of one.
+      optimizer: any optax transformation; clipping and accumulation are part of it. It does not see a part
+        "running_averages" of the params, which moves by its own rule (`vdm_jax.times`).
       ema_decay: of the parameters' average, in [0, 1).
       ema_warmup: use min(ema_decay, (1 + step)/(10 + step)), so that early averages forget the start.
       axis_name: of a `pmap` or `vmap` axis over which gradients and metrics are averaged. The parts of a
@@ -58,6 +58,7 @@ def make_step(
     """
     if not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay: expected a value in [0, 1), found {ema_decay}")
+    optimizer = with_running_averages(optimizer)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
