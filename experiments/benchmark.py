@@ -16,11 +16,12 @@ variant take turns with the same parts of the next, so that a ratio is of neighb
 
 Times are of one step (train), of one call of the network (evaluate, sample, and the forward pass beside each),
 of one image (data). Start is what a fresh process takes for the state, tracing, compiling and the first step,
-without imports and data, once with an empty compilation cache and once with the one that it left. FLOPs are those of `benchmark_case.py`, and
-their share is of the product of two large matrices in the same type and round. A batch that cannot fit is
-refused before compilation; --compile-only compiles it without running. `paper` is the CIFAR-10 model of Kingma
-et al. 2021. Writes results.json and table.md. --quick checks in seconds what is not a timing: FLOPs, memory,
-one compilation for each program, donation, hits of the persistent cache.
+without imports and data, once with an empty compilation cache and once with the one that it left. FLOPs are
+those of `benchmark_case.py`, and their share is of the product of two large matrices in the same type and
+round. On one device all variants keep their states at once. A batch that cannot fit is refused before
+compilation; --compile-only compiles it without running. `paper` is the CIFAR-10 model of Kingma et al. 2021.
+Writes results.json and table.md. --quick takes seconds, with two short rounds whatever is asked for, and checks
+what is not a timing: FLOPs, memory, one compilation for each program, donation, hits of the persistent cache.
 """
 
 import argparse
