@@ -85,14 +85,13 @@ class Trained:
         batch_size: int | None = None,
         importance_samples: int | None = None,
     ) -> Evaluation:
-        """Evaluate the EMA weights on a whole split, each example once.
+        """Evaluate the EMA weights on a whole split, each example once; what is None is as the config says.
 
         Args:
           split: "train" or "test".
           draws: estimates per example.
           batch_size: the result does not depend on it.
           importance_samples: K. 1 is the ELBO; more are the importance-weighted bound, if the model has one.
-          What is None is the config's.
 
         Raises:
           ValueError: another split, a number below 1, a model without that bound.
