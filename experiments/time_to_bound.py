@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from ml_collections import ConfigDict
 
 from vdm_jax.config import default, to_dict
@@ -67,6 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 LAST = "paper, last weights"  # of the same runs
 GROWTH = 1.3  # of the steps between two evaluations
 TURNS, STEPS_OF_A_TURN = 7, 10
+TICKS = (1.1, 1.15, 1.2, 1.3, 1.5, 1.74, 1.76, 1.8, 1.9, 2.0, 2.2, 2.5, 3, 4, 6, 10, 14)
 
 
 def config_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -228,8 +230,18 @@ def figure(curves: Curves, seconds: dict[str, float]) -> Figure:
     for axes, words in zip(panels, ("seconds of training", "examples seen"), strict=True):
         axes.set(xscale="log", xlabel=words)
         axes.grid(alpha=0.25)
-    low = min(reached(curves, name).min() for name in curves)
-    panels[0].set(ylabel="test bits/dim", ylim=(low - 0.05, low + 2.0))
+    lowest = min(min(run["bits_per_dim"]) for runs in curves.values() for run in runs)
+    highest = max(max(run["bits_per_dim"]) for runs in curves.values() for run in runs)
+    floor = lowest - 0.02  # hundredths near the best and whole bits far from it, in one picture
+
+    def up(y):
+        return np.log(np.maximum(y - floor, 1e-3))
+
+    panels[0].set_yscale("function", functions=(up, lambda z: np.exp(z) + floor))
+    ticks = [t for t in TICKS if lowest <= t <= highest]
+    panels[0].set(ylabel="test bits/dim", ylim=(lowest - 0.005, 1.1 * highest))
+    panels[0].set_yticks(ticks, [f"{t:g}" for t in ticks], minor=False)
+    panels[0].yaxis.set_minor_locator(NullLocator())
     panels[1].legend(frameon=False, fontsize=8)
     return picture
 

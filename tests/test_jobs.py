@@ -31,6 +31,7 @@ def tiny(**runs):
     config.model.network.dropout = 0.2
     config.model.timesteps = 50
     config.model.head = "raw"
+    config.model.times = "uniform"  # learned ones are moved by rounding
     config.optimizer.warmup_steps = 2
     config.train.batch_size = 16
     config.train.steps = 20
@@ -95,6 +96,20 @@ def test_five_parameterizations_and_two_seeds_are_ten_runs(digits):
         alone, own, runner[row] = fit(One(single, statistics), digits, runner.get(row))
         np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5, err_msg=name)
         assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), own.params)
+
+
+def test_learned_times_are_each_runs_own(digits):
+    config = tiny(parameterizations=("eps", "v"), seeds=(0, 3))
+    config.model.times = "learned"
+    many = Many(to_dict(config), digits[1])
+    losses, state, _ = fit(many, digits)
+    averages = np.asarray(state.params["running_averages"]["times"])
+    assert len({*averages.sum(1).tolist()}) == 4
+    for i, single in ((0, many.members["eps_seed0"]), (3, many.members["v_seed3"])):
+        alone, own, _ = fit(One(single, digits[1]), digits)
+        np.testing.assert_allclose(losses[:, i], alone, rtol=1e-3)
+        expected = own.params["running_averages"]["times"]
+        np.testing.assert_allclose(averages[i], expected, rtol=1e-2)
 
 
 def test_heads_weightings_and_a_learned_schedule_are_runs_of_their_own(digits):
