@@ -169,6 +169,7 @@ class Case:
         self.layout = make_layout(train["parallel"], train["fsdp"])
         config["evaluate"]["batch_size"] = self.batch
         self.dataset = data = dataset_of(asked["data"], size.shape, self.batch)
+        # as `prepare.statistics_of`, which earlier revisions do not have
         train_images, base = data.train.images, config["model"]["base"]
         counts = level_counts(train_images, data.levels)
         sample = train_images[np.arange(min(1024, len(train_images)))]

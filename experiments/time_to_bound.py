@@ -11,13 +11,12 @@ First all variants take turns in one process, a few steps each, which gives the 
 the same conditions; then each (variant, seed) is trained by itself and evaluated on the test split with the
 averaged weights along the way. Seconds are steps times the time of a step, so that a busy machine stretches
 no curve; compilation and evaluation are not counted. Runs that are there already are not repeated. Writes
-steps.json, runs/VARIANT_SEED.json, table.md and curves.png. --quick trains for seconds; its numbers mean
+steps.json, curves/VARIANT_SEED.json, table.md and curves.png. --quick trains for seconds; its numbers mean
 nothing.
 """
 
 import argparse
 import json
-import os
 import platform
 import runpy
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from benchmark import cores
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from ml_collections import ConfigDict
@@ -274,7 +274,7 @@ def there(path: Path, config: dict[str, Any], stop: int) -> bool:
 
 
 def path_of(options: argparse.Namespace, name: str, seed: int) -> Path:
-    return options.out / "runs" / f"{name.replace(' ', '_').replace(',', '')}_{seed}.json"
+    return options.out / "curves" / f"{name.replace(' ', '_').replace(',', '')}_{seed}.json"
 
 
 def main() -> None:
@@ -292,7 +292,7 @@ def main() -> None:
         options.out, options.seeds = Path(tempfile.mkdtemp()), 1
         options.variants = ["shipped", "paper", "uniform times"]
     out = options.out = options.out or HERE / "results" / "time_to_bound" / options.data
-    (out / "runs").mkdir(parents=True, exist_ok=True)
+    (out / "curves").mkdir(parents=True, exist_ok=True)
     configs = {name: config_of(name, options) for name in VARIANTS}
     dataset = load_dataset(**configs["shipped"]["data"])
 
@@ -303,7 +303,7 @@ def main() -> None:
         runners = {name: Runner(configs[name], dataset) for name in names}
         measured = take_turns(runners, 1 if options.quick else STEPS_OF_A_TURN)
         about = {"versions": library_versions(), "python": platform.python_version()}
-        about |= {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
+        about |= {"device": jax.devices()[0].device_kind, "cores": cores()}
         timed.write_text(json.dumps(about | {"seconds": measured}) + "\n")
         del runners
     seconds = {name: float(np.median(turns)) for name, turns in measured.items()}

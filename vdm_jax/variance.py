@@ -33,9 +33,8 @@ def _copies_forward(interior: PyTree, handle: Array) -> tuple[Any, None]:
 
 def _copies_backward(_: None, cotangents: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
     each, losses = cotangents
-    return jax.tree.map(lambda leaf: jnp.tensordot(2 * losses, leaf, 1), each), jnp.zeros_like(
-        losses
-    )
+    interior = jax.tree.map(lambda leaf: jnp.tensordot(2 * losses, leaf, 1), each)
+    return interior, jnp.zeros_like(losses)
 
 
 copies.defvjp(_copies_forward, _copies_backward)

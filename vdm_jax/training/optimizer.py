@@ -1,4 +1,4 @@
-"""The optimizer of a config: optax's AdamW with warm-up, decay, clipping and accumulation; any other, too.
+"""The optimizer of a config: optax's AdamW with warm-up, decay, clipping and accumulation.
 
 Params may hold running averages beside what is trained (`vdm_jax.times.RUNNING`). Their "gradient" is the step
 that they take, so that neither Adam, nor the decay of weights, nor clipping may see it.
