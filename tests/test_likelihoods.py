@@ -76,6 +76,55 @@ def test_softmax_is_bayes_rule(gamma_0):
         np.testing.assert_allclose(table, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("x64", [True, False])
+@pytest.mark.parametrize("name", ["softmax", "histogram"])
+def test_the_near_levels_are_enough_where_they_alone_are_summed(name, x64):
+    """Values and slopes through the variances at which the sum over all levels begins."""
+    levels, tight = 17, {"rtol": 1e-9, "atol": 1e-9} if x64 else {"rtol": 2e-5, "atol": 2e-5}
+    values, counts = level_values(levels), np.zeros(levels)
+    likelihood = made(name, levels)
+    if name == "histogram":
+        counts = np.log(np.random.default_rng(levels).dirichlet(np.full(levels, 0.3)) + 1e-6)
+        counts = counts.astype(np.float32).astype(float)
+
+    def oracle(x, mean, log_var):
+        logits = counts - 0.5 * np.square(mean[:, None] - values) * np.exp(-log_var)
+        log_mass = logits - logsumexp(logits, axis=1, keepdims=True)
+        return log_mass[:, x], (values[x] - np.exp(log_mass) @ values) * np.exp(-log_var)
+
+    with jax.enable_x64(x64):
+        slope = jax.value_and_grad(likelihood.log_prob, 1)
+        run = jax.jit(jax.vmap(slope, (None, 0, None)))
+        means = jnp.concatenate([values, jnp.linspace(-1.2, 1.2, 40)]).astype(float)
+        for log_var in jnp.linspace(-9.0, -4.0, 41):
+            for x in (0, 3, 16):
+                found = run(x, means, log_var)
+                expected = oracle(x, np.asarray(means, np.float64), float(log_var))
+                for one, other in zip(found, expected, strict=True):
+                    np.testing.assert_allclose(one, other, **tight)
+
+
+def test_few_levels_are_summed_at_the_noise_of_a_fixed_schedule():
+    """The compiler knows which, and the program of a learned one keeps both and no residuals of all levels."""
+    levels, pixels = 256, 100
+    log_prob = LIKELIHOODS["softmax"](levels=levels).log_prob
+    x, mean = jnp.zeros(pixels, int), jnp.zeros(pixels)
+
+    def compiled(run, *arguments):
+        program = jax.jit(run).lower(*arguments).compile()
+        return program.cost_analysis()["transcendentals"] / pixels, program.as_text()
+
+    count, text = compiled(lambda x, mean: log_prob(x, mean, jnp.asarray(-13.3)), x, mean)
+    assert count < 10 and " conditional(" not in text
+    count, text = compiled(lambda x, mean: log_prob(x, mean, jnp.asarray(-5.0)), x, mean)
+    assert count > 250 and " conditional(" not in text
+    slope = jax.grad(log_prob, 2)
+    _, text = compiled(slope, x, mean, jnp.asarray(-13.3))
+    assert " conditional(" in text
+    linear = jax.eval_shape(lambda g: jax.vjp(lambda g: log_prob(x, mean, g), g)[1], mean[0])
+    assert sum(leaf.size for leaf in jax.tree.leaves(linear)) < 40 * pixels
+
+
 def bin_masses(x0_hat, deviation, levels):
     """log of the normal mass of every bin, in the tail where log Φ keeps its digits."""
     edges = (np.linspace(-1, 1, levels + 1)[None, :] - x0_hat[:, None]) / deviation
