@@ -129,7 +129,12 @@ def _discrete(values: np.ndarray, log_counts: np.ndarray, second_moment, residua
         logits = prior - 0.5 * jnp.square(distance)
         top = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
         mass = jnp.exp(logits - top)
-        return jnp.sum(level * mass, -1) / jnp.sum(mass, -1)
+        # as products: on CPUs XLA takes three times as long for sums over a last axis
+        total, first = (
+            jnp.dot(mass, value, precision="highest")
+            for value in (jnp.ones(values.shape, xt.dtype), level.ravel())
+        )
+        return first / total
 
     def error(x0, eps, xt, gamma_t, mix, target):
         del eps, target
