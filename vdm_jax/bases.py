@@ -118,21 +118,29 @@ def histogram(
 
 
 def _discrete(values: np.ndarray, log_counts: np.ndarray, second_moment, residual) -> Base:
+    log_counts = log_counts - np.max(log_counts).astype(float)
+    # the nearest level's own mass, e^{its log-count}, keeps the sum over all from vanishing
+    safe = np.min(log_counts) > -60
+
     def estimate(xt, gamma_t, mix):
         del mix
-        shape = (1,) * jnp.ndim(xt) + values.shape
-        level = jnp.asarray(values, xt.dtype).reshape(shape)
-        prior = jnp.asarray(log_counts, xt.dtype)
-        prior = prior.reshape(shape) if prior.ndim == 1 else prior
-        # half the exponent is applied before squaring: e^{−γ} alone may overflow, the square does not
-        distance = (xt[..., None] - alpha(gamma_t) * level) * jnp.exp(-log_sigma(gamma_t))
-        logits = prior - 0.5 * jnp.square(distance)
-        top = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
-        mass = jnp.exp(logits - top)
-        # as products: on CPUs XLA takes three times as long for sums over a last axis
+        alpha_t, scale = alpha(gamma_t), jnp.exp(-log_sigma(gamma_t))
+        table, prior = (jnp.asarray(array, xt.dtype) for array in (values, log_counts))
+        last = (1,) * jnp.ndim(xt) + values.shape
+        level, prior = table.reshape(last), prior.reshape(last) if prior.ndim == 1 else prior
+        place = xt / jnp.maximum(alpha_t, jnp.finfo(xt.dtype).tiny)
+        index = jnp.clip(jnp.floor((place + 1) * (len(values) / 2)), 0, len(values) - 1)
+        nearest = table[index.astype(jnp.int32)][..., None]
+        # the logits less the nearest level's, as a product: the squares of the distances may both overflow,
+        # and so may e^{−γ} alone
+        middle = (xt[..., None] - alpha_t * (0.5 * (level + nearest))) * scale
+        logits = prior + middle * ((level - nearest) * (alpha_t * scale))
+        if not safe:
+            logits -= jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+        mass = jnp.exp(logits)
+        # products, since XLA takes three times as long for sums over a last axis on CPUs
         total, first = (
-            jnp.dot(mass, value, precision="highest")
-            for value in (jnp.ones(values.shape, xt.dtype), level.ravel())
+            jnp.dot(mass, value, precision="highest") for value in (jnp.ones_like(table), table)
         )
         return first / total
 
