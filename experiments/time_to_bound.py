@@ -4,8 +4,9 @@
 
 `paper` is Kingma et al. 2021 at a size for small images: flat U-Net, Fourier features, the input as base, raw
 head, uniform times, learned linear γ, their optimizer and average of the weights, which forgets the initial
-ones in some 10,000 steps: a second curve is of the last weights instead. Every other row is the shipped config
-with one thing replaced. `paper` trains for --minutes, the others for as many steps as the config says.
+ones in some 10,000 steps: a second curve is of the last weights instead. `paper, shipped optimizer` is the same
+model under the shipped optimizer and average. Every other row is the shipped config with one thing replaced.
+`paper` trains for --minutes, the others for as many steps as the config says.
 
 First all variants take turns in one process, a few steps each, which gives the time of a step of each under
 the same conditions; then each (variant, seed) is trained by itself and evaluated on the test split with the
@@ -32,7 +33,7 @@ from matplotlib.ticker import NullLocator
 from ml_collections import ConfigDict
 
 from vdm_jax.config import default, to_dict
-from vdm_jax.data import Dataset, load_dataset
+from vdm_jax.data import Dataset, Split, load_dataset
 from vdm_jax.jobs import One
 from vdm_jax.main import enable_compilation_cache
 from vdm_jax.prepare import statistics_of
@@ -55,6 +56,7 @@ LEARNED = BOUND | {"model.schedule": {"name": "learned_linear"}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "shipped": {},
     "paper": INPUT | UNIFORM | LEARNED | AVERAGE | OPTIMIZER | {"model.network": FLAT},
+    "paper, shipped optimizer": INPUT | UNIFORM | LEARNED | {"model.network": FLAT},
     "base input, raw head": INPUT,
     "base levels": {"model.base": "levels"},
     "raw head": {"model.head": "raw"},
@@ -66,6 +68,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no EMA warm-up": AVERAGE,
 }
 LAST = "paper, last weights"  # of the same runs
+# of the test split the first so many, with one draw each; else all of it
+EXAMPLES = {"mnist": 2000}
 GROWTH = 1.3  # of the steps between two evaluations
 TURNS, STEPS_OF_A_TURN = 7, 10
 TICKS = (1.1, 1.15, 1.2, 1.3, 1.5, 1.74, 1.76, 1.8, 1.9, 2.0, 2.2, 2.5, 3, 4, 6, 10, 14)
@@ -82,6 +86,8 @@ def config_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
             for part in above:
                 section = section[part]
             section[field] = ConfigDict(value) if isinstance(value, dict) else value
+        if options.data in EXAMPLES:
+            config.evaluate.draws = 1
         if options.quick:
             config.model.network.channels = 8 if name in ("paper", "flat network") else (8,)
             config.model.network.blocks = 1
@@ -295,11 +301,14 @@ def main() -> None:
     (out / "curves").mkdir(parents=True, exist_ok=True)
     configs = {name: config_of(name, options) for name in VARIANTS}
     dataset = load_dataset(**configs["shipped"]["data"])
+    if options.data in EXAMPLES:
+        few = dataset.test.images[np.arange(EXAMPLES[options.data])]
+        dataset = dataset._replace(test=Split(few, f"{dataset.test.name}[:{len(few)}]"))
 
     timed = out / "steps.json"
-    names = options.variants if options.quick else [*VARIANTS]
     measured = json.loads(timed.read_text())["seconds"] if timed.exists() else {}
-    if not set(names) <= set(measured):
+    if not set(options.variants) <= set(measured):
+        names = [name for name in VARIANTS if name in options.variants or name in measured]
         runners = {name: Runner(configs[name], dataset) for name in names}
         measured = take_turns(runners, 1 if options.quick else STEPS_OF_A_TURN)
         about = {"versions": library_versions(), "python": platform.python_version()}
@@ -328,7 +337,8 @@ def main() -> None:
     curves = read(options)
     if not curves:
         raise SystemExit("no variant has all of its seeds yet")
-    (out / "table.md").write_text(table(curves, seconds, f"{dataset.name} {dataset.version}"))
+    name = f"{dataset.name} {dataset.version}, split {dataset.test.name}"
+    (out / "table.md").write_text(table(curves, seconds, name))
     figure(curves, seconds).savefig(out / "curves.png", dpi=150)
     print((out / "table.md").read_text())
 
