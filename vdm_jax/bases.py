@@ -118,7 +118,7 @@ def histogram(
 
 
 def _discrete(values: np.ndarray, log_counts: np.ndarray, second_moment, residual) -> Base:
-    log_counts = log_counts - np.max(log_counts).astype(float)
+    log_counts = log_counts - np.max(log_counts, -1, keepdims=True).astype(float)
     # the nearest level's own mass, e^{its log-count}, keeps the sum over all from vanishing
     safe = np.min(log_counts) > -60
 
