@@ -89,7 +89,7 @@ def config_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
         if options.data in EXAMPLES:
             config.evaluate.draws = 1
         if options.quick:
-            config.model.network.channels = 8 if name in ("paper", "flat network") else (8,)
+            config.model.network.channels = 8 if config.model.network.name == FLAT["name"] else (8,)
             config.model.network.blocks = 1
             config.train.batch_size, config.train.steps, config.evaluate.draws = 8, 3, 1
     return to_dict(config)

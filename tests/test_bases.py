@@ -49,7 +49,7 @@ def latent(x0, eps, gamma_t):
 def posterior_mean(xt, gamma_t, log_counts):
     """Σ_k ℓ_k p(ℓ_k | x_t), one position at a time, float64."""
     a, variance = 1 / np.sqrt(1 + np.exp(gamma_t)), 1 / (1 + np.exp(-gamma_t))
-    values, result = level_values(LEVELS), np.zeros(xt.shape)
+    values, result = level_values(log_counts.shape[-1]), np.zeros(xt.shape)
     for place in np.ndindex(xt.shape):
         logits = log_counts[place] - (xt[place] - a * values) ** 2 / (2 * variance)
         mass = np.exp(logits - logits.max())
@@ -198,6 +198,45 @@ def test_estimates_at_both_ends_of_the_noise():
             xt = latent(x0, eps, gamma_t).astype(jnp.float32)
             found = estimate[name](xt, jnp.asarray(gamma_t))
             np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("range_", [20.0, 40.0, 50.0, 70.0, np.inf])
+def test_rare_levels_of_a_histogram(range_):
+    """Log-counts of any range and of positions that are not normalised alike: values and slopes, float32."""
+    levels, places = 16, 32
+    counts = np.where(np.arange(levels) % 3 == 0, 0.0, -range_) * np.ones((places, 1))
+    counts = (counts - np.linspace(0, 300, places)[:, None]).astype(np.float32)
+    base = BASES["histogram"](levels=levels, log_counts=counts)
+    xt = np.linspace(-1.2, 1.2, places).astype(np.float32)
+
+    def total(xt, gamma_t):
+        b = base.estimate(xt, gamma_t, UNUSED[0])
+        return jnp.sum(b), b
+
+    for gamma_t in (-30.0, -6.0, 0.0):
+        (_, found), slopes = jax.value_and_grad(total, (0, 1), has_aux=True)(
+            jnp.asarray(xt), jnp.asarray(gamma_t)
+        )
+        expected = posterior_mean(xt.astype(float), gamma_t, counts.astype(float))
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+        assert all(np.isfinite(slope).all() for slope in slopes)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_between_two_levels_with_hardly_any_noise(levels):
+    """At the edges of bins and next to them rounding may take a neighbour for the nearest level."""
+    edges = np.linspace(-1, 1, levels + 1).astype(np.float32)
+    near = [np.nextafter(edges, np.float32(side)) for side in (-9, 9)]
+    base = BASES["levels"](levels=levels)
+    run = jax.jit(
+        jax.value_and_grad(lambda xt, g: jnp.sum(base.estimate(xt, g, UNUSED[0])), (0, 1))
+    )
+    xt = jnp.concatenate([edges, *near])
+    for gamma_t in (-13.3, -27.0, -60.0):
+        value, slopes = run(xt, jnp.asarray(gamma_t))
+        assert np.isfinite(value) and all(np.isfinite(slope).all() for slope in slopes)
+        b = base.estimate(xt, jnp.asarray(gamma_t), UNUSED[0])
+        assert np.all(abs(b - np.clip(xt, -1, 1)) < 1.01 / levels)
 
 
 def test_a_level_that_never_occurs_has_no_mass():

@@ -104,6 +104,20 @@ def test_the_near_levels_are_enough_where_they_alone_are_summed(name, x64):
                     np.testing.assert_allclose(one, other, **tight)
 
 
+def test_all_levels_are_summed_where_the_near_ones_are_rare():
+    """A histogram's own range counts: levels that are far away may weigh more than five rare ones nearby."""
+    counts = np.full((3, 17), -30.0)
+    counts[:, ::6] = 0
+    likelihood = LIKELIHOODS["histogram"](levels=17, log_counts=counts)
+    mean = np.asarray([1 / 17, 0.3, -0.7])
+    for log_var in (-9.0, -7.0, -6.2, -5.0):  # enough at −7 if all levels were alike
+        logits = counts - 0.5 * np.square(mean[:, None] - level_values(17)) * np.exp(-log_var)
+        for level in (0, 6, 9):
+            found = likelihood.log_prob(jnp.full(3, level), jnp.asarray(mean), jnp.asarray(log_var))
+            expected = np.sum(logits[:, level] - logsumexp(logits, axis=1))
+            np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
 def test_few_levels_are_summed_at_the_noise_of_a_fixed_schedule():
     """The compiler knows which, and the program of a learned one keeps both and no residuals of all levels."""
     levels, pixels = 256, 100

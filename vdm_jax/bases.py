@@ -119,8 +119,8 @@ def histogram(
 
 def _discrete(values: np.ndarray, log_counts: np.ndarray, second_moment, residual) -> Base:
     log_counts = log_counts - np.max(log_counts, -1, keepdims=True).astype(float)
-    # the nearest level's own mass, e^{its log-count}, keeps the sum over all from vanishing
-    safe = np.min(log_counts) > -60
+    # then neither a sum relative to the nearest level nor its derivatives overflow
+    narrow = np.min(log_counts) > -25
 
     def estimate(xt, gamma_t, mix):
         del mix
@@ -130,19 +130,22 @@ def _discrete(values: np.ndarray, log_counts: np.ndarray, second_moment, residua
         level, prior = table.reshape(last), prior.reshape(last) if prior.ndim == 1 else prior
         place = xt / jnp.maximum(alpha_t, jnp.finfo(xt.dtype).tiny)
         index = jnp.clip(jnp.floor((place + 1) * (len(values) / 2)), 0, len(values) - 1)
-        nearest = table[index.astype(jnp.int32)][..., None]
-        # the logits less the nearest level's, as a product: the squares of the distances may both overflow,
-        # and so may e^{−γ} alone
+        index = index.astype(jnp.int32)[..., None]
+        nearest = table[index]
+        # −½ of the squared distance in σ less that of the nearest level, as a product: the squares may both
+        # overflow, and so may e^{−γ} alone
         middle = (xt[..., None] - alpha_t * (0.5 * (level + nearest))) * scale
-        logits = prior + middle * ((level - nearest) * (alpha_t * scale))
-        if not safe:
-            logits -= jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
-        mass = jnp.exp(logits)
-        # products, since XLA takes three times as long for sums over a last axis on CPUs
-        total, first = (
-            jnp.dot(mass, value, precision="highest") for value in (jnp.ones_like(table), table)
-        )
-        return first / total
+        closer = middle * ((level - nearest) * (alpha_t * scale))
+        # above 0 where rounding took a neighbour for the nearest: by far, where there is hardly any noise
+        logits = prior + jnp.minimum(closer, 10)
+        if narrow:
+            top = jnp.take_along_axis(prior, index, -1)
+        else:
+            top = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+        mass = jnp.exp(logits - top)
+        # products: on CPUs XLA takes three times as long for sums over a last axis
+        total = jnp.dot(mass, jnp.ones_like(table), precision="highest")
+        return jnp.dot(mass, table, precision="highest") / total
 
     def error(x0, eps, xt, gamma_t, mix, target):
         del eps, target

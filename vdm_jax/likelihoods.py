@@ -15,7 +15,6 @@ centres of K bins of [−1, 1].
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -161,77 +160,73 @@ def gaussian() -> Likelihood:
 
 
 NEAR = 5
-"""Levels that the sum over all of them is restricted to where the others would be lost in rounding: the nearest
-and two on either side. At the γ_0 = −13.3 of a diffusion model neighbours of 256 levels are 6 σ apart."""
+"""Levels that a sum over all of them is restricted to where the others are lost in its rounding: the nearest
+and two on either side. Neighbours of 256 levels are 6 σ apart at the γ_0 = −13.3 of a diffusion model; all are
+needed from −11.5 on."""
 
 
 def _softmax(name: str, levels: Any, log_counts: np.ndarray | None = None) -> Likelihood:
     values = level_values(levels)
     encode, decode = _level_codec(levels, name)
-    span = 0.0 if log_counts is None else float(np.ptp(log_counts))
+    span = 0.0 if log_counts is None else float(np.max(np.ptp(log_counts, -1)))
 
-    def prior_of(level, shape):
-        """Log-prior [*d, L] of `level`, which the observation is added to."""
-        assert log_counts is not None
-        own = log_counts.reshape((1,) * (len(shape) + 1 - log_counts.ndim) + log_counts.shape)
-        prior = jnp.broadcast_to(own, (*shape, levels))
-        if level.shape[-1] == levels:  # in their order
+    def prior_at(level, mean):
+        """Log-prior of `level`, [*d, L], or of all, [*d or 1…, K]."""
+        prior = jnp.asarray(log_counts, mean.dtype)
+        prior = prior.reshape((1,) * (mean.ndim + 1 - prior.ndim) + prior.shape)
+        if level is None:
             return prior
         return jnp.take_along_axis(prior, level.astype(jnp.int32), -1)
 
     def scores(level, own, mean, log_var):
-        """Logits [*d, L] of `level`, floats [*d, L] or [1…, L], relative to that of the level `own` [*d]."""
+        """Logits of `level`, floats [*d, L] or None for all, relative to that of the level `own` [*d]."""
         own = own.astype(mean.dtype)[..., None]
         precision = jnp.exp(-jnp.broadcast_to(log_var, mean.shape))[..., None]
+        each = jnp.arange(levels, dtype=mean.dtype).reshape((1,) * mean.ndim + (-1,))
+        each = each if level is None else level
         # a product: the difference of two squares, each far larger, would not sum to one over the levels
         # in float32
-        middle = (level + own + 1) / levels - 1
-        relative = precision * (mean[..., None] - middle) * (level - own) * (2 / levels)
+        middle = (each + own + 1) / levels - 1
+        relative = precision * (mean[..., None] - middle) * (each - own) * (2 / levels)
         # the selection keeps compilers from fusing the product into the subtraction of the largest, where
         # scores of 1e26 would differ from themselves by 1e19
-        relative = jnp.where(level == own, 0, relative)
+        relative = jnp.where(each == own, 0, relative)
         if log_counts is None:
             return relative
-        return relative + prior_of(level, mean.shape) - prior_of(own, mean.shape)
+        return relative + prior_at(level, mean) - prior_at(own, mean)
 
-    def all_levels(mean):
-        return jnp.arange(levels, dtype=mean.dtype).reshape((1,) * mean.ndim + (-1,))
+    def over_all(own, mean, log_var):
+        return -jnp.sum(jax.nn.logsumexp(scores(None, own, mean, log_var), -1))
 
-    def near_levels(mean):
+    def over_near(own, mean, log_var):
         first = jnp.floor((mean + 1) * (levels / 2)) - NEAR // 2
         first = jnp.clip(first, 0, levels - NEAR)
-        return jnp.stack([first + i for i in range(NEAR)], -1)
+        level = jnp.stack([first + i for i in range(NEAR)], -1)
+        return -jnp.sum(jax.nn.logsumexp(scores(level, own, mean, log_var), -1))
 
     def is_near(dtype, log_var):
-        """Whether what lies beyond the near levels is lost in the rounding of their sum."""
+        """Whether what lies beyond the near levels is lost in the rounding of the sum."""
         # i spacings away from the nearest level, a logit is smaller by at least i (i − 1) of these
         half_square = 2 / levels**2 * jnp.exp(-log_var)
         beyond = (NEAR // 2 + 1) * (NEAR // 2) * half_square
         return beyond > span - math.log(jnp.finfo(dtype).eps / 4)
 
+    # a conditional keeps the residuals of both of its branches
+    over_all_again = jax.checkpoint(over_all)
+
     def log_prob(x, mean, log_var):
         own = _as_levels(x, levels, name)
-
-        def over(levels_of, mean, log_var):
-            logits = scores(levels_of(mean), own, mean, log_var)
-            return -jnp.sum(jax.nn.logsumexp(logits, -1))
-
         if levels <= NEAR or jnp.ndim(log_var) > 0:
-            return over(all_levels, mean, log_var)
-        return jax.lax.cond(
-            is_near(mean.dtype, log_var),
-            partial(over, near_levels),
-            jax.checkpoint(partial(over, all_levels)),  # residuals are kept of both branches
-            mean,
-            log_var,
-        )
+            return over_all(own, mean, log_var)
+        near = is_near(mean.dtype, log_var)
+        return jax.lax.cond(near, over_near, over_all_again, own, mean, log_var)
 
     def sample(key, mean, log_var):
-        logits = scores(all_levels(mean), decode(mean), mean, log_var)
+        logits = scores(None, decode(mean), mean, log_var)
         return jax.random.categorical(key, logits, axis=-1).astype(_stored_type(levels))
 
     def expected(mean, log_var):
-        mass = jax.nn.softmax(scores(all_levels(mean), decode(mean), mean, log_var), -1)
+        mass = jax.nn.softmax(scores(None, decode(mean), mean, log_var), -1)
         return mass @ jnp.asarray(values, mean.dtype)
 
     return Likelihood(encode, decode, log_prob, sample, expected, denoised=False, levels=levels)
