@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.diffusion import alpha, log_alpha, log_sigma, marginal, sigma
-from vdm_jax.likelihoods import level_values
+from vdm_jax.likelihoods import level_values, nearest_level
 from vdm_jax.parameterizations import Mix, Target, regression_target
 from vdm_jax.typing import Data, Key, Scalar
 
@@ -129,8 +129,7 @@ def _discrete(values: np.ndarray, log_counts: np.ndarray, second_moment, residua
         last = (1,) * jnp.ndim(xt) + values.shape
         level, prior = table.reshape(last), prior.reshape(last) if prior.ndim == 1 else prior
         place = xt / jnp.maximum(alpha_t, jnp.finfo(xt.dtype).tiny)
-        index = jnp.clip(jnp.floor((place + 1) * (len(values) / 2)), 0, len(values) - 1)
-        index = index.astype(jnp.int32)[..., None]
+        index = nearest_level(place, len(values)).astype(jnp.int32)[..., None]
         nearest = table[index]
         # −½ of the squared distance in σ less that of the nearest level, as a product: the squares may both
         # overflow, and so may e^{−γ} alone

@@ -83,6 +83,11 @@ def level_values(levels: Any) -> np.ndarray:
     return (2 * np.arange(levels) + 1) / levels - 1
 
 
+def nearest_level(x0: Data, levels: int) -> Data:
+    """Index of the level nearest to each of `x0`, a whole number in their own type."""
+    return jnp.clip(jnp.floor((x0 + 1) * (levels / 2)), 0, levels - 1)
+
+
 def softmax(*, levels: Any = 256) -> Likelihood:
     """Normalised Gaussian scores over the K levels."""
     return _softmax("softmax", levels)
@@ -199,8 +204,7 @@ def _softmax(name: str, levels: Any, log_counts: np.ndarray | None = None) -> Li
         return -jnp.sum(jax.nn.logsumexp(scores(None, own, mean, log_var), -1))
 
     def over_near(own, mean, log_var):
-        first = jnp.floor((mean + 1) * (levels / 2)) - NEAR // 2
-        first = jnp.clip(first, 0, levels - NEAR)
+        first = jnp.clip(nearest_level(mean, levels) - NEAR // 2, 0, levels - NEAR)
         level = jnp.stack([first + i for i in range(NEAR)], -1)
         return -jnp.sum(jax.nn.logsumexp(scores(level, own, mean, log_var), -1))
 
@@ -253,8 +257,7 @@ def _level_codec(levels: Any, name: str):
         return jnp.asarray(values, jnp.result_type(float))[_as_levels(x, levels, name)]
 
     def decode(x0):
-        level = jnp.floor((x0 + 1) * (levels / 2))
-        return jnp.clip(level, 0, levels - 1).astype(_stored_type(levels))
+        return nearest_level(x0, levels).astype(_stored_type(levels))
 
     return encode, decode
 
