@@ -153,7 +153,7 @@ def test_measured_residual_is_the_error_of_two_levels():
     base = BASES["levels"](levels=2)
     signs = np.where(np.random.default_rng(0).random((4000, 2, 3)) < 0.5, -0.5, 0.5)
     gammas, measured = measure_residual(
-        base, jnp.asarray(signs, jnp.float32), jax.random.key(0), [-20.0, -2.0, 0.0, 2.0]
+        base, jnp.asarray(signs, jnp.float32), jax.random.key(0), [-20.0, -2.0, 0.0, 2.0, 12.0]
     )
     assert gammas.dtype == measured.dtype == np.float32
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
@@ -162,7 +162,7 @@ def test_measured_residual_is_the_error_of_two_levels():
         b = 0.5 * np.tanh(0.5 * signal * (0.5 * signal + noise * nodes) / noise**2)
         expected = np.sqrt((0.5 - b) ** 2 @ weights / weights.sum())
         np.testing.assert_allclose(np.exp(found), expected, rtol=0.03)
-    # no error at all: the floor 10⁻³ σ/α keeps the logarithm finite
+    # no error at all: the floor 10⁻³ σ keeps the logarithm finite
     np.testing.assert_allclose(measured[0], np.log(1e-3) - 10, rtol=1e-4)
 
     for name in ("levels", "histogram"):

@@ -536,6 +536,17 @@ def test_a_tfds_name_and_a_config(tmp_path, monkeypatch):
     assert "± standard error over the 25 examples" in result.table()
 
 
+def test_times_that_variants_do_not_share_are_noted():
+    config = default()
+    config.model.network = {"name": "mlp", "width": 4, "depth": 1}
+    config.train.steps, config.evaluate.draws, config.model.base = 1, 1, "levels"
+    few = FAST | dict.fromkeys(("steps", "batch_size", "draws"))
+    for times, found in (("learned", 1), ("uniform", 0)):
+        config.model.times = times
+        notes = vdm.compare(config=config, **few).notes
+        assert len([note for note in notes if note.startswith(f"{times} times: each")]) == found
+
+
 def features(x):
     return x.reshape(len(x), -1)[:, :5].astype(float)
 

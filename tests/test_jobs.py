@@ -129,6 +129,21 @@ def test_heads_weightings_and_a_learned_schedule_are_runs_of_their_own(digits):
             assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), own.params)
 
 
+def test_training_times_on_another_path_are_of_every_run(digits):
+    dataset, statistics = digits
+    config = tiny(seeds=(0, 1), parameterizations=("eps", "v"))
+    config.model.timesteps = None
+    with config.ignore_type():
+        config.model.train_schedule = {"name": "sigmoid", "start": -7.5, "end": 3.0}
+    job = Many(to_dict(config), statistics)
+    state = jax.eval_shape(job.start)
+    batch = next(job.batches(dataset.train, batch_size=4, start_step=0, stop_step=1))
+    _, metrics = jax.eval_shape(
+        job.step(make_layout("jit")), state, jax.tree.map(lambda a: a[0], batch)
+    )
+    assert metrics["loss"].shape == (4,)
+
+
 def test_learning_rates(digits):
     statistics = digits[1]
     many = Many(to_dict(tiny(learning_rates=(1e-3, 4e-3))), statistics)

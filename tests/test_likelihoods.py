@@ -1,5 +1,7 @@
 """Decoders: K levels sum to one, densities are SciPy's, data go in and come out unchanged, eq. (12)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -290,6 +292,53 @@ def test_fewer_than_two_levels_are_refused(name, levels):
     counts = {"log_counts": np.zeros(max(levels, 0))} if name == "histogram" else {}
     with pytest.raises(ValueError, match=r"levels|histogram"):
         LIKELIHOODS[name](levels=levels, **counts)
+
+
+@pytest.mark.parametrize("bad", [-np.inf, np.nan])
+def test_a_histogram_in_which_a_level_is_impossible_is_refused(bad):
+    counts = np.zeros((2, 4))
+    counts[1, 2] = bad
+    with pytest.raises(ValueError, match=r"histogram: log_counts must be finite.*at \[1, 2\]"):
+        LIKELIHOODS["histogram"](levels=4, log_counts=counts)
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_integers_that_are_no_level_become_nan(name):
+    x0 = made(name, 4).encode(jnp.asarray([-1, 0, 3, 4, 300]))
+    np.testing.assert_array_equal(np.isnan(x0), [True, False, False, True, True])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_continuous_data_of_half_precision_are_noised_in_float32(dtype):
+    likelihood, x = LIKELIHOODS["gaussian"](), jnp.asarray([1.0, -0.5], dtype)
+    assert likelihood.encode(x).dtype == jnp.float32
+    assert likelihood.log_prob(x, jnp.zeros(2), jnp.asarray(0.0)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("log_var", [-13.0, -1.0, -0.5, 0.0, 5.0, 25.0, 60.0])
+def test_discretized_gaussian_of_bins_far_narrower_than_the_noise(log_var):
+    """The mass is the density times the width, with derivatives; by quadrature where it is not."""
+    likelihood, mean = LIKELIHOODS["discretized_gaussian"](levels=256), 0.3
+    place = (level_values(256)[170] - mean) * math.exp(-log_var / 2)
+    width = 2 / 256 * math.exp(-log_var / 2)
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    z = place + width * nodes / 2
+    exact = math.log(width) + logsumexp(scipy.stats.norm.logpdf(z), b=weights / 2)
+
+    def log_prob(mean, log_var):
+        return likelihood.log_prob(jnp.asarray([170]), mean[None], log_var)
+
+    arguments = jnp.asarray(mean), jnp.asarray(log_var)
+    value, gradient = jax.value_and_grad(log_prob, (0, 1))(*arguments)
+    np.testing.assert_allclose(value, exact, rtol=2e-6, atol=2e-5)
+    by_mean = np.sum(weights * np.exp(scipy.stats.norm.logpdf(z) - exact + np.log(width / 2)) * z)
+    expected = [by_mean * math.exp(-log_var / 2)]
+    expected.append(
+        0.5
+        * np.sum(weights * np.exp(scipy.stats.norm.logpdf(z) - exact + np.log(width / 2)) * z**2)
+        - 0.5
+    )
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_histogram_of_other_levels_is_refused():

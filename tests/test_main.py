@@ -363,7 +363,7 @@ OVERRIDES = [
     ),
     (
         "model.parameterization=mean",
-        "parameterization 'mean' has no finite form in continuous time: giv",
+        "config.model.parameterization: 'mean' has no finite form in continuous time",
     ),
     ("model.network.depth=-1", "config.model.network: "),
     (
@@ -379,7 +379,7 @@ NOT_WEIGHED = [
     ("model.schedule.name=linaer", "config.model.schedule: unknown name 'linaer'; did you mean"),
     ("model.schedule.gamma_min=6", "config.model.schedule: "),
     ("model.parameterization=esp", "config.model.parameterization: unknown name 'esp'; did you"),
-    ("model.parameterization=mean", "parameterization 'mean' has no finite form in continuous"),
+    ("model.parameterization=mean", "config.model.parameterization: 'mean' has no finite form"),
     ("model.weighting.name=elba", "config.model.weighting: unknown name 'elba'; did you mean"),
     ("model.space=x00", "config.model.space: unknown name 'x00'; did you mean 'x0'? choices"),
     ("model.timesteps=0", "timesteps must be at least 1, or None, found 0"),
@@ -472,6 +472,15 @@ def test_evaluating_a_run_of_another_config(trained, command, monkeypatch):
     monkeypatch.chdir(trained[0])
     line = assert_one_line(command(SMOKE, *SMALL, "--mode=evaluate", "--config.seed=4"))
     assert line == "runs/smoke holds a run of another config: config.seed: 0 there, 4 here"
+
+
+def test_an_error_of_traced_code_is_no_mistake_of_the_user(command, here, monkeypatch):
+    def broken(workdir):
+        jax.eval_shape(float, jax.ShapeDtypeStruct((), np.float32))
+
+    monkeypatch.setitem(main.MODES, "train", broken)
+    with pytest.raises(jax.errors.ConcretizationTypeError):
+        command(SMOKE)
 
 
 def test_debugging_shows_the_traceback(command, here, monkeypatch):

@@ -199,7 +199,7 @@ def test_from_betas_is_linear_between_its_knots():
 
 @pytest.mark.parametrize("size", [2, 3, 7, 100, 1000])
 def test_from_betas_keeps_its_ends(size):
-    betas = np.random.default_rng(size).uniform(1e-4, 0.3, size)
+    betas = np.random.default_rng(size).uniform(1e-4, min(0.3, 30 / size), size)
     product = np.cumprod(1 - betas)[[0, -1]]
     schedule = SCHEDULES["from_betas"](betas=betas)
     for x64, rtol in ((False, 1.2e-7), (True, 1e-12)):
@@ -294,6 +294,7 @@ def test_ends_beyond_float32_are_refused(name, ends):
         ("from_betas", {"betas": [[0.1, 0.2]]}, r"vector of at least 2, found \(1, 2\)"),
         ("from_betas", {"betas": [0.1, 1.0]}, r"\(0, 1\), found betas\[1\] = 1.0"),
         ("from_betas", {"betas": [0.1, 0.2, np.nan]}, r"found betas\[2\] = nan"),
+        ("from_betas", {"betas": np.full(400, 0.5)}, r"end points must lie in .* 277\."),
         ("sigmoid", {"start": 1.0, "end": 1.0}, "start must be below end, found 1.0 >= 1.0"),
         ("learned_monotone", {"hidden": 0}, "hidden must be at least 1, found 0"),
     ],

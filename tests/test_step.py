@@ -72,6 +72,36 @@ def test_is_pure_and_does_what_it_says():
     assert int(after.step) == 1 and after.key == state.key
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.polyak_sgd(),
+        optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1)),
+    ],
+)
+def test_optimizers_that_ask_for_the_loss_get_it(optimizer):
+    """Beside running averages, too; the same numbers as of a loop of one's own."""
+    step, state = jax.jit(make_step(user_loss, optimizer)), start(optimizer)
+    key = jax.random.fold_in(state.key, 0)
+    (value, _), grads = jax.value_and_grad(user_loss, has_aux=True)(state.params, key, X)
+    updates, _ = optimizer.update(
+        grads, optimizer.init(state.params), state.params, value=value, grad=grads
+    )
+    after, _ = step(state, X)
+    expected = optax.apply_updates(state.params, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after.params, expected)
+
+    def with_average(params, key, x):
+        value, metrics = user_loss(params, key, x)
+        return value + jnp.sum(params["running_averages"] - 1.0), metrics
+
+    params = state.params | {"running_averages": jnp.ones(())}
+    both = init_state(params, optimizer, jax.random.key(0))
+    both, _ = jax.jit(make_step(with_average, optimizer))(both, X)
+    assert float(both.params["running_averages"]) == 0.0
+    np.testing.assert_allclose(both.params["w"], expected["w"], rtol=1e-6)
+
+
 def test_each_step_and_seed_has_its_own_randomness():
     _, metrics = singles(make_step(user_loss, SGD), start(), 3)
     _, others = singles(make_step(user_loss, SGD), start(seed=1), 3)

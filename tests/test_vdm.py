@@ -348,6 +348,30 @@ def test_paths_that_cannot_be_are_named(settings, message):
 # --- spaces and weightings ---------------------------------------------------------------------------
 
 
+def test_a_model_with_a_path_of_its_own_is_built_inside_traced_functions():
+    def loss(key):
+        model = model_of(train_schedule={"name": "sigmoid", **ENDS})
+        return model.loss(model.init(key), key, levels_data(2))[0]
+
+    assert np.isfinite(jax.jit(loss)(jax.random.key(0)))
+
+
+def test_dropout_is_of_every_call_of_the_network_in_training_and_of_none_in_the_bound():
+    seen = []
+
+    def apply(params, xt, gamma_t=None, extra=None, keys=None):
+        seen.append(keys is not None)
+        return params["w"] * xt
+
+    network = Network(lambda key, xt, gamma_t=None, extra=None: {"w": jnp.ones(())}, apply)
+    model = model_of(network=network, likelihood="discretized_gaussian")
+    params = model.init(jax.random.key(0))
+    for function, expected in ((model.loss, [True, True]), (model.elbo, [False, False])):
+        seen.clear()
+        jax.eval_shape(function, params, jax.random.key(1), levels_data(2))
+        assert seen[:2] == expected
+
+
 def test_elbo_weighting_gives_the_same_loss_in_every_space_and_output():
     x = jnp.asarray(levels_data(8))
 
@@ -594,8 +618,8 @@ def test_mean_is_sampled_in_steps_of_its_chain():
         ({"weighting": "snr"}, "model.weighting: .*choices: elbo, min_snr"),
         ({"likelihood": "gaussian"}, "model.likelihood: the data have 4 levels"),
         ({"likelihood": {"name": "softmax", "levels": 8}}, "the likelihood is of 8 levels"),
-        ({"parameterization": "mean"}, "'mean' .*timesteps=T, found None"),
-        ({"space": "mean"}, "'mean' .*timesteps=T, found None"),
+        ({"parameterization": "mean"}, "model.parameterization: 'mean' .*timesteps=T, found None"),
+        ({"space": "mean"}, "model.space: 'mean' .*timesteps=T, found None"),
         ({"timesteps": 0}, "timesteps must be at least 1, or None, found 0"),
         (
             {"schedule": "learned_linear", "weighting": "simple"},

@@ -165,8 +165,8 @@ def measure_residual(base: Base, x0: Data, key: Key, gammas: Any) -> tuple[np.nd
     """Measure log √E[(x_0 − b)²] of an informative base on a sample `x0` [n, *d], for `deviation`.
 
     Returns:
-      (gammas, log deviations), float32 vectors; the deviation is kept above 10⁻³ σ/α, below which
-      the estimate is exact for every purpose and a finite sample knows no number.
+      (gammas, log deviations), float32 vectors; the deviation is kept above 10⁻³ σ, below which the estimate
+      is exact for every purpose and a finite sample knows no number.
     """
     nothing = Mix(jnp.zeros(()), jnp.zeros(())), Target(jnp.zeros(()), jnp.zeros(()))
 
@@ -180,7 +180,7 @@ def measure_residual(base: Base, x0: Data, key: Key, gammas: Any) -> tuple[np.nd
     def at(gamma, key):
         keys = jax.random.split(key, x0.shape[0])
         mean_square = jnp.mean(jax.vmap(one, (0, 0, None))(keys, x0, gamma))
-        return 0.5 * jnp.log(mean_square + 1e-6 * jnp.exp(gamma))
+        return 0.5 * jnp.log(jnp.maximum(mean_square, 1e-6 * jax.nn.sigmoid(gamma)))
 
     gammas = np.asarray(gammas, np.float32)
     return gammas, np.asarray([at(jnp.asarray(gamma), key) for gamma in gammas], np.float32)

@@ -77,13 +77,16 @@ def check_steps(steps: Any, what: str) -> None:
         raise ValueError(f"{what}, and at most 2**24 for float32 times, found {steps!r}")
 
 
-def check_timesteps(timesteps: int | None, parameterization: Parameterization) -> None:
+def check_timesteps(
+    timesteps: int | None, row: Parameterization, where: str = "parameterization"
+) -> None:
     """Raise ValueError for a T that is no chain, and for a row that has no continuous-time limit without T."""
     if timesteps is not None:
         check_steps(timesteps, "timesteps must be at least 1, or None")
-    if timesteps is None and not parameterization.continuous:
+    if timesteps is None and not row.continuous:
         raise ValueError(
-            "parameterization 'mean' has no finite form in continuous time: give timesteps=T, found None"
+            f"{where}: 'mean' has no finite form in continuous time, nor has another row of intervals: "
+            "give timesteps=T, found None"
         )
 
 

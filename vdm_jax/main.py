@@ -127,7 +127,9 @@ def main(argv: list[str]) -> None:
     except Interrupted as interrupted:
         leave(str(interrupted), 128 + interrupted.signum)
     except (ValueError, TypeError, OSError) as error:
-        if os.environ.get("VDM_JAX_DEBUG"):
+        # of code that is traced: nobody's mistake but ours
+        ours = isinstance(error, jax.errors.JAXTypeError)
+        if os.environ.get("VDM_JAX_DEBUG") or (ours and not jax.distributed.is_initialized()):
             raise
         fail(str(error))
     except FloatingPointError as error:

@@ -46,11 +46,16 @@ class EffectiveWeights(NamedTuple):
     relative: Reals
 
 
+def bound_weight(step: Interval, rate: Scalar, space: Parameterization) -> Scalar:
+    """The weight of a squared error of `space` in the bound at a time of this `rate` (see `Probe`)."""
+    return 0.5 * rate * snr_weight(step, space(step))
+
+
 def relative_weight(
     step: Interval, rate: Scalar, space: Parameterization, weighting: Weighting
 ) -> Scalar:
     """The training weight of a squared error of `space`, in units of the bound's own."""
-    exact = 0.5 * rate * snr_weight(step, space(step))
+    exact = bound_weight(step, rate, space)
     return weighting(-step.gamma_t, exact) / exact
 
 
@@ -90,7 +95,7 @@ def effective_weights(
     weighting = build(WEIGHTINGS, weighting, "weighting")
     schedule = build(SCHEDULES, schedule, "schedule")
     check_timesteps(timesteps, own)
-    check_timesteps(timesteps, space)
+    check_timesteps(timesteps, space, "space")
     if times is None:
         times = _even_times(schedule, schedule_params, timesteps)
 
@@ -102,7 +107,7 @@ def effective_weights(
         eps = 0.5 * relative * chain
         return EffectiveWeights(
             log_snr=-step.gamma_t,
-            own=0.5 * rate * snr_weight(step, space(step)) * relative,
+            own=bound_weight(step, rate, space) * relative,
             x0=jnp.exp(-step.gamma_t) * eps,
             eps=eps,
             v=jnp.exp(2 * log_alpha(step.gamma_t)) * eps,

@@ -53,12 +53,12 @@ def prepare(kind: type[Job], config: dict[str, Any], workdir: Path) -> tuple[Job
         )
     counts = level_counts(dataset.train.images, dataset.levels)
     statistics = fit_statistics(counts)
-    kind(config, statistics)
-    tried = []
+    job, tried = kind(config, statistics), []
     for single in expand(config).values():
         if single["model"] not in tried:
             tried.append(single["model"])
             _rehearse(single, build_model(single["model"], statistics), dataset)
+    jax.eval_shape(job.start)  # side by side, models are built inside traced functions
     by_first(partial(_claim, workdir, config, dataset, counts))
     about = about_data(dataset, counts)
     asked = kind(config, load_statistics(workdir / "statistics.npz"))

@@ -172,7 +172,7 @@ def from_betas(*, betas: Any) -> Schedule:
       betas: [T ≥ 2], the per-step noise variances, each in (0, 1).
 
     Raises:
-      ValueError: another shape, or a value outside (0, 1).
+      ValueError: another shape, a value outside (0, 1), or a chain that ends in more noise than float32 holds.
 
     Examples:
       >>> schedule = vdm.SCHEDULES["from_betas"](betas=np.linspace(1e-4, 0.02, 1000))
@@ -187,6 +187,7 @@ def from_betas(*, betas: Any) -> Schedule:
         raise ValueError(f"from_betas: betas must lie in (0, 1), found betas[{bad}] = {betas[bad]}")
     log_signal = np.cumsum(np.log1p(-betas))
     knots = np.log(-np.expm1(log_signal)) - log_signal
+    _check_ends(knots[0], knots[-1])
     cells = betas.size - 1
     slopes = np.diff(knots) * cells
     # each knot as a sum of two floats, so that float32 differences from it are exact to the last bit

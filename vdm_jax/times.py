@@ -39,7 +39,7 @@ class Times(NamedTuple):
 
     Attributes:
       bins: K on which the density is constant, or None for the uniform density.
-      mix: the part of the draws that is spread uniformly, so that no weight exceeds 1/mix.
+      mix: the part of the draws that is spread uniformly, so that no weight exceeds about 1/mix.
       rate: of the running averages, or None for a density that is not learned.
     """
 

@@ -1,8 +1,8 @@
 """`compare`: which parameterization, and why, on a user's own data and network, in one call and one unit.
 
 All variants and seeds train in one program, compiled once: the variants of a seed start from the same weights
-and see the same batches, times and noise. They are evaluated on the same examples, times and noise too, so that
-their differences are paired and far less noisy than the bounds themselves.
+and see the same batches, noise and, where they are drawn uniformly, times. They are evaluated on the same
+examples, times and noise too, so that their differences are paired, far less noisy than the bounds themselves.
 """
 
 import time

@@ -93,7 +93,7 @@ def prepare(*, config: Any, **given: Any) -> Setup:
     asked |= {name: kind[name] for name in kind if asked[name] is None}
     components = {axis: _components(axis, asked[axis]) for axis in CHOICES}
     # the error of the base is what unit heads multiply by, and what times are drawn by before training
-    measured = "unit" in components["heads"] or asked["times"] != "uniform"
+    measured = "unit" in components["heads"] or name_of(asked["times"]) != "uniform"
     statistics = _statistics(dataset, asked["base"], measured=measured)
     network = _network(asked["network"], dataset.shape, components["parameterizations"])
     tables = {"schedule": SCHEDULES, "base": BASES, "likelihood": LIKELIHOODS}
@@ -280,9 +280,16 @@ def _network(given: Any, shape: tuple[int, ...], rows: Mapping[str, Any]) -> Any
 def _notes(asked: dict[str, Any], seeds: list[int], trained: bool) -> list[str]:
     if not trained and asked["steps"]:
         return ["the network has no parameters, so that nothing was trained"]
+    notes = []
     if trained and len(seeds) > 1 and carries_weights(asked["network"]):
-        return ["the network came with its weights, so that seeds differ in data and noise only"]
-    return []
+        notes.append(
+            "the network came with its weights, so that seeds differ in data and noise only"
+        )
+    if trained and asked["steps"] and name_of(asked["times"]) != "uniform":
+        notes.append(
+            f"{_words(asked['times'])} times: each variant drew those of its training by its own density"
+        )
+    return notes
 
 
 def _tried(many: Many, dataset: Dataset) -> tuple[str, bool]:

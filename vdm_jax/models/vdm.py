@@ -26,8 +26,8 @@ from vdm_jax.likelihoods import least_noisy
 from vdm_jax.models.denoiser import denoiser, same_for_all
 from vdm_jax.models.keys import example_keys, fold_each, split_each
 from vdm_jax.models.model import ByNoise, Draw, Model, Statistics, likelihood_for
-from vdm_jax.objectives import relative_weight
-from vdm_jax.parameterizations import PARAMETERIZATIONS, snr_weight
+from vdm_jax.objectives import bound_weight, relative_weight
+from vdm_jax.parameterizations import PARAMETERIZATIONS
 from vdm_jax.samplers import SAMPLERS, sample_chain
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
 from vdm_jax.specs import build, name_of
@@ -97,8 +97,8 @@ def vdm(
     likelihood = likelihood_for(statistics, likelihood, where)
     weigh = build(WEIGHTINGS, weighting, f"{where}.weighting")
     spread = build(TIMES, times, f"{where}.times")
-    check_timesteps(timesteps, row)
-    check_timesteps(timesteps, error_space)
+    check_timesteps(timesteps, row, f"{where}.parameterization")
+    check_timesteps(timesteps, error_space, f"{where}.space")
     if schedule.learned and not _is_bound(weigh):
         raise ValueError(
             f"{where}.weighting: a learned schedule is trained on the bound, expected 'elbo', "
@@ -118,7 +118,7 @@ def vdm(
     words += [f"{key} {name_of(part)}" for key, part in others.items() if part is not None]
     components = f"vdm: {', '.join(words)}"
 
-    def ends(params, x, x0, keys):
+    def ends(params, x, x0, keys, dropout_keys=None):
         """Reconstruction and prior, [B] both."""
         gamma_0 = schedule.gamma(params["schedule"], 0.0)
         gamma_1 = schedule.gamma(params["schedule"], 1.0)
@@ -126,7 +126,7 @@ def vdm(
         x0_hat = None
         if likelihood.denoised:
             x0_hat = net.predict(
-                params["network"], latent, same_for_all(data_interval(gamma_0), x0)
+                params["network"], latent, same_for_all(data_interval(gamma_0), x0), dropout_keys
             )
 
         def log_prob(x, latent, x0_hat):
@@ -137,7 +137,7 @@ def vdm(
 
     def terms(params, x, x0, at, end_keys, keys=None) -> Elbo:
         """The parts of −ELBO, [B] each."""
-        reconstruction, prior_nats = ends(params, x, x0, end_keys)
+        reconstruction, prior_nats = ends(params, x, x0, end_keys, keys)
         return Elbo(
             reconstruction,
             jax.vmap(matching)(at, net.error(params["network"], at, keys)),
@@ -215,7 +215,7 @@ def vdm(
         if handle is not None:
             bound = bound._replace(matching=tie(bound.matching, bits * handle))
         weighted = weight * bound.matching
-        exact = jax.vmap(lambda step, rate: 0.5 * rate * snr_weight(step, row(step)))
+        exact = jax.vmap(lambda step, rate: bound_weight(step, rate, row))
         one = Draw(
             interval=at.interval,
             bound=bound,
@@ -330,7 +330,8 @@ def _other_path(schedule: Schedule, spec: Any, timesteps: int | None, where: str
         raise ValueError(f"{where}: is for continuous time, found timesteps = {timesteps}")
     if schedule.learned or path.learned:
         raise ValueError(f"{where}: neither it nor the schedule may be learned")
-    ends = [[float(s.gamma(None, t)) for t in (0.0, 1.0)] for s in (schedule, path)]
+    with jax.ensure_compile_time_eval():
+        ends = [[float(s.gamma(None, t)) for t in (0.0, 1.0)] for s in (schedule, path)]
     if not np.allclose(*ends, rtol=1e-5, atol=1e-5):
         raise ValueError(f"{where}: expected the ends {ends[0]} of the schedule, found {ends[1]}")
     return path

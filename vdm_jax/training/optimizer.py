@@ -66,7 +66,7 @@ def make_optimizer(
 
 def with_running_averages(
     optimizer: optax.GradientTransformation,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Let an optimizer train all params but running averages, which take their gradient off with every batch.
 
     `init_state` and `make_step` do it to theirs. Without any it is the optimizer itself, with the same state.
@@ -82,15 +82,17 @@ def with_running_averages(
       (-0.5, -1.0)
     """
     moved = optax.chain(optax.scale(-1.0), optax.keep_params_nonnegative())
+    optimizer = optax.with_extra_args_support(optimizer)
     apart = optax.partition({False: optimizer, True: moved}, _is_running)
 
     def init(params):
         return (apart if _has_running(params) else optimizer).init(params)
 
-    def update(updates, state, params=None):
-        return (apart if _has_running(updates) else optimizer).update(updates, state, params)
+    def update(updates, state, params=None, **extra):
+        own = apart if _has_running(updates) else optimizer
+        return own.update(updates, state, params, **extra)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def without_running_averages(params: Params) -> Params:

@@ -31,8 +31,9 @@ def make_step(
     Args:
       loss: of a model; the key it gets is that of (run, step), so that its randomness depends on neither the
         number of steps per dispatch nor of devices.
-      optimizer: any optax transformation; clipping and accumulation are part of it. It does not see a part
-        "running_averages" of the params, which moves by its own rule (`vdm_jax.times`).
+      optimizer: any optax transformation that asks for no more than the gradient and the loss's `value`, so
+        no line search, which evaluates the loss again; clipping and accumulation are part of it. It does not
+        see a part "running_averages" of the params, which moves by its own rule (`vdm_jax.times`).
       ema_decay: of the parameters' average, in [0, 1).
       ema_warmup: use min(ema_decay, (1 + step)/(10 + step)), so that early averages forget the start.
       axis_name: of a `pmap` or `vmap` axis over which gradients and metrics are averaged. The parts of a
@@ -67,7 +68,7 @@ def make_step(
             value, grads, metrics = jax.lax.pmean((value, grads, metrics), axis_name)
         grad_norm = optax.tree.norm(without_running_averages(grads))
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=value)
         # nothing is added, averaged or kept of a bad step; cheaper than a choice between two states
         updates = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), updates)
         opt_state = jax.tree.map(partial(jnp.where, finite), opt_state, state.opt_state)
