@@ -70,13 +70,15 @@ def measure(config: dict[str, Any], options: argparse.Namespace, folder: Path) -
             found["saving"].append(saving)
             found["blocked"].append(blocked)
     steps = max(options.steps // stack, 1) * stack
-    step, cost = (
-        np.median(found["plain"]) / steps,
-        np.median(found["saving"]) - np.median(found["plain"]),
-    )
-    found |= {"step": step, "save": cost, "every": train["checkpoint_every"]}
-    found["share"] = cost / (step * train["checkpoint_every"])
+    found |= summary(found, steps, train["checkpoint_every"])
     return found | restoring(job, step_of(state) - steps, folder, options.repeats)
+
+
+def summary(found: dict[str, Any], steps: int, every: int) -> dict[str, Any]:
+    """Seconds of a step, and of a save: what a stretch takes longer with one, pair by pair."""
+    step = float(np.median(found["plain"])) / steps
+    save = float(np.median(np.subtract(found["saving"], found["plain"])))
+    return {"step": step, "save": save, "every": every, "share": save / (step * every)}
 
 
 def restoring(job: One, step: int, folder: Path, repeats: int) -> dict[str, Any]:
@@ -99,10 +101,12 @@ def restoring(job: One, step: int, folder: Path, repeats: int) -> dict[str, Any]
 
 def table(name: str, found: dict[str, Any]) -> str:
     blocked, every = np.median(found["blocked"]), found["every"]
+    saves = np.subtract(found["saving"], found["plain"])
     rows = {
         "a step": f"{1e3 * found['step']:.1f} ms",
         "a checkpoint": f"{found['megabytes']:.1f} MB",
-        "a save takes from training": f"{1e3 * found['save']:.0f} ms, of which {1e3 * blocked:.0f} ms waiting",
+        "a save takes from training": f"{1e3 * found['save']:.0f} ms ({1e3 * saves.min():.0f} to "
+        f"{1e3 * saves.max():.0f}), of which {1e3 * blocked:.0f} ms waiting",
         f"of the run's time, every {every} steps": f"{100 * found['share']:.3f} %",
         "a restore, with its verification": f"{1e3 * np.median(found['restore']):.0f} ms",
         "its verification": f"{1e3 * np.median(found['verify']):.1f} ms, "
