@@ -76,9 +76,30 @@ def test_a_run_that_is_there_is_of_this_config_and_length(script, tmp_path):
             script.there(path, other, stop)
 
 
-def test_every_variant_is_a_config_that_differs_from_the_shipped_one(script):
-    options = Namespace(data="digits", quick=False)
-    configs = {name: script.config_of(name, options) for name in script.VARIANTS}
-    shipped = configs.pop("shipped")
-    assert all(config != shipped for config in configs.values())
-    assert len({json.dumps(config, default=str) for config in configs.values()}) == len(configs)
+@pytest.mark.parametrize("data", ["digits", "mnist"])
+def test_every_variant_is_a_config_that_differs_from_all_others(script, data):
+    options = Namespace(data=data, quick=False)
+    configs = [script.config_of(name, options) for name in script.VARIANTS[data]]
+    assert len({json.dumps(config, default=str) for config in configs}) == len(configs) > 10
+
+
+def test_ingredients_on_mnist_have_as_many_steps_as_what_they_are_compared_with(script):
+    options = Namespace(data="mnist", quick=False)
+    found = {name: script.config_of(name, options) for name in script.VARIANTS["mnist"]}
+    steps = {name: config["train"]["steps"] for name, config in found.items()}
+    whole = [name for name, n in steps.items() if n == steps["shipped"]]
+    assert whole == ["shipped", "paper"]
+    assert {n for name, n in steps.items() if name not in whole} == {steps[script.SHORT]}
+    curves = {name: runs([(2.0, 1.5, 1.0)]) for name in ("shipped", "paper", script.SHORT)}
+    table = script.table(curves, dict.fromkeys(curves, 1.0), "data")
+    assert f"until {script.SHORT}'s end + 0.02" in table
+    del curves[script.SHORT]
+    assert "until shipped's end + 0.02" in script.table(curves, dict.fromkeys(curves, 1.0), "data")
+
+
+def test_rows_of_other_data_are_refused(script, monkeypatch, capsys):
+    asked = ["--data", "digits", "--variants", "shipped", script.SHORT]
+    monkeypatch.setattr("sys.argv", ["time_to_bound.py", *asked])
+    with pytest.raises(SystemExit, match="2"):
+        script.main()
+    assert f"found ['{script.SHORT}']" in capsys.readouterr().err
