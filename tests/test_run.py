@@ -377,7 +377,7 @@ MISTAKES = [
     ),
     (
         {"model.parameterization": "mean"},
-        r"parameterization 'mean' has no .* give timesteps=T, found None",
+        r"parameterization: 'mean' has no .* give timesteps=T, found None",
     ),
     ({"model.timesteps": 0}, r"timesteps must be at least 1, or None, found 0"),
     ({"model.base": "histgram"}, r"config\.model\.base: unknown name 'histgram'; .*'histogram'"),
