@@ -4,8 +4,7 @@
 
 Same network, base, data order and number of steps for all; `mean` with T = 1000, the others in continuous time.
 Writes results.json (numbers, configs, library versions) and table.md, with what the test split costs without a
-network. --quick trains each for seconds, to see
-that everything runs; its numbers mean nothing.
+network. --quick trains each for seconds, to see that everything runs; its numbers mean nothing.
 """
 
 import argparse

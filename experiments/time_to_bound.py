@@ -45,7 +45,7 @@ from vdm_jax.training.parallel import dispatcher, make_layout
 HERE = Path(__file__).resolve().parent
 FLAT = {"name": "vdm_unet", "channels": 48, "blocks": 4, "dropout": 0.1, "fourier": (7, 8)}
 INPUT = {"model.base": "input", "model.head": "raw"}
-UNIFORM, LEARNED_TIMES = {"model.times": "uniform"}, {"model.times": "learned"}
+UNIFORM = {"model.times": "uniform"}
 AVERAGE = {"train.ema_decay": 0.9999, "train.ema_warmup": False}
 OPTIMIZER = {
     "optimizer.learning_rate": 2e-4,
@@ -71,7 +71,7 @@ INGREDIENTS: dict[str, Row] = {
 }
 SHORT, QUARTER = "shipped, 1,000 steps", {"train.steps": 1000, "optimizer.decay_steps": 1000}
 OF_MNIST: dict[str, Row] = (
-    {SHORT: {}} | INGREDIENTS | {"times of the digits": BOUND | LEARNED_TIMES}
+    {SHORT: {}} | INGREDIENTS | {"times of the digits": BOUND | {"model.times": "learned"}}
 )
 VARIANTS: dict[str, dict[str, Row]] = {
     "digits": WHOLE | INGREDIENTS | {"uniform times": UNIFORM},

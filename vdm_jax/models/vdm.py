@@ -118,7 +118,7 @@ def vdm(
     words += [f"{key} {name_of(part)}" for key, part in others.items() if part is not None]
     components = f"vdm: {', '.join(words)}"
 
-    def ends(params, x, x0, keys, dropout_keys=None):
+    def ends(params, x, x0, keys, dropout_keys):
         """Reconstruction and prior, [B] both."""
         gamma_0 = schedule.gamma(params["schedule"], 0.0)
         gamma_1 = schedule.gamma(params["schedule"], 1.0)
