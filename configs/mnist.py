@@ -18,7 +18,7 @@ from vdm_jax.config import default
 def get_config():
     config = default()
     config.data.name = "mnist"
-    config.model.network = ConfigDict({"name": "unet", "channels": (24, 64, 64), "blocks": 1})
+    config.model.network.update(channels=(24, 64, 64), blocks=1)
     config.model.train_schedule = ConfigDict(
         {"name": "sigmoid", "gamma_min": -13.3, "gamma_max": 5.0, "start": -7.5, "end": 3.0}
     )

@@ -18,7 +18,9 @@ def get_config():
     config.model.timesteps = 1000  # a mean has no form in continuous time
     config.model.head = "raw"
     config.model.times = "uniform"  # the same ones for all rows
-    config.model.network = ConfigDict({"name": "mlp", "width": 256, "depth": 3, "dropout": 0.1})
+    config.model.network = ConfigDict(
+        {"name": "mlp", "width": 256, "depth": 3, "dropout": 0.1, "dtype": "float32"}
+    )
     config.train.steps_per_dispatch = 20
     config.train.log_every = 20
     return config

@@ -12,7 +12,7 @@ from vdm_jax.config import default
 
 def get_config():
     config = default()
-    config.model.network = ConfigDict({"name": "mlp", "width": 64, "depth": 1})
+    config.model.network = ConfigDict({"name": "mlp", "width": 64, "depth": 1, "dtype": "float32"})
     config.train.steps = 60
     config.train.steps_per_dispatch = 20
     config.train.log_every = 20

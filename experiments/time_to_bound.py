@@ -9,16 +9,18 @@ model under the shipped optimizer and average. Every other row is the shipped co
 replaced. `paper` trains for --minutes, the others for as many steps as the config says; on MNIST all but
 `shipped` take a quarter of them (and of its decay), beside a row of the shipped config that does the same.
 
-First all variants take turns in one process, a few steps each, which gives the time of a step of each under
-the same conditions; then each (variant, seed) is trained by itself and evaluated on the test split with the
-averaged weights along the way. Seconds are steps times the time of a step, so that a busy machine stretches
-no curve; compilation and evaluation are not counted. Runs that are there already are not repeated. Writes
+First all variants take turns, a few steps each, in one process after the other, for one program twice in one
+process may differ by more than ten per cent as long as it lives. The median over all turns of all processes is
+the time of a step. Then each (variant, seed) is trained by itself and evaluated on the test split with the
+averaged weights along the way. Seconds are steps times the time of a step, so that a busy machine stretches no
+curve; compilation and evaluation are not counted. Runs that are there already are not repeated. Writes
 steps.json, curves/VARIANT_SEED.json, table.md and curves.png. --quick trains for seconds; its numbers mean
 nothing.
 """
 
 import argparse
 import json
+import multiprocessing
 import platform
 import runpy
 import tempfile
@@ -81,7 +83,7 @@ LAST = "paper, last weights"  # of the same runs
 # of the test split the first so many, with one draw each; else all of it
 EXAMPLES = {"mnist": 2000}
 GROWTH = 1.3  # of the steps between two evaluations
-TURNS, STEPS_OF_A_TURN = 7, 10
+PROCESSES, TURNS, STEPS_OF_A_TURN = 7, 3, 5
 TICKS = (1.1, 1.15, 1.2, 1.3, 1.5, 1.74, 1.76, 1.8, 1.9, 2.0, 2.2, 2.5, 3, 4, 6, 10, 14)
 
 
@@ -142,15 +144,37 @@ class Runner:
         return trained.bits_per_dim("test")
 
 
-def take_turns(runners: dict[str, Runner], steps: int) -> dict[str, list[float]]:
+def start(quick: bool) -> None:
+    """What a process does first."""
+    enable_compilation_cache()
+    if quick:
+        jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
+
+
+def take_turns(configs: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
     """Seconds of a step of each, one for each turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    dataset = load_dataset(**next(iter(configs.values()))["data"])
+    seconds: dict[str, list[float]] = {name: [] for name in configs}
+    runners = {name: Runner(config, dataset) for name, config in configs.items()}
     for runner in runners.values():
         runner.train(1)  # compiles
     for _ in range(TURNS):
         for name, runner in runners.items():
-            seconds[name].append(runner.train(runner.step + steps) / steps)
+            seconds[name].append(runner.train(runner.step + STEPS_OF_A_TURN) / STEPS_OF_A_TURN)
     return seconds
+
+
+def processes(configs: dict[str, dict[str, Any]], quick: bool) -> dict[str, list[list[float]]]:
+    """Seconds of a step of each: the turns of each process, which starts at another variant."""
+    names, found = [*configs], {name: [] for name in configs}
+    for i in range(1 if quick else PROCESSES):
+        first = i * len(names) // PROCESSES
+        order = names[first:] + names[:first]
+        with multiprocessing.get_context("spawn").Pool(1, start, (quick,)) as pool:
+            turns = pool.apply(take_turns, ({name: configs[name] for name in order},))
+        for name in names:
+            found[name].append(turns[name])
+    return found
 
 
 def marks(stop: int) -> list[int]:
@@ -179,6 +203,17 @@ def curves_of(name: str, runner: Runner, stop: int) -> dict[str, dict[str, Any]]
 Curves = dict[str, list[dict[str, Any]]]
 
 
+def same(name: str) -> str:
+    """The variant whose steps a curve took."""
+    return "paper" if name == LAST else name
+
+
+def medians(measured: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a step of each curve."""
+    found = {name: float(np.median(turns)) for name, turns in measured.items()}
+    return found | {LAST: found["paper"]} if "paper" in found else found
+
+
 def reached(curves: Curves, name: str) -> np.ndarray:
     """Mean over seeds of the bound at each evaluation of a variant."""
     return np.mean([run["bits_per_dim"] for run in curves[name]], 0)
@@ -197,7 +232,8 @@ def seconds_to(curves: Curves, name: str, bound: float, seconds: dict[str, float
     return float(steps[i] * seconds[name])
 
 
-def table(curves: Curves, seconds: dict[str, float], data: str) -> str:
+def table(curves: Curves, measured: dict[str, Any], data: str) -> str:
+    seconds = medians(measured)
     columns = ["variant", "parameters", "step, relative", "steps", "test bits/dim at the end"]
     whole = SHORT if SHORT in curves else "shipped"
     columns += ["until paper's end", "until its last weights' end", f"until {whole}'s end + 0.02"]
@@ -205,8 +241,11 @@ def table(curves: Curves, seconds: dict[str, float], data: str) -> str:
     ends = {"paper": 0.0, LAST: 0.0, whole: 0.02}
     for name, runs in curves.items():
         last = [run["bits_per_dim"][-1] for run in runs]
-        cells = [name, f"{runs[0]['parameters']:,}", f"{seconds[name] / seconds['shipped']:.2f}"]
+        shipped, mine = (np.median(measured[of], 1) for of in ("shipped", same(name)))
+        ratios = mine / shipped
+        cells = [name, f"{runs[0]['parameters']:,}"]
         cells += [
+            f"{seconds[name] / seconds['shipped']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
             f"{runs[0]['steps'][-1]:,}",
             f"{np.mean(last):.3f} ({min(last):.3f} to {max(last):.3f})",
         ]
@@ -225,7 +264,8 @@ def table(curves: Curves, seconds: dict[str, float], data: str) -> str:
             "",
             f"{data}; mean over {seeds} seeds (smallest to largest); averaged weights. The last columns are "
             "the time of training until the mean bound is that of another row's end, in units of that row's "
-            "time. It is of training alone: steps times their median time, measured in turns in one process.",
+            "time. It is of training alone: steps times their median time, measured in turns within each of "
+            f"{len(measured['shipped'])} processes (the ratio of the processes' medians, smallest to largest).",
             "",
         ]
     )
@@ -277,15 +317,16 @@ def there(path: Path, config: dict[str, Any], stop: int) -> bool:
     """Whether a run is there already.
 
     Raises:
-      SystemExit: what is there is of another config, or of a length that differs by more than a tenth.
+      SystemExit: what is there is of another config, or shorter by more than a tenth.
     """
     if not path.exists():
         return False
     found = json.loads(path.read_text())
     steps = found["steps"][-1]
-    if found["config"] != json.loads(json.dumps(config)) or abs(steps / stop - 1) > 0.1:
+    if found["config"] != json.loads(json.dumps(config)) or steps < 0.9 * stop:
         raise SystemExit(
-            f"error: {path}: expected this config and {stop} steps, found another or {steps} steps; remove it"
+            f"error: {path}: expected this config and {stop} steps or more, found another or {steps} steps; "
+            "remove it"
         )
     return True
 
@@ -307,9 +348,8 @@ def main() -> None:
     options.variants = options.variants or [*rows]
     if unknown := sorted({*options.variants} - {*rows}):
         parser.error(f"--variants: expected rows of {options.data}, {[*rows]}, found {unknown}")
-    enable_compilation_cache()
+    start(options.quick)
     if options.quick:
-        jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
         options.out, options.seeds = Path(tempfile.mkdtemp()), 1
         options.variants = ["shipped", "paper", "uniform times"]
     out = options.out = options.out or HERE / "results" / "time_to_bound" / options.data
@@ -324,14 +364,11 @@ def main() -> None:
     measured = json.loads(timed.read_text())["seconds"] if timed.exists() else {}
     if not set(options.variants) <= set(measured):
         names = [name for name in rows if name in options.variants or name in measured]
-        runners = {name: Runner(configs[name], dataset) for name in names}
-        measured = take_turns(runners, 1 if options.quick else STEPS_OF_A_TURN)
+        measured = processes({name: configs[name] for name in names}, options.quick)
         about = {"versions": library_versions(), "python": platform.python_version()}
         about |= {"device": jax.devices()[0].device_kind, "cores": cores()}
         timed.write_text(json.dumps(about | {"seconds": measured}) + "\n")
-        del runners
-    seconds = {name: float(np.median(turns)) for name, turns in measured.items()}
-    seconds[LAST] = seconds["paper"]
+    seconds = medians(measured)
 
     left: list[tuple[str, int, int, dict[str, Any]]] = []
     for seed in range(options.seeds):
@@ -353,7 +390,7 @@ def main() -> None:
     if not curves:
         raise SystemExit("no variant has all of its seeds yet")
     name = f"{dataset.name} {dataset.version}, split {dataset.test.name}"
-    (out / "table.md").write_text(table(curves, seconds, name))
+    (out / "table.md").write_text(table(curves, measured, name))
     figure(curves, seconds).savefig(out / "curves.png", dpi=150)
     print((out / "table.md").read_text())
 

@@ -143,6 +143,9 @@ def test_again_further_evaluate_and_sample(trained, command, monkeypatch, few_op
     assert (status, out) == (0, "samples: runs/smoke/samples.png\n")
     with Image.open(workdir / "samples.png") as picture:
         assert picture.tobytes() != before
+    status, _, _ = command(SMOKE, *SMALL, "--config.train.steps=12")  # the config's own again
+    with Image.open(workdir / "samples.png") as picture:
+        assert (status, picture.tobytes()) == (0, before)
 
 
 def test_divergence_is_one_line_and_another_status(command, here, monkeypatch):

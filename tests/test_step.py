@@ -109,15 +109,19 @@ def test_each_step_and_seed_has_its_own_randomness():
     assert len(set(drawn.tolist())) == 6
 
 
-def test_compiles_once():
-    traces = []
+@pytest.mark.parametrize("weak", [False, True])
+def test_compiles_once(weak):
+    traces, fill = [], 0.5 if weak else np.float32(0.5)
+    params = {"w": jnp.full((3,), fill), "b": jnp.zeros(())}
+    assert jax.typeof(params["w"]).weak_type == weak
+    optimizer = optax.inject_hyperparams(optax.adam)(0.1)
 
     def counted(params, key, x):
         traces.append(x.shape)
         return user_loss(params, key, x)
 
-    step = jax.jit(make_step(counted, optax.adam(0.1), ema_warmup=True))
-    state = jax.jit(lambda: start(optax.adam(0.1)))()
+    step = jax.jit(make_step(counted, optimizer, ema_warmup=True))
+    state = jax.jit(lambda: init_state(params, optimizer, jax.random.key(0)))()
     for _ in range(5):
         state, _ = step(state, X)
     assert len(traces) == 1

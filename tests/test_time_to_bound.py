@@ -28,7 +28,12 @@ CURVES = {
     "shipped": runs([(3.0, 2.0, 1.0), (3.0, 2.2, 1.2)]),
     "paper": runs([(9.0, 5.0, 2.6), (9.0, 5.0, 2.6)], (10, 100, 2000)),
 }
-SECONDS = {"shipped": 0.5, "paper": 1.0}
+# of three processes, two turns each
+MEASURED = {
+    "shipped": [[0.5, 0.5], [0.5, 0.5], [0.8, 1.2]],
+    "paper": [[1.0, 1.0], [0.6, 0.6], [1.0, 1.0]],
+}
+SECONDS = {"shipped": 0.5, "paper": 1.0, "paper, last weights": 1.0}
 
 
 def test_evaluations_are_spaced_evenly_in_the_logarithm_and_end_at_the_end(script):
@@ -53,16 +58,21 @@ def test_seconds_to_a_bound_are_those_of_the_mean_over_seeds(script, name, bound
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_step_takes_the_median_of_all_processes(script):
+    assert script.medians(MEASURED) == SECONDS
+
+
 def test_the_table_has_times_in_units_of_the_other_row(script):
     rows = {
         line.split(" | ")[0].removeprefix("| "): line.strip("| ").split(" | ")[2:]
-        for line in script.table(CURVES, SECONDS, "data").splitlines()[2:4]
+        for line in script.table(CURVES, MEASURED, "data").splitlines()[2:4]
     }
     part = 0.5 * 10 ** (1 + 0.5) / 2000  # 2.55 would be half way; 2.6 is a little before
     own = rows["shipped"]
-    assert own[0] == "1.00" and own[1] == "1,000" and own[2] == "1.100 (1.000 to 1.200)"
+    assert own[:3] == ["1.00 (1.00 to 1.00)", "1,000", "1.100 (1.000 to 1.200)"]
     assert float(own[3].removeprefix("× ")) == pytest.approx(part, rel=0.15) and own[4] == ""
-    assert rows["paper"][0] == "2.00" and rows["paper"][3] == "× 1" and rows["paper"][5] == "never"
+    paper = rows["paper"]
+    assert (paper[0], paper[3], paper[5]) == ("2.00 (1.00 to 2.00)", "× 1", "never")
 
 
 def test_a_run_that_is_there_is_of_this_config_and_length(script, tmp_path):
@@ -70,7 +80,7 @@ def test_a_run_that_is_there_is_of_this_config_and_length(script, tmp_path):
     config = {"train": {"steps": 1000, "sizes": (1, 2)}}
     assert not script.there(path, config, 1000)
     path.write_text(json.dumps(runs([(1, 1, 1)])[0] | {"config": config}))
-    assert script.there(path, config, 1050)
+    assert script.there(path, config, 1050) and script.there(path, config, 800)
     for other, stop in [(config, 1500), (config | {"seed": 1}, 1000)]:
         with pytest.raises(SystemExit, match=r"run\.json: expected this config and"):
             script.there(path, other, stop)
@@ -91,10 +101,11 @@ def test_ingredients_on_mnist_have_as_many_steps_as_what_they_are_compared_with(
     assert whole == ["shipped", "paper"]
     assert {n for name, n in steps.items() if name not in whole} == {steps[script.SHORT]}
     curves = {name: runs([(2.0, 1.5, 1.0)]) for name in ("shipped", "paper", script.SHORT)}
-    table = script.table(curves, dict.fromkeys(curves, 1.0), "data")
+    measured = {name: [[1.0]] for name in curves}
+    table = script.table(curves, measured, "data")
     assert f"until {script.SHORT}'s end + 0.02" in table
     del curves[script.SHORT]
-    assert "until shipped's end + 0.02" in script.table(curves, dict.fromkeys(curves, 1.0), "data")
+    assert "until shipped's end + 0.02" in script.table(curves, measured, "data")
 
 
 def test_rows_of_other_data_are_refused(script, monkeypatch, capsys):

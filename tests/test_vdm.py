@@ -589,6 +589,27 @@ def test_samples_are_data_as_stored(levels, likelihood, dtype):
     assert np.any(first != other)
 
 
+@pytest.mark.parametrize("likelihood", ["softmax", "histogram"])
+def test_a_chain_is_sampled_without_calls_of_the_network_that_no_loss_makes(likelihood):
+    def nan_at_the_least_noise(xt, gamma_t):
+        return jnp.where(gamma_t < FIRST + 0.1, jnp.nan, zeros_of(xt, gamma_t))
+
+    def samples(denoise, timesteps):
+        model = model_of(
+            network=constant_network(denoise),
+            base="histogram",
+            likelihood=likelihood,
+            timesteps=timesteps,
+        )
+        x0 = model.sample(NO_PARAMS, jax.random.key(0), 200, steps=4)
+        return np.asarray(x0), model.elbo(NO_PARAMS, jax.random.key(0), levels_data(8))
+
+    found, bound = samples(nan_at_the_least_noise, 4)
+    assert np.all(np.isfinite(bound)) and np.all(np.ptp(found, 0) >= LEVELS - 2)
+    np.testing.assert_array_equal(found, samples(zeros_of, 4)[0])
+    assert np.any(found != samples(nan_at_the_least_noise, None)[0])  # there it is called
+
+
 def test_mean_is_sampled_in_steps_of_its_chain():
     model = model_of(parameterization="mean", timesteps=6)
     params = init_params(model)

@@ -74,8 +74,9 @@ def evaluate(workdir: Path) -> None:
 
 def sample(workdir: Path) -> None:
     """Draw from a checkpoint with the settings of the command line."""
-    path = workdir / "samples.png"
-    report.draw_samples(_loaded(workdir), path)
+    path, trained = workdir / "samples.png", _loaded(workdir)
+    report.forget(workdir, "sample")
+    report.draw_samples(trained, path)
     say(f"samples: {path}")
 
 
@@ -86,6 +87,7 @@ def reconstruct(workdir: Path) -> None:
         raise ValueError(
             f"--mode=reconstruct: {trained.model.name!r} has no codes to reconstruct from"
         )
+    report.forget(workdir, "pictures")
     for path in report.draw_pictures(trained, workdir):
         say(f"{path.stem}: {path}")
 

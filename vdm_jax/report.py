@@ -44,6 +44,7 @@ def report(trained: Trained, say: Callable[[str], None] = print) -> None:
         "step": step,
         "evaluate": trained.config["evaluate"],
         "sample": trained.config["sample"],
+        "pictures": step,
     }
     made = {"evaluation": path}
     if model.refusal is None:
@@ -65,7 +66,7 @@ def report(trained: Trained, say: Callable[[str], None] = print) -> None:
         say(f"test: {result}")
     if "samples" in made and not ({"step", "sample"} <= {*same} and "samples" in there):
         draw_samples(trained, made["samples"])
-    if not ("step" in same and {*model.pictures} <= {*there}):
+    if not ("pictures" in same and {*model.pictures} <= {*there}):
         draw_pictures(trained, workdir)
     if is_first():
         if not (evaluated and curve.exists()):
@@ -77,6 +78,17 @@ def report(trained: Trained, say: Callable[[str], None] = print) -> None:
     made["checkpoint"] = workdir / "checkpoints" / str(step)
     for name, file in made.items():
         say(f"  {name:<15} {file}")
+
+
+def forget(workdir: Path, made: str) -> None:
+    """Let `report` draw anew what is about to be drawn from another step or with other settings.
+
+    Args:
+      made: "sample" or "pictures".
+    """
+    path = workdir / "evaluation.json"
+    if is_first() and path.exists():
+        write_json(path, {key: value for key, value in read_json(path).items() if key != made})
 
 
 def compare(runs: dict[str, Trained], workdir: Path, say: Callable[[str], None] = print) -> None:

@@ -273,12 +273,12 @@ def learned_monotone(
 
     def init(key):
         centres = (jnp.arange(hidden, dtype=float) + jax.random.uniform(key, (hidden,))) / hidden
-        slopes = jnp.full((hidden,), 8.0)
+        slopes = jnp.full((hidden,), 8.0, float)
         curve = {
             "line": jnp.zeros(()),
             "slope": slopes,
             "bias": -slopes * centres,
-            "weight": jnp.full((hidden,), math.log(math.expm1(1 / hidden))),
+            "weight": jnp.full((hidden,), math.log(math.expm1(1 / hidden)), float),
         }
         return {"curve": curve} | (_init_ends() if learn_ends else {})
 

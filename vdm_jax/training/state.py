@@ -49,13 +49,19 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: Key
       >>> vdm.init_state(half, optax.sgd(0.1), jax.random.key(0)).ema_params["w"].dtype
       dtype('float32')
     """
+    params = jax.tree.map(_strongly_typed, params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(_average, params),
-        opt_state=with_running_averages(optimizer).init(params),
+        opt_state=jax.tree.map(_strongly_typed, with_running_averages(optimizer).init(params)),
         key=key,
     )
+
+
+def _strongly_typed(leaf):
+    """A leaf as a step returns it: the first step, given a weak type, would compile for itself alone."""
+    return jnp.asarray(leaf, jnp.result_type(leaf))
 
 
 def _average(param):
