@@ -25,6 +25,7 @@ import platform
 import runpy
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,8 @@ class Runner:
     def bound(self, weights: Any = None) -> float:
         """Test bits/dim of the averaged weights, or of these."""
         state = self.state if weights is None else self.state._replace(ema_params=weights)
-        trained = self.job.trained(state, Path(), self.layout)
-        trained.__dict__.update(dataset=self.dataset, _compiled=self.compiled)
-        return trained.bits_per_dim("test")
+        trained = self.job.trained(state, Path(), self.layout, self.dataset)
+        return replace(trained, _compiled=self.compiled).bits_per_dim("test")
 
 
 def start(quick: bool) -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.bases import HEADS
-from vdm_jax.data import Split, train_batches
+from vdm_jax.data import Dataset, Split, train_batches
 from vdm_jax.models import Model, Statistics, build_model
 from vdm_jax.nets.own import by_row, is_by_row
 from vdm_jax.parameterizations import PARAMETERIZATIONS, selected, stacked
@@ -133,9 +133,12 @@ class One:
         """Batches of the split; `options` of `train_batches`."""
         return train_batches(split, seed=self.config["seed"], **options)
 
-    def trained(self, state: TrainState, workdir: Path, layout: Layout) -> Trained:
-        """The run with the state that training ended in."""
-        return Trained(self.config, self.model, self.statistics, state, workdir, layout)
+    def trained(
+        self, state: TrainState, workdir: Path, layout: Layout, loaded: Dataset | None = None
+    ) -> Trained:
+        """The run with the state that training ended in, and its data if they are loaded already."""
+        parts = self.model, self.statistics, state, workdir, layout
+        return Trained(self.config, *parts, _loaded=loaded)
 
 
 class Many:
@@ -236,11 +239,14 @@ class Many:
         for batches in zip(*orders, strict=True):
             yield batches[0]._replace(x=np.stack([batch.x for batch in batches], 2))
 
-    def trained(self, state: TrainState, workdir: Path, layout: Layout) -> dict[str, Trained]:
-        """Each run with its part of the state that training ended in."""
+    def trained(
+        self, state: TrainState, workdir: Path, layout: Layout, loaded: Dataset | None = None
+    ) -> dict[str, Trained]:
+        """Each run with its part of the state that training ended in, and the data if loaded already."""
         found = {}
         for i, (name, config) in enumerate(self.members.items()):
             own = jax.tree.map(itemgetter(i), state)
             model = build_model(config["model"], self.statistics)
-            found[name] = Trained(config, model, self.statistics, own, workdir, layout)
+            parts = model, self.statistics, own, workdir, layout
+            found[name] = Trained(config, *parts, _loaded=loaded)
         return found

@@ -58,8 +58,7 @@ def train(
     with listening():
         asked, data, layout = prepare(One, plain, workdir)
         state = _fit(asked, data, layout, workdir, say, profile)
-        trained = asked.trained(state, workdir, layout)
-        trained.__dict__["dataset"] = data.dataset  # loaded already
+        trained = asked.trained(state, workdir, layout, data.dataset)
         report(trained, say)
     return trained
 
@@ -84,9 +83,7 @@ def train_side_by_side(
     with listening():
         asked, data, layout = prepare(Many, plain, workdir)
         state = _fit(asked, data, layout, workdir, say, profile)
-        trained = asked.trained(state, workdir, layout)
-        for run in trained.values():
-            run.__dict__["dataset"] = data.dataset  # loaded already
+        trained = asked.trained(state, workdir, layout, data.dataset)
         compare(trained, workdir, say)
     return trained
 
@@ -223,11 +220,10 @@ def _bounds(
     compiled: dict[str, Any] = {}
 
     def bounds(state):
-        found = asked.trained(state, workdir, layout)
+        found = asked.trained(state, workdir, layout, dataset)
         results = {}
         for name, run in (found if isinstance(found, dict) else {"": found}).items():
             run = replace(run, _compiled=compiled.setdefault(name, {}))
-            run.__dict__["dataset"] = dataset
             results[f"{name}/test_bits_per_dim".lstrip("/")] = run.bits_per_dim("test")
         return results
 

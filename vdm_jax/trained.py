@@ -51,11 +51,12 @@ class Trained:
     workdir: Path
     layout: Layout = field(default_factory=make_layout)
     _compiled: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _loaded: Dataset | None = field(default=None, repr=False)
 
     @cached_property
     def dataset(self) -> Dataset:
         """The data, loaded when first needed."""
-        return load_dataset(**self.config["data"])
+        return load_dataset(**self.config["data"]) if self._loaded is None else self._loaded
 
     def sample(self, key: Key, n: int, **options: Any) -> Array:
         """Draw n examples [n, *d], as stored (integers for K-level data).
