@@ -84,7 +84,7 @@ LAST = "paper, last weights"  # of the same runs
 # of the test split the first so many, with one draw each; else all of it
 EXAMPLES = {"mnist": 2000}
 GROWTH = 1.3  # of the steps between two evaluations
-PROCESSES, TURNS, STEPS_OF_A_TURN = 7, 3, 5
+PROCESSES, TURNS, STEPS_OF_A_TURN = 5, 3, 5
 TICKS = (1.1, 1.15, 1.2, 1.3, 1.5, 1.74, 1.76, 1.8, 1.9, 2.0, 2.2, 2.5, 3, 4, 6, 10, 14)
 
 
@@ -262,7 +262,7 @@ def table(curves: Curves, measured: dict[str, Any], data: str) -> str:
         [
             *lines,
             "",
-            f"{data}; mean over {seeds} seeds (smallest to largest); averaged weights. The last columns are "
+            f"{data}; mean over {seeds} seed{'s' * (seeds > 1)} (smallest to largest); averaged weights. The last columns are "
             "the time of training until the mean bound is that of another row's end, in units of that row's "
             "time. It is of training alone: steps times their median time, measured in turns within each of "
             f"{len(measured['shipped'])} processes (the ratio of the processes' medians, smallest to largest).",

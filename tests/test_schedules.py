@@ -51,6 +51,14 @@ def test_delta_is_accurate_for_every_number_of_steps(name):
         assert np.all(found > 0)
 
 
+@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("ends", [(-80.0, 80.0), (-60.0, 30.0), (-5.0, 80.0)])
+def test_delta_of_the_whole_way_is_finite_at_the_widest_ends(name, ends):
+    schedule = make(name, gamma_min=ends[0], gamma_max=ends[1])
+    params = schedule.init(jax.random.key(0))
+    np.testing.assert_allclose(schedule.delta(params, 0.0, 1.0), ends[1] - ends[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_delta_is_the_difference_of_gamma(name):
     with jax.enable_x64(True):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.diffusion import alpha, log_alpha, log_sigma, marginal, sigma
-from vdm_jax.likelihoods import level_values, nearest_level
+from vdm_jax.likelihoods import level_values, nearest_level, of_levels
 from vdm_jax.parameterizations import Mix, Target, regression_target
 from vdm_jax.typing import Data, Key, Scalar
 
@@ -108,12 +108,7 @@ def histogram(
       log_counts: [*d, K], log-probabilities or log-counts of each level at each position, fitted on the
         training split.
     """
-    log_counts = np.asarray(log_counts, np.float32)
-    if log_counts.ndim < 1 or log_counts.shape[-1] != levels:
-        raise ValueError(
-            f"histogram: the last axis of log_counts must be the {levels} levels, "
-            f"found shape {log_counts.shape}"
-        )
+    log_counts = of_levels(log_counts, levels)
     return _discrete(level_values(levels), log_counts, second_moment, residual)
 
 

@@ -89,6 +89,17 @@ def nearest_level(x0: Data, levels: int) -> Data:
     return jnp.clip(jnp.floor((x0 + 1) * (levels / 2)), 0, levels - 1)
 
 
+def of_levels(log_counts: Any, levels: int) -> np.ndarray:
+    """Log-counts [..., K] as an array, refused if their last axis is not the levels."""
+    log_counts = np.asarray(log_counts, np.float32)
+    if log_counts.ndim < 1 or log_counts.shape[-1] != levels:
+        raise ValueError(
+            f"histogram: the last axis of log_counts must be the {levels} levels, "
+            f"found shape {log_counts.shape}"
+        )
+    return log_counts
+
+
 def softmax(*, levels: Any = 256) -> Likelihood:
     """Normalised Gaussian scores over the K levels."""
     return _softmax("softmax", levels)
@@ -104,12 +115,7 @@ def histogram(*, levels: Any, log_counts: Any) -> Likelihood:
       log_counts: [*d, K] or [K], log-probabilities or log-counts, fitted on the training split.
     """
     level_values(levels)
-    log_counts = np.asarray(log_counts, np.float32)
-    if log_counts.ndim < 1 or log_counts.shape[-1] != levels:
-        raise ValueError(
-            f"histogram: the last axis of log_counts must be the {levels} levels, "
-            f"found shape {log_counts.shape}"
-        )
+    log_counts = of_levels(log_counts, levels)
     if not np.all(np.isfinite(log_counts)):
         place = [int(i) for i in np.argwhere(~np.isfinite(log_counts))[0]]
         raise ValueError(

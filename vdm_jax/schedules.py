@@ -158,7 +158,10 @@ def sigmoid(
     def delta(params, s, t):
         del params
         s, t = as_float(s), as_float(t)
-        return jnp.log1p(span * progress(s, t) / (variances(t)[1] * variances(s)[0]))
+        more, noise = span * progress(s, t) / variances(t)[1], variances(s)[0]
+        fits = more < 1e30 * noise  # the quotient in float32; else the 1 is lost beside it
+        exact = jnp.log1p(more / jnp.where(fits, noise, 1.0))
+        return jnp.where(fits, exact, jnp.log(jnp.where(fits, 1.0, more)) - jnp.log(noise))
 
     return Schedule(_no_params, gamma, delta)
 
