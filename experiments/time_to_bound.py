@@ -262,10 +262,11 @@ def table(curves: Curves, measured: dict[str, Any], data: str) -> str:
         [
             *lines,
             "",
-            f"{data}; mean over {seeds} seed{'s' * (seeds > 1)} (smallest to largest); averaged weights. The last columns are "
-            "the time of training until the mean bound is that of another row's end, in units of that row's "
-            "time. It is of training alone: steps times their median time, measured in turns within each of "
-            f"{len(measured['shipped'])} processes (the ratio of the processes' medians, smallest to largest).",
+            f"{data}; mean over {seeds} seed{'s' * (seeds > 1)} (smallest to largest); averaged weights. "
+            "The last columns are the time of training until the mean bound is that of another row's end, "
+            "in units of that row's time. It is of training alone: steps times their median time, measured in "
+            f"turns within each of {len(measured['shipped'])} processes (the ratio of the processes' medians, "
+            "smallest to largest).",
             "",
         ]
     )
