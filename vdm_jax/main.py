@@ -19,6 +19,7 @@ import runpy
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -306,12 +307,31 @@ def _unknown_override(config: Any, argv: list[str]) -> str | None:
     return next((f"--{line}" for line in lines if line), None)
 
 
+def one_line_of_a_save() -> None:
+    """Leave a save that fails to the loop, which says it in one line.
+
+    Orbax logs tracebacks, and closes its event loop at the first file that cannot be written: what was to
+    come is never awaited, and every other file has a traceback from TensorStore's threads, at any time until
+    the process ends. The line that says why is to be the last.
+    """
+    logging.set_verbosity(logging.FATAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    sys.unraisablehook = _without_closed_loops
+
+
+def _without_closed_loops(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def cli() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not all of them know ±
-    # a save that fails is said by the loop, in one line instead of orbax's tracebacks
-    logging.set_verbosity(logging.INFO if os.environ.get("VDM_JAX_DEBUG") else logging.FATAL)
+    if os.environ.get("VDM_JAX_DEBUG"):
+        logging.set_verbosity(logging.INFO)
+    else:
+        one_line_of_a_save()
     app.run(main, flags_parser=parse)
 
 

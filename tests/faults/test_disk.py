@@ -95,6 +95,7 @@ def test_files_cannot_grow(copy, real, unbroken, note):
     outcome = real(ulimit="-f 12")
     assert outcome.status == 2, outcome.err
     assert "could not be written" in outcome.last and "File too large" in outcome.last
+    assert "Traceback" not in outcome.err and "never awaited" not in outcome.err
     assert steps(copy) == [32]
     assert real().status == 0
     assert digest(copy) == unbroken[1]
