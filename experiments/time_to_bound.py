@@ -273,7 +273,7 @@ def table(curves: Curves, measured: dict[str, Any], data: str) -> str:
 
 
 def figure(curves: Curves, seconds: dict[str, float]) -> Figure:
-    picture = Figure(figsize=(11, 4.4), layout="constrained")
+    picture = Figure(figsize=(13, 4.4), layout="constrained")
     panels = picture.subplots(1, 2, sharey=True)
     for i, (name, runs) in enumerate(curves.items()):
         bounds = np.asarray([run["bits_per_dim"] for run in runs])
@@ -300,7 +300,7 @@ def figure(curves: Curves, seconds: dict[str, float]) -> Figure:
     panels[0].set(ylabel="test bits/dim", ylim=(lowest - 0.005, 1.1 * highest))
     panels[0].set_yticks(ticks, [f"{t:g}" for t in ticks], minor=False)
     panels[0].yaxis.set_minor_locator(NullLocator())
-    panels[1].legend(frameon=False, fontsize=8)
+    picture.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return picture
 
 
