@@ -284,9 +284,8 @@ def vdm(
 
         def final(latent):
             gamma_0 = schedule.gamma(params["schedule"], 0.0)
-            if (
-                timesteps is not None and not likelihood.denoised
-            ):  # no loss has called the network there
+            if timesteps is not None and not likelihood.denoised:
+                # no loss has called the network there
                 given = least_noisy(likelihood, latent, None, gamma_0)
                 return jax.vmap(likelihood.expected, (0, None))(*given)
             return net.predict(
