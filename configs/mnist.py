@@ -18,13 +18,14 @@ from vdm_jax.config import default
 def get_config():
     config = default()
     config.data.name = "mnist"
-    config.model.network.update(channels=(24, 64, 64), blocks=1)
+    config.model.network.update(channels=(24, 64, 64), blocks=1, dropout=0.0)
     config.model.train_schedule = ConfigDict(
         {"name": "sigmoid", "gamma_min": -13.3, "gamma_max": 5.0, "start": -7.5, "end": 3.0}
     )
     config.model.weighting.name = "simple"
     config.model.times = "uniform"  # on that path
-    config.optimizer.learning_rate = 5e-3
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 1e-2
     config.optimizer.decay_steps = 4000
     config.train.batch_size = 32
     config.train.steps = 4000

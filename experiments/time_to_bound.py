@@ -7,7 +7,7 @@ head, uniform times, learned linear γ, their optimizer and average of the weigh
 ones in some 10,000 steps: a second curve is of the last weights instead. `paper, shipped optimizer` is the same
 model under the shipped optimizer and average. Every other row is the shipped config with what its name says
 replaced. `paper` trains for --minutes, the others for as many steps as the config says; on MNIST all but
-`shipped` take a quarter of them (and of its decay), beside a row of the shipped config that does the same.
+`shipped` take a tenth of them (and of its decay), beside a row of the shipped config that does the same.
 
 First all variants take turns, a few steps each, in one process after the other, for one program twice in one
 process may differ by more than ten per cent as long as it lives. The median over all turns of all processes is
@@ -51,6 +51,7 @@ INPUT = {"model.base": "input", "model.head": "raw"}
 UNIFORM = {"model.times": "uniform"}
 AVERAGE = {"train.ema_decay": 0.9999, "train.ema_warmup": False}
 OPTIMIZER = {
+    "optimizer.name": "adamw",
     "optimizer.learning_rate": 2e-4,
     "optimizer.decay_steps": None,
     "optimizer.clip_norm": None,
@@ -72,13 +73,19 @@ INGREDIENTS: dict[str, Row] = {
     "flat network": {"model.network": FLAT},
     "no EMA warm-up": AVERAGE,
 }
-SHORT, QUARTER = "shipped, 1,000 steps", {"train.steps": 1000, "optimizer.decay_steps": 1000}
-OF_MNIST: dict[str, Row] = (
-    {SHORT: {}} | INGREDIENTS | {"times of the digits": BOUND | {"model.times": "learned"}}
-)
+OF_DIGITS: dict[str, Row] = {
+    "uniform times": UNIFORM,
+    "Muon": {"optimizer.name": "muon", "optimizer.learning_rate": 1e-2},
+}
+SHORT, TENTH = "shipped, 400 steps", {"train.steps": 400, "optimizer.decay_steps": 400}
+OF_MNIST: dict[str, Row] = {
+    "times of the digits": BOUND | {"model.times": "learned"},
+    "AdamW": {"optimizer.name": "adamw", "optimizer.learning_rate": 5e-3},
+}
 VARIANTS: dict[str, dict[str, Row]] = {
-    "digits": WHOLE | INGREDIENTS | {"uniform times": UNIFORM},
-    "mnist": WHOLE | {name: row | QUARTER for name, row in OF_MNIST.items()},
+    "digits": WHOLE | INGREDIENTS | OF_DIGITS,
+    "mnist": WHOLE
+    | {name: row | TENTH for name, row in ({SHORT: {}} | INGREDIENTS | OF_MNIST).items()},
 }
 LAST = "paper, last weights"  # of the same runs
 # of the test split the first so many, with one draw each; else all of it

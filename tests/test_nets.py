@@ -12,7 +12,7 @@ from oracles import jit
 
 from vdm_jax.nets import NETS, backend, network
 from vdm_jax.nets.unet import from_patches, to_patches
-from vdm_jax.training.optimizer import make_optimizer
+from vdm_jax.training.optimizer import OPTIMIZERS, make_optimizer
 
 SMALL = {
     "mlp": {"width": 16, "depth": 2, "dropout": 0.5},
@@ -206,13 +206,14 @@ def test_a_fast_form_changes_nothing(name, fast):
     assert ("scan" in words) == ("scan" in fast)
 
 
-def test_an_update_of_a_looped_network_is_that_of_its_blocks():
-    """Weights decay, biases and scales do not, though a loop stacks them."""
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_update_of_a_looped_network_is_that_of_its_blocks(name):
+    """Weights decay, biases and scales do not, though a loop stacks them; each block's kernels are its own."""
     params, (gradients, _), _ = deep("unet")
     like = params_of(NETS["unet"](**DEEP["unet"], scan=True), ONE_SHAPE["unet"])
     settings = {"warmup_steps": 0, "decay_steps": None, "decay_to": 1.0, "b1": 0.9, "b2": 0.99}
     optimizer, _ = make_optimizer(
-        learning_rate=0.1, weight_decay=0.5, clip_norm=None, accumulate=1, **settings
+        name=name, learning_rate=0.1, weight_decay=0.5, clip_norm=None, accumulate=1, **settings
     )
 
     @jit

@@ -12,7 +12,7 @@ import pytest
 
 from vdm_jax.models import Statistics, vdm
 from vdm_jax.nets import Network
-from vdm_jax.training.optimizer import make_optimizer
+from vdm_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from vdm_jax.training.state import init_state
 from vdm_jax.training.step import make_step
 from vdm_jax.typing import Batch
@@ -341,14 +341,56 @@ def test_clipping_is_of_the_global_norm():
         assert np.all(np.abs(clipped[1][name] - unclipped[1][name]) > 1e-3)
 
 
-def test_weights_decay_only_in_matrices():
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_decay_only_in_matrices(name):
     params = {"w": jnp.full((2, 2), 3.0), "kernel": jnp.full((1, 1, 2, 2), 3.0)}
     params |= {"b": jnp.full(2, 3.0), "end": jnp.asarray(3.0)}
     (update,) = updates(
-        optimizer(weight_decay=0.1)[0], [jax.tree.map(jnp.zeros_like, params)], params
+        optimizer(name=name, weight_decay=0.1)[0], [jax.tree.map(jnp.zeros_like, params)], params
     )
     for name, expected in {"w": -0.15, "kernel": -0.15, "b": 0, "end": 0}.items():
         np.testing.assert_allclose(update[name], expected, rtol=1e-6)
+
+
+def test_muon_updates_are_orthogonal_matrices_of_the_size_of_adams():
+    """U·Vᵀ of the gradient U·S·Vᵀ, to the precision of its iteration; of a kernel at each place by itself."""
+    draw = np.random.default_rng(0).standard_normal
+    gradients = {"kernel": jnp.asarray(draw((2, 4, 3))), "b": jnp.asarray(draw(3))}
+    gradients["w"] = gradients["kernel"][0]
+    (update,) = updates(optimizer(name="muon")[0], [gradients], gradients)
+    (nadams,) = updates(optax.nadamw(0.5, b2=0.99, weight_decay=0.0), [gradients], gradients)
+    for given, gradient in zip(update["kernel"], gradients["kernel"], strict=True):
+        u, s, v = np.linalg.svd(gradient, full_matrices=False)
+        inner = u.T @ np.asarray(given) @ v.T / (-0.5 * 0.2 * np.sqrt(4))
+        np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=1e-5)
+        assert np.all((np.diag(inner) > 0.6) & (np.diag(inner) < 1.3)) and s[0] > 1.5 * s[-1]
+    np.testing.assert_allclose(update["w"], update["kernel"][0], rtol=1e-5)
+    np.testing.assert_allclose(update["b"], nadams["b"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_trains(name):
+    def loss(params, key, x):
+        value = jnp.mean(jnp.square(x @ params["kernel"] + params["bias"][None] - 0.3 * x))
+        return value, {"loss": value}
+
+    transformation, _ = optimizer(name=name, learning_rate=0.03, clip_norm=1.0)
+    state = init_state(
+        {"kernel": jnp.eye(3), "bias": jnp.ones(3)}, transformation, jax.random.key(0)
+    )
+    step = jax.jit(make_step(loss, transformation))
+    state, first = step(state, X)
+    for _ in range(100):
+        state, last = step(state, X)
+    assert last["loss"] < 0.05 * first["loss"]
+    assert step._cache_size() == 1
+
+
+def test_unknown_optimizers_are_refused():
+    with pytest.raises(
+        ValueError, match=r"optimizer\.name: unknown name 'adam'; did you mean 'adamw'"
+    ):
+        optimizer(name="adam")
 
 
 def test_accumulated_half_batches_equal_one_full_batch():

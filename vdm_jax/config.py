@@ -55,6 +55,7 @@ def default() -> Any:  # a ConfigDict; as such its fields would have no types
                 "times": "learned",
             },
             "optimizer": {
+                "name": "adamw",
                 "learning_rate": 2e-3,
                 "warmup_steps": 100,
                 "decay_steps": 1500,
@@ -170,7 +171,7 @@ FREE_TO_CHANGE = (
 """What may differ between a config and that of the run it continues."""
 
 
-UNNAMED = {"model.times": "uniform", "model.network.scan": False}
+UNNAMED = {"model.times": "uniform", "model.network.scan": False, "optimizer.name": "adamw"}
 """Fields that configs of earlier versions do not name, and what they were."""
 
 
@@ -219,9 +220,11 @@ def with_defaults(saved: Any) -> Any:
     if not isinstance(saved, dict):
         raise ValueError(f"the config of the run: expected fields, found {saved!r}")
     expected = _plain(default())
-    for section in ("runs", "train", "evaluate"):
+    for section in ("runs", "optimizer", "train", "evaluate"):
         if isinstance(saved.get(section, {}), dict):
-            saved = saved | {section: expected[section] | saved.get(section, {})}
+            start = f"{section}."
+            was = {k.removeprefix(start): v for k, v in UNNAMED.items() if k.startswith(start)}
+            saved = saved | {section: expected[section] | was | saved.get(section, {})}
     return saved
 
 

@@ -1,20 +1,26 @@
-"""The optimizer of a config: optax's AdamW with warm-up, decay, clipping and accumulation.
+"""The optimizer of a config: optax's AdamW or Muon with warm-up, decay, clipping and accumulation.
 
 Params may hold running averages beside what is trained (`vdm_jax.times.RUNNING`). Their "gradient" is the step
 that they take, so that neither Adam, nor the decay of weights, nor clipping may see it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import optax
 
+from vdm_jax.specs import choose
 from vdm_jax.times import RUNNING
 from vdm_jax.typing import Params, Real
+
+Rate = Callable[[Any], Any]
+"""Number of updates -> learning rate."""
 
 
 def make_optimizer(
     *,
+    name: str = "adamw",
     learning_rate: Real,
     warmup_steps: int,
     decay_steps: int | None,
@@ -25,21 +31,22 @@ def make_optimizer(
     clip_norm: float | None,
     accumulate: int,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Build AdamW and its learning-rate schedule.
+    """Build an optimizer and its learning-rate schedule.
 
     Args:
+      name: of `OPTIMIZERS`.
       learning_rate: peak; it may be traced, for runs side by side.
       warmup_steps: updates of linear warm-up from 0.
       decay_steps: update at which a cosine decay ends; None keeps the rate. It is a number of its own,
         not the run's length, so that asking for more steps later changes nothing that was done.
       decay_to: the part of the rate that is left from there on.
-      weight_decay: of AdamW, on matrices and kernels only.
-      b1, b2: of Adam.
+      weight_decay: decoupled, on matrices and kernels only.
+      b1, b2: decay of Adam's moments; Muon's momentum is b1.
       clip_norm: bound on the gradient's global norm, or None.
       accumulate: batches averaged for one update.
 
     Raises:
-      ValueError: a decay that ends before the warm-up does.
+      ValueError: an unknown name, a decay that ends before the warm-up does.
 
     Returns:
       (optimizer, rate), where rate is a function of the number of updates.
@@ -56,12 +63,37 @@ def make_optimizer(
     if warmup_steps > 0:  # optax takes a warm-up of no steps for one that never ends
         warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
         rate = optax.join_schedules([warmup, rate], [warmup_steps])
-    adamw = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_matrix)
+    descend = choose(OPTIMIZERS, name, "optimizer.name")
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    optimizer = optax.chain(clip, adamw)
+    optimizer = optax.chain(clip, descend(rate, b1=b1, b2=b2, weight_decay=weight_decay))
     if accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
     return optimizer, rate
+
+
+def adamw(rate: Rate, *, b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019)."""
+    return optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_matrix)
+
+
+def muon(rate: Rate, *, b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
+    """Muon (Jordan 2024) for matrices and kernels, NAdamW for all else.
+
+    A kernel [..., in, out] is one matrix for each place of the other axes, so that the blocks of a loop are
+    trained as those outside of one. Updates have the size of AdamW's (Liu et al. 2025): one rate serves both.
+    """
+    return optax.contrib.muon(
+        rate,
+        beta=b1,
+        weight_decay=weight_decay,
+        adam_b1=b1,
+        adam_b2=b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=_as_matrices,
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": adamw, "muon": muon}
 
 
 def with_running_averages(
@@ -108,6 +140,17 @@ def _has_running(params):
 
 def _is_running(params):
     return {name: name == RUNNING for name in params}
+
+
+def _as_matrices(params):
+    """Of each leaf that holds matrices, their axes: Flax's kernels, and what is a matrix by itself."""
+    axes = optax.contrib.MuonDimensionNumbers(-2, -1)
+
+    def one(path, leaf, matrix):
+        kernel = getattr(path[-1], "key", None) == "kernel" if path else False
+        return axes if matrix and (kernel or leaf.ndim == 2) else None
+
+    return jax.tree_util.tree_map_with_path(one, params, _is_matrix(params))
 
 
 def _is_matrix(params):
