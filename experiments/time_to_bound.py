@@ -6,8 +6,9 @@
 head, uniform times, learned linear γ, their optimizer and average of the weights, which forgets the initial
 ones in some 10,000 steps: a second curve is of the last weights instead. `paper, shipped optimizer` is the same
 model under the shipped optimizer and average. Every other row is the shipped config with what its name says
-replaced. `paper` trains for --minutes, the others for as many steps as the config says; on MNIST all but
-`shipped` take a tenth of them (and of its decay), beside a row of the shipped config that does the same.
+replaced (another optimizer has a rate of its own). `paper` trains for --minutes, the others for as many steps
+as the config says; on MNIST all but `shipped` take a tenth of them (and of its decay), beside a row of the
+shipped config that does the same.
 
 First all variants take turns, a few steps each, in one process after the other, for one program twice in one
 process may differ by more than ten per cent as long as it lives. The median over all turns of all processes is
@@ -25,6 +26,7 @@ import platform
 import runpy
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from ml_collections import ConfigDict
 
-from vdm_jax.config import default, to_dict
+from vdm_jax.config import default, difference, to_dict
 from vdm_jax.data import Dataset, Split, load_dataset
 from vdm_jax.jobs import One
 from vdm_jax.main import enable_compilation_cache
@@ -75,12 +77,13 @@ INGREDIENTS: dict[str, Row] = {
 }
 OF_DIGITS: dict[str, Row] = {
     "uniform times": UNIFORM,
-    "Muon": {"optimizer.name": "muon", "optimizer.learning_rate": 1e-2},
+    "Muon, rate 0.01": {"optimizer.name": "muon", "optimizer.learning_rate": 1e-2},
 }
 SHORT, TENTH = "shipped, 400 steps", {"train.steps": 400, "optimizer.decay_steps": 400}
 OF_MNIST: dict[str, Row] = {
     "times of the digits": BOUND | {"model.times": "learned"},
-    "AdamW": {"optimizer.name": "adamw", "optimizer.learning_rate": 5e-3},
+    "AdamW, rate 0.005": {"optimizer.name": "adamw", "optimizer.learning_rate": 5e-3},
+    "flat network": {"model.network": FLAT | {"dropout": 0.0}},  # as the shipped one
 }
 VARIANTS: dict[str, dict[str, Row]] = {
     "digits": WHOLE | INGREDIENTS | OF_DIGITS,
@@ -207,7 +210,7 @@ def curves_of(name: str, runner: Runner, stop: int) -> dict[str, dict[str, Any]]
     return {key: shared | {"bits_per_dim": values} for key, values in bounds.items()}
 
 
-Curves = dict[str, list[dict[str, Any]]]
+Curves = dict[str, dict[int, dict[str, Any]]]  # by variant and seed
 
 
 def same(name: str) -> str:
@@ -221,14 +224,28 @@ def medians(measured: dict[str, Any]) -> dict[str, float]:
     return found | {LAST: found["paper"]} if "paper" in found else found
 
 
-def reached(curves: Curves, name: str) -> np.ndarray:
+def looks(curves: Curves, name: str) -> list[int]:
+    """The steps at which the runs of a variant were evaluated."""
+    return next(iter(curves[name].values()))["steps"]
+
+
+def reached(curves: Curves, name: str, seeds: Iterable[int]) -> np.ndarray:
     """Mean over seeds of the bound at each evaluation of a variant."""
-    return np.mean([run["bits_per_dim"] for run in curves[name]], 0)
+    return np.mean([curves[name][seed]["bits_per_dim"] for seed in seeds], 0)
 
 
-def seconds_to(curves: Curves, name: str, bound: float, seconds: dict[str, float]) -> float:
-    """Until the mean over seeds is at most a bound, interpolated in log time; inf if never."""
-    values, steps = reached(curves, name), np.asarray(curves[name][0]["steps"], float)
+def seconds_to(
+    curves: Curves, name: str, to: str, more: float, seconds: dict[str, float]
+) -> float | None:
+    """Until the mean bound is at most that of another variant's end, and more; of the seeds that both have.
+
+    Interpolated in log time; inf if never, None without a common seed.
+    """
+    seeds = sorted({*curves[name]} & {*curves[to]})
+    if not seeds:
+        return None
+    bound = reached(curves, to, seeds)[-1] + more
+    values, steps = reached(curves, name, seeds), np.asarray(looks(curves, name), float)
     below = np.flatnonzero(values <= bound)
     if not len(below):
         return float("inf")
@@ -241,38 +258,46 @@ def seconds_to(curves: Curves, name: str, bound: float, seconds: dict[str, float
 
 def table(curves: Curves, measured: dict[str, Any], data: str) -> str:
     seconds = medians(measured)
-    columns = ["variant", "parameters", "step, relative", "steps", "test bits/dim at the end"]
+    columns = [
+        "variant",
+        "parameters",
+        "step, relative",
+        "steps",
+        "seeds",
+        "test bits/dim at the end",
+    ]
     whole = SHORT if SHORT in curves else "shipped"
     columns += ["until paper's end", "until its last weights' end", f"until {whole}'s end + 0.02"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     ends = {"paper": 0.0, LAST: 0.0, whole: 0.02}
     for name, runs in curves.items():
-        last = [run["bits_per_dim"][-1] for run in runs]
+        last = [run["bits_per_dim"][-1] for run in runs.values()]
         shipped, mine = (np.median(measured[of], 1) for of in ("shipped", same(name)))
         ratios = mine / shipped
-        cells = [name, f"{runs[0]['parameters']:,}"]
+        cells = [name, f"{next(iter(runs.values()))['parameters']:,}"]
         cells += [
             f"{seconds[name] / seconds['shipped']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-            f"{runs[0]['steps'][-1]:,}",
+            f"{looks(curves, name)[-1]:,}",
+            f"{len(runs)}",
             f"{np.mean(last):.3f} ({min(last):.3f} to {max(last):.3f})",
         ]
         for to, more in ends.items():
-            if to not in curves:
+            took = seconds_to(curves, name, to, more, seconds) if to in curves else None
+            if took is None:
                 cells.append("")
                 continue
-            took = seconds_to(curves, name, reached(curves, to)[-1] + more, seconds)
-            took /= curves[to][0]["steps"][-1] * seconds[to]
+            took /= looks(curves, to)[-1] * seconds[to]
             cells.append("never" if np.isinf(took) else f"× {took:.2g}")
         lines.append(f"| {' | '.join(cells)} |")
-    seeds = len(next(iter(curves.values())))
     return "\n".join(
         [
             *lines,
             "",
-            f"{data}; mean over {seeds} seed{'s' * (seeds > 1)} (smallest to largest); averaged weights. "
+            f"{data}; mean over the seeds (smallest to largest); averaged weights. "
             "The last columns are the time of training until the mean bound is that of another row's end, "
-            "in units of that row's time. It is of training alone: steps times their median time, measured in "
-            f"turns within each of {len(measured['shipped'])} processes (the ratio of the processes' medians, "
+            "in units of that row's time, of the seeds that both have. It is of training alone: steps times "
+            "their median time, measured in turns within each of "
+            f"{len(measured['shipped'])} processes (the ratio of the processes' medians, "
             "smallest to largest).",
             "",
         ]
@@ -283,20 +308,18 @@ def figure(curves: Curves, seconds: dict[str, float]) -> Figure:
     picture = Figure(figsize=(13, 4.4), layout="constrained")
     panels = picture.subplots(1, 2, sharey=True)
     for i, (name, runs) in enumerate(curves.items()):
-        bounds = np.asarray([run["bits_per_dim"] for run in runs])
-        steps = np.asarray(runs[0]["steps"])
+        bounds = np.asarray([run["bits_per_dim"] for run in runs.values()])
+        steps, batch_size = np.asarray(looks(curves, name)), next(iter(runs.values()))["batch_size"]
         wide = 2.2 if name in ("shipped", "paper") else 1.1
         color, line = f"C{i % 10}", "--" if i >= 10 else "-"
-        for axes, x in zip(
-            panels, (steps * seconds[name], steps * runs[0]["batch_size"]), strict=True
-        ):
+        for axes, x in zip(panels, (steps * seconds[name], steps * batch_size), strict=True):
             axes.plot(x, bounds.mean(0), line, color=color, linewidth=wide, label=name)
             axes.fill_between(x, bounds.min(0), bounds.max(0), color=color, alpha=0.15, linewidth=0)
     for axes, words in zip(panels, ("seconds of training", "examples seen"), strict=True):
         axes.set(xscale="log", xlabel=words)
         axes.grid(alpha=0.25)
-    lowest = min(min(run["bits_per_dim"]) for runs in curves.values() for run in runs)
-    highest = max(max(run["bits_per_dim"]) for runs in curves.values() for run in runs)
+    bounds = [run["bits_per_dim"] for runs in curves.values() for run in runs.values()]
+    lowest, highest = min(map(min, bounds)), max(map(max, bounds))
     floor = lowest - 0.02  # hundredths near the best and whole bits far from it, in one picture
 
     def up(y):
@@ -311,18 +334,28 @@ def figure(curves: Curves, seconds: dict[str, float]) -> Figure:
     return picture
 
 
-def read(options: argparse.Namespace) -> Curves:
-    """The variants whose runs are all there."""
+def read(options: argparse.Namespace, measured: dict[str, Any]) -> Curves:
+    """The runs that are there, of all variants whose steps were timed.
+
+    Raises:
+      SystemExit: those of a variant were evaluated at other steps.
+    """
     found: Curves = {}
     for name in (*VARIANTS[options.data], LAST):
-        paths = [path_of(options, name, seed) for seed in range(options.seeds)]
-        if all(path.exists() for path in paths):
-            found[name] = [json.loads(path.read_text()) for path in paths]
+        paths = {seed: path_of(options, name, seed) for seed in range(options.seeds)}
+        runs = {seed: json.loads(p.read_text()) for seed, p in paths.items() if p.exists()}
+        if len({json.dumps(run["steps"]) for run in runs.values()}) > 1:
+            stops = {f"seed {seed}": run["steps"][-1] for seed, run in runs.items()}
+            raise SystemExit(
+                f"error: {name}: expected runs of one length, found {stops}; remove some"
+            )
+        if runs and same(name) in measured:
+            found[name] = runs
     return found
 
 
-def there(path: Path, config: dict[str, Any], stop: int) -> bool:
-    """Whether a run is there already.
+def there(path: Path, config: dict[str, Any], stop: int = 0) -> bool:
+    """Whether a run of so many steps is there already.
 
     Raises:
       SystemExit: what is there is of another config, or shorter by more than a tenth.
@@ -331,7 +364,7 @@ def there(path: Path, config: dict[str, Any], stop: int) -> bool:
         return False
     found = json.loads(path.read_text())
     steps = found["steps"][-1]
-    if found["config"] != json.loads(json.dumps(config)) or steps < 0.9 * stop:
+    if difference(found["config"], config, free=()) or steps < 0.9 * stop:
         raise SystemExit(
             f"error: {path}: expected this config and {stop} steps or more, found another or {steps} steps; "
             "remove it"
@@ -353,13 +386,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = VARIANTS[options.data]
-    options.variants = options.variants or [*rows]
+    quick = ["shipped", "paper", [*rows][-1]]
+    options.variants = options.variants or (quick if options.quick else [*rows])
     if unknown := sorted({*options.variants} - {*rows}):
         parser.error(f"--variants: expected rows of {options.data}, {[*rows]}, found {unknown}")
     start(options.quick)
     if options.quick:
         options.out, options.seeds = Path(tempfile.mkdtemp()), 1
-        options.variants = ["shipped", "paper", "uniform times"]
     out = options.out = options.out or HERE / "results" / "time_to_bound" / options.data
     (out / "curves").mkdir(parents=True, exist_ok=True)
     configs = {name: config_of(name, options) for name in rows}
@@ -368,35 +401,36 @@ def main() -> None:
         few = dataset.test.images[np.arange(EXAMPLES[options.data])]
         dataset = dataset._replace(test=Split(few, f"{dataset.test.name}[:{len(few)}]"))
 
+    left = [
+        (name, seed, configs[name] | {"seed": seed})
+        for seed in range(options.seeds)
+        for name in options.variants
+    ]
+    for name, seed, config in left:
+        there(path_of(options, name, seed), config)  # another's, before anything is measured
     timed = out / "steps.json"
     measured = json.loads(timed.read_text())["seconds"] if timed.exists() else {}
-    if not set(options.variants) <= set(measured):
-        names = [name for name in rows if name in options.variants or name in measured]
+    if not {"shipped", *options.variants} <= set(measured):
+        names = [n for n in rows if n == "shipped" or n in options.variants or n in measured]
         measured = processes({name: configs[name] for name in names}, options.quick)
         about = {"versions": library_versions(), "python": platform.python_version()}
         about |= {"device": jax.devices()[0].device_kind, "cores": cores()}
         timed.write_text(json.dumps(about | {"seconds": measured}) + "\n")
     seconds = medians(measured)
 
-    left: list[tuple[str, int, int, dict[str, Any]]] = []
-    for seed in range(options.seeds):
-        for name in options.variants:
-            config: dict[str, Any] = configs[name] | {"seed": seed}
-            stop = config["train"]["steps"]
-            if name == "paper" and not options.quick:
-                stop = round(60 * options.minutes / seconds[name])
-            if not there(path_of(options, name, seed), config, stop):
-                left.append((name, seed, stop, config))
-    for name, seed, stop, config in left:
+    for name, seed, config in left:
+        stop = config["train"]["steps"]
+        if name == "paper" and not options.quick:
+            stop = round(60 * options.minutes / seconds[name])
+        if there(path_of(options, name, seed), config, stop):
+            continue
         print(f"{name}, seed {seed}", flush=True)
         batch = config["train"]["batch_size"]
         found = curves_of(name, Runner(config, dataset), stop)
         for key, one in found.items():
             one |= {"batch_size": batch, "config": config}
             path_of(options, key, seed).write_text(json.dumps(one) + "\n")
-    curves = read(options)
-    if not curves:
-        raise SystemExit("no variant has all of its seeds yet")
+    curves = read(options, measured)
     name = f"{dataset.name} {dataset.version}, split {dataset.test.name}"
     (out / "table.md").write_text(table(curves, measured, name))
     figure(curves, seconds).savefig(out / "curves.png", dpi=150)

@@ -15,7 +15,15 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from vdm_jax import report
 from vdm_jax import trained as runs
-from vdm_jax.config import FREE_TO_CHANGE, RULES, default, difference, to_dict, unknown_field
+from vdm_jax.config import (
+    FREE_TO_CHANGE,
+    RULES,
+    default,
+    difference,
+    to_dict,
+    unknown_field,
+    with_defaults,
+)
 from vdm_jax.data import load_dataset, train_batches
 from vdm_jax.models import MODELS, Statistics, build_model
 from vdm_jax.training.evaluate import Evaluation
@@ -340,6 +348,19 @@ def test_difference_names_what_matters():
     ]
     for path in ("seed", "train.batch_size", "train.steps_per_dispatch"):
         assert len(difference(saved, to_dict(changed(path, 9)))) == 1
+
+
+def test_a_run_of_before_an_optimizer_had_a_name_is_one_of_adamw(monkeypatch):
+    """Whatever the default is now."""
+    saved = to_dict(default())
+    del saved["optimizer"]["name"]
+    config = default()
+    config.optimizer.name = "muon"
+    monkeypatch.setattr("vdm_jax.config.default", lambda: config)
+    named = with_defaults(saved)
+    assert named["optimizer"] == saved["optimizer"] | {"name": "adamw"} and to_dict(named) == named
+    line = "config.optimizer.name: 'adamw' there, 'muon' here"
+    assert difference(saved, to_dict(config)) == difference(named, to_dict(config)) == [line]
 
 
 def test_difference_survives_json_and_ignores_what_may_change():

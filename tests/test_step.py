@@ -1,5 +1,6 @@
 """The one step: pure, compiled once, the same numbers under every transformation; its average and optimizer."""
 
+import collections
 import os
 import subprocess
 import sys
@@ -348,8 +349,15 @@ def test_weights_decay_only_in_matrices(name):
     (update,) = updates(
         optimizer(name=name, weight_decay=0.1)[0], [jax.tree.map(jnp.zeros_like, params)], params
     )
-    for name, expected in {"w": -0.15, "kernel": -0.15, "b": 0, "end": 0}.items():
-        np.testing.assert_allclose(update[name], expected, rtol=1e-6)
+    for leaf, expected in {"w": -0.15, "kernel": -0.15, "b": 0, "end": 0}.items():
+        np.testing.assert_allclose(update[leaf], expected, rtol=1e-6)
+    # those of other libraries: without names, or with names of attributes
+    named = collections.namedtuple("Layer", "weight bias")(params["kernel"], params["w"])
+    for tree in ([params["kernel"], params["b"]], named):
+        zeros = jax.tree.map(jnp.zeros_like, tree)
+        (update,) = updates(optimizer(name=name, weight_decay=0.1)[0], [zeros], tree)
+        np.testing.assert_allclose(update[0], -0.15, rtol=1e-6)
+        np.testing.assert_array_equal(update[1], 0)
 
 
 def test_muon_updates_are_orthogonal_matrices_of_the_size_of_adams():

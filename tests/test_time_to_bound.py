@@ -21,7 +21,7 @@ def script():
 
 def runs(bounds, steps=(10, 100, 1000)):
     shared = {"steps": list(steps), "parameters": 7, "batch_size": 4}
-    return [shared | {"bits_per_dim": list(values)} for values in bounds]
+    return {seed: shared | {"bits_per_dim": list(values)} for seed, values in enumerate(bounds)}
 
 
 CURVES = {
@@ -54,8 +54,17 @@ def test_evaluations_are_spaced_evenly_in_the_logarithm_and_end_at_the_end(scrip
     ],
 )
 def test_seconds_to_a_bound_are_those_of_the_mean_over_seeds(script, name, bound, expected):
-    found = script.seconds_to(CURVES, name, bound, SECONDS)
+    curves = CURVES | {"other": runs([(bound + 1e-9,), (bound - 0.1,)], (10,))}
+    found = script.seconds_to(curves, name, "other", 0.05, SECONDS)
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_only_seeds_that_both_have_are_compared(script):
+    curves = CURVES | {"other": {1: CURVES["shipped"][0]}}
+    # seed 1 of `shipped` goes through 2.2 at 100 steps; `other`, its seed 1, ends at 1
+    assert script.seconds_to(curves, "shipped", "other", 1.2, SECONDS) == pytest.approx(50.0)
+    curves["other"] = {7: CURVES["shipped"][0]}
+    assert script.seconds_to(curves, "shipped", "other", 1.2, SECONDS) is None
 
 
 def test_a_step_takes_the_median_of_all_processes(script):
@@ -69,21 +78,45 @@ def test_the_table_has_times_in_units_of_the_other_row(script):
     }
     part = 0.5 * 10 ** (1 + 0.5) / 2000  # 2.55 would be half way; 2.6 is a little before
     own = rows["shipped"]
-    assert own[:3] == ["1.00 (1.00 to 1.00)", "1,000", "1.100 (1.000 to 1.200)"]
-    assert float(own[3].removeprefix("× ")) == pytest.approx(part, rel=0.15) and own[4] == ""
+    assert own[:4] == ["1.00 (1.00 to 1.00)", "1,000", "2", "1.100 (1.000 to 1.200)"]
+    assert float(own[4].removeprefix("× ")) == pytest.approx(part, rel=0.15) and own[5] == ""
     paper = rows["paper"]
-    assert (paper[0], paper[3], paper[5]) == ("2.00 (1.00 to 2.00)", "× 1", "never")
+    assert (paper[0], paper[4], paper[6]) == ("2.00 (1.00 to 2.00)", "× 1", "never")
+
+
+def test_runs_that_are_there_are_read_if_their_steps_were_timed(script, tmp_path):
+    options = Namespace(data="digits", seeds=3, out=tmp_path)
+    (tmp_path / "curves").mkdir()
+    for name, seeds in {"shipped": (0, 2), "paper, last weights": (1,), "raw head": (0,)}.items():
+        for seed in seeds:
+            path = script.path_of(options, name, seed)
+            path.write_text(json.dumps(runs([(seed, 0, 0)])[0]))
+    found = script.read(options, MEASURED)
+    first = {n: {s: run["bits_per_dim"][0] for s, run in of.items()} for n, of in found.items()}
+    assert first == {"shipped": {0: 0, 2: 2}, "paper, last weights": {1: 1}}
+    longer = runs([(1, 0, 0)], (10, 100, 2000))[0]
+    script.path_of(options, "shipped", 1).write_text(json.dumps(longer))
+    with pytest.raises(SystemExit, match=r"shipped: expected runs of one length, found \{'seed 0'"):
+        script.read(options, MEASURED)
 
 
 def test_a_run_that_is_there_is_of_this_config_and_length(script, tmp_path):
     path = tmp_path / "run.json"
-    config = {"train": {"steps": 1000, "sizes": (1, 2)}}
+    config = {"train": {"steps": 1000, "sizes": [1, 2]}}
     assert not script.there(path, config, 1000)
     path.write_text(json.dumps(runs([(1, 1, 1)])[0] | {"config": config}))
-    assert script.there(path, config, 1050) and script.there(path, config, 800)
+    assert script.there(path, config, 1050) and script.there(path, config)
     for other, stop in [(config, 1500), (config | {"seed": 1}, 1000)]:
         with pytest.raises(SystemExit, match=r"run\.json: expected this config and"):
             script.there(path, other, stop)
+
+
+def test_runs_of_before_optimizers_had_a_name_are_there(script, tmp_path):
+    path = tmp_path / "run.json"
+    config = script.config_of("shipped", Namespace(data="digits", quick=False))
+    old = config | {"optimizer": {k: v for k, v in config["optimizer"].items() if k != "name"}}
+    path.write_text(json.dumps(runs([(1, 1, 1)])[0] | {"config": old}))
+    assert script.there(path, config, 1000)
 
 
 @pytest.mark.parametrize("data", ["digits", "mnist"])

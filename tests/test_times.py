@@ -1,5 +1,6 @@
 """Times drawn by importance: every density estimates the same loss, and the better ones vary less."""
 
+import collections
 import math
 from functools import partial
 
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import oracles
 import pytest
+from flax.core import FrozenDict
 from oracles import jit
 
 from vdm_jax.config import default, difference, to_dict
@@ -29,7 +31,11 @@ from vdm_jax.times import (
     mean_square,
     probabilities,
 )
-from vdm_jax.training.optimizer import make_optimizer
+from vdm_jax.training.optimizer import (
+    make_optimizer,
+    with_running_averages,
+    without_running_averages,
+)
 from vdm_jax.training.state import init_state
 from vdm_jax.training.step import make_step
 from vdm_jax.typing import Batch, as_batch
@@ -132,15 +138,16 @@ def test_float32_reaches_all_of_a_rare_bin(timesteps):
     np.testing.assert_allclose(drawn.weight[here], 2.0**10 / 64)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mix", [0.1, 1.0])
 @pytest.mark.parametrize("timesteps", CHAINS)
-def test_probabilities_are_exact_and_bounded(timesteps, mix):
-    moments = _fitting(RUGGED, timesteps).astype(jnp.float32)
+def test_probabilities_are_exact_and_bounded(timesteps, mix, dtype):
+    moments = _fitting(RUGGED, timesteps).astype(dtype)
     found = np.asarray(probabilities(moments, mix, timesteps), np.float64)
     share = np.diff(bin_edges(64, timesteps)) / (timesteps or 1)
     assert found.sum() == 1
     np.testing.assert_array_equal(found / GRAIN, np.round(found / GRAIN))
-    own = np.sqrt(moments) * share
+    own = np.sqrt(np.asarray(moments, np.float32)) * share
     expected = (1 - mix) * own / own.sum() + mix * share
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1.01 * GRAIN)
 
@@ -339,6 +346,15 @@ def test_large_losses_are_trained_on():
         assert metrics["skipped"] == 0
         found[times] = metrics["loss"]
     assert min(found.values()) > 1e7
+
+
+@pytest.mark.parametrize("kind", [dict, FrozenDict, collections.OrderedDict])
+def test_running_averages_are_told_in_any_mapping(kind):
+    params = kind({"w": jnp.ones(2), RUNNING: {"times": jnp.ones(3)}})
+    optimizer = with_running_averages(optax.sgd(0.5))
+    update, _ = optimizer.update(params, optimizer.init(params), params)
+    assert float(update["w"][0]) == -0.5 and float(update[RUNNING]["times"][0]) == -1
+    assert [leaf.shape for leaf in without_running_averages(params)] == [(2,)]
 
 
 def test_estimates_of_squares_stay_positive():

@@ -15,6 +15,8 @@ from vdm_jax.models import Statistics, vdm
 from vdm_jax.nets import Network
 from vdm_jax.schedules import learned_monotone
 from vdm_jax.times import RUNNING
+from vdm_jax.training.state import init_state
+from vdm_jax.training.step import make_step
 from vdm_jax.variance import copies, tie
 
 SHAPE = (3,)
@@ -153,6 +155,24 @@ def test_it_lowers_the_variance_and_leaves_the_mean():
     assert values[1].std() < 0.5 * values[0].std()
     error = math.hypot(*map(oracles.standard_error, values))
     assert abs(values[0].mean() - values[1].mean()) < 4.5 * error
+
+
+@pytest.mark.parametrize("times", ["uniform", "analytic", "learned"])
+def test_half_precision_parameters_are_trained(times):
+    """All of them, but for the running averages, which keep float32."""
+    model, optimizer = model_of("variance", times=times), optax.sgd(1e-2)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params_of(model))
+    state = init_state(params, optimizer, jax.random.key(1))
+    for name, part in state.params.items():
+        kind = jnp.float32 if name == RUNNING else jnp.bfloat16
+        assert {leaf.dtype for leaf in jax.tree.leaves(part)} == {jnp.dtype(kind)}
+    after, metrics = jit(make_step(model.loss, optimizer))(state, BATCH)
+    assert metrics["skipped"] == 0
+    same = [
+        jnp.array_equal(*two)
+        for two in zip(*map(jax.tree.leaves, (state.params, after.params)), strict=True)
+    ]
+    assert sum(same) <= len(same) // 3
 
 
 def test_what_to_train_on_is_one_of_two():

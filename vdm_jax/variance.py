@@ -33,7 +33,11 @@ def _copies_forward(interior: PyTree, handle: Array) -> tuple[Any, None]:
 
 def _copies_backward(_: None, cotangents: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
     each, losses = cotangents
-    interior = jax.tree.map(lambda leaf: jnp.tensordot(2 * losses, leaf, 1), each)
+
+    def total(leaf):
+        return jnp.tensordot(2 * losses, leaf, 1).astype(leaf.dtype)
+
+    interior = jax.tree.map(total, each)
     return interior, jnp.zeros_like(losses)
 
 

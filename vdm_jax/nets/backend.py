@@ -83,9 +83,9 @@ _loop_safe.defvjp(_forward, _backward)
 
 
 def attend(query, key, value):
-    """Softmax attention over positions, [B, N, heads, C] each; cuDNN's where it exists."""
-    channels, half = query.shape[-1], query.dtype in (jnp.bfloat16, jnp.float16)
-    fits = half and channels % 8 == 0 and channels <= LARGEST_HEAD
+    """Softmax attention over positions, [B, N, heads, C] each; cuDNN's where JAX's first device has it."""
+    channels = query.shape[-1]
+    fits = query.dtype == jnp.bfloat16 and channels % 8 == 0 and channels <= LARGEST_HEAD
     best = "cudnn" if fits and _has_cudnn_attention() else "xla"
     return jax.nn.dot_product_attention(query, key, value, implementation=best)
 

@@ -4,7 +4,7 @@ Params may hold running averages beside what is trained (`vdm_jax.times.RUNNING`
 that they take, so that neither Adam, nor the decay of weights, nor clipping may see it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import optax
 
 from vdm_jax.specs import choose
 from vdm_jax.times import RUNNING
-from vdm_jax.typing import Params, Real
+from vdm_jax.typing import Params, PyTree, Real
 
 Rate = Callable[[Any], Any]
 """Number of updates -> learning rate."""
@@ -77,20 +77,22 @@ def adamw(rate: Rate, *, b1: float, b2: float, weight_decay: float) -> optax.Gra
 
 
 def muon(rate: Rate, *, b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
-    """Muon (Jordan 2024) for matrices and kernels, NAdamW for all else.
+    """Muon (Jordan 2024) for matrices and Flax's kernels, Adam with Nesterov's momentum for all else.
 
     A kernel [..., in, out] is one matrix for each place of the other axes, so that the blocks of a loop are
-    trained as those outside of one. Updates have the size of AdamW's (Liu et al. 2025): one rate serves both.
+    trained as those outside of one. An update is as large as Adam's at the same rate (Liu et al. 2025).
     """
-    return optax.contrib.muon(
-        rate,
+    direction = optax.contrib.muon(
+        1.0,
         beta=b1,
-        weight_decay=weight_decay,
         adam_b1=b1,
         adam_b2=b2,
         consistent_rms=0.2,
         muon_weight_dimension_numbers=_as_matrices,
     )
+    # whose own decay knows matrices alone
+    decay = optax.add_decayed_weights(-weight_decay, _is_matrix)
+    return optax.chain(direction, decay, optax.scale_by_schedule(rate))
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": adamw, "muon": muon}
@@ -115,31 +117,29 @@ def with_running_averages(
     """
     moved = optax.chain(optax.scale(-1.0), optax.keep_params_nonnegative())
     optimizer = optax.with_extra_args_support(optimizer)
-    apart = optax.partition({False: optimizer, True: moved}, _is_running)
+    apart = optax.partition({False: optimizer, True: moved}, is_running)
+
+    def of(params):
+        return apart if any(jax.tree.leaves(is_running(params))) else optimizer
 
     def init(params):
-        return (apart if _has_running(params) else optimizer).init(params)
+        return of(params).init(params)
 
     def update(updates, state, params=None, **extra):
-        own = apart if _has_running(updates) else optimizer
-        return own.update(updates, state, params, **extra)
+        return of(updates).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def without_running_averages(params: Params) -> Params:
-    """What an optimizer trains of params, or of their gradient."""
-    if not _has_running(params):
-        return params
-    return {name: part for name, part in params.items() if name != RUNNING}
+def without_running_averages(params: Params) -> list[Any]:
+    """What an optimizer trains of params, or of their gradient: the leaves."""
+    leaves, running = jax.tree.leaves(params), jax.tree.leaves(is_running(params))
+    return [leaf for leaf, apart in zip(leaves, running, strict=True) if not apart]
 
 
-def _has_running(params):
-    return isinstance(params, Mapping) and RUNNING in params
-
-
-def _is_running(params):
-    return {name: name == RUNNING for name in params}
+def is_running(params: Params) -> PyTree:
+    """Of each leaf, whether it belongs to running averages."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path[:1]) == RUNNING, params)
 
 
 def _as_matrices(params):
@@ -147,8 +147,7 @@ def _as_matrices(params):
     axes = optax.contrib.MuonDimensionNumbers(-2, -1)
 
     def one(path, leaf, matrix):
-        kernel = getattr(path[-1], "key", None) == "kernel" if path else False
-        return axes if matrix and (kernel or leaf.ndim == 2) else None
+        return axes if matrix and (_name(path[-1:]) == "kernel" or leaf.ndim == 2) else None
 
     return jax.tree_util.tree_map_with_path(one, params, _is_matrix(params))
 
@@ -157,7 +156,11 @@ def _is_matrix(params):
     """Biases and scales are none, though those of looped blocks have an axis of blocks."""
 
     def one(path, leaf):
-        name = getattr(path[-1], "key", None) if path else None
-        return leaf.ndim > 1 and name not in ("bias", "scale")
+        return leaf.ndim > 1 and _name(path[-1:]) not in ("bias", "scale")
 
     return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _name(path):
+    """Of a part in the dictionary or named tuple that holds it."""
+    return jax.tree_util.keystr(path, simple=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vdm_jax.training.optimizer import with_running_averages
+from vdm_jax.training.optimizer import is_running, with_running_averages
 from vdm_jax.typing import Array, Int, Key, Params, PyTree
 
 
@@ -43,13 +43,19 @@ def step_of(state: TrainState) -> int:
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
     """Start from params: their average starts as a copy of them, in float32 at least.
 
+    In that type, too, are running averages among the params, whose steps half precision would round away.
+
     Examples:
       >>> import optax
       >>> half = {"w": jnp.ones(2, jnp.bfloat16)}
       >>> vdm.init_state(half, optax.sgd(0.1), jax.random.key(0)).ema_params["w"].dtype
       dtype('float32')
     """
-    params = jax.tree.map(_strongly_typed, params)
+    params = jax.tree.map(
+        lambda leaf, apart: (_average if apart else _strongly_typed)(leaf),
+        params,
+        is_running(params),
+    )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
