@@ -52,6 +52,8 @@ from benchmark_variants import (
     summary,
 )
 
+from vdm_jax.xla import cores
+
 HERE = Path(__file__).resolve().parent
 TWICE = "--steps-per-dispatch 2"
 TIMED = {"train": "train", "evaluate": "evaluate", "sample": "sample", "data": "image"}
@@ -307,11 +309,6 @@ def described_row(row: dict[str, Any]) -> dict[str, str]:
         for name, value in row["peak"].items():
             cells[f"peak {name}, MiB"] = f"{value / 2**20:.0f}"
     return cells
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def revision() -> str | None:

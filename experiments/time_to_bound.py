@@ -33,7 +33,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from benchmark import cores
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from ml_collections import ConfigDict
@@ -46,6 +45,7 @@ from vdm_jax.prepare import statistics_of
 from vdm_jax.training.checkpoint import library_versions
 from vdm_jax.training.layout import shardings
 from vdm_jax.training.parallel import dispatcher, make_layout
+from vdm_jax.xla import cores
 
 HERE = Path(__file__).resolve().parent
 FLAT = {"name": "vdm_unet", "channels": 48, "blocks": 4, "dropout": 0.1, "fourier": (7, 8)}

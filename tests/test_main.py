@@ -19,6 +19,7 @@ from PIL import Image
 from vdm_jax import main, prepare, run
 from vdm_jax import trained as runs
 from vdm_jax.config import to_dict
+from vdm_jax.xla import cores
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -166,8 +167,14 @@ def test_programs_are_kept_in_the_users_cache(here, monkeypatch):
         assert jax.config.values["jax_compilation_cache_dir"] is None
         monkeypatch.setattr(main.platformdirs, "user_cache_dir", lambda name: f"cache/{name}")
         main.enable_compilation_cache()
-        assert jax.config.values["jax_compilation_cache_dir"] == "cache/vdm_jax/xla"
-        assert Path("cache/vdm_jax/xla").is_dir()
+        folder = f"cache/vdm_jax/xla-{cores()}-cores"
+        assert jax.config.values["jax_compilation_cache_dir"] == folder and Path(folder).is_dir()
+        monkeypatch.setattr(
+            main, "cores", lambda: 1000
+        )  # what was compiled for others is not taken
+        jax.config.update("jax_compilation_cache_dir", None)
+        main.enable_compilation_cache()
+        assert jax.config.values["jax_compilation_cache_dir"] == "cache/vdm_jax/xla-1000-cores"
         jax.config.update("jax_compilation_cache_dir", "mine")
         main.enable_compilation_cache()
         assert jax.config.values["jax_compilation_cache_dir"] == "mine"

@@ -38,6 +38,7 @@ from vdm_jax.trained import read_json
 from vdm_jax.training.interrupt import Interrupted, listening
 from vdm_jax.training.processes import everyone, initialize, is_first
 from vdm_jax.training.profile import parse_steps
+from vdm_jax.xla import cores
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/eps.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name> by default.")
@@ -226,10 +227,14 @@ def default_name() -> str:
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, unless JAX was told where, or it cannot be written."""
+    """Keep compiled programs in the user's cache folder, unless JAX was told where, or it cannot be written.
+
+    XLA compiles for as many cores as the process has, and JAX's key does not say for how many: a program that
+    was compiled for one would be slow on two.
+    """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    folder = Path(platformdirs.user_cache_dir("vdm_jax")) / "xla"
+    folder = Path(platformdirs.user_cache_dir("vdm_jax")) / f"xla-{cores()}-cores"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

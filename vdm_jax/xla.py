@@ -1,4 +1,4 @@
-"""Switch off one optimisation of XLA:CPU that returns wrong numbers.
+"""What one has to know of XLA:CPU: an optimisation that returns wrong numbers, switched off, and its cores.
 
 From jaxlib 0.10.2 on, reductions on the CPU may be offloaded to YNNPACK, and some fused ones come out wrong
 without an error: a sum of squares over the last axis of a few thousand rows is off by orders of magnitude
@@ -21,3 +21,8 @@ def avoid_wrong_cpu_reductions() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if first <= found < fixed and FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=".strip()
+
+
+def cores() -> int:
+    """That this process may use, and that XLA:CPU compiles for."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
