@@ -61,6 +61,7 @@ OPTIMIZER = {
 BOUND = {"model.train_schedule": None, "model.weighting": {"name": "elbo"}}
 LEARNED = BOUND | {"model.schedule": {"name": "learned_linear"}}
 Row = dict[str, Any]  # fields of a config by their path
+Configs = dict[str, dict[str, Any]]  # by variant
 PAPER: Row = INPUT | UNIFORM | LEARNED | {"model.network": FLAT}
 WHOLE: dict[str, Row] = {"shipped": {}, "paper": PAPER | AVERAGE | OPTIMIZER}
 INGREDIENTS: dict[str, Row] = {
@@ -161,7 +162,7 @@ def start(quick: bool) -> None:
         jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
 
 
-def take_turns(configs: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
+def take_turns(configs: Configs) -> dict[str, list[float]]:
     """Seconds of a step of each, one for each turn."""
     dataset = load_dataset(**next(iter(configs.values()))["data"])
     seconds: dict[str, list[float]] = {name: [] for name in configs}
@@ -174,7 +175,7 @@ def take_turns(configs: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
     return seconds
 
 
-def processes(configs: dict[str, dict[str, Any]], quick: bool) -> dict[str, list[list[float]]]:
+def processes(configs: Configs, quick: bool) -> dict[str, list[list[float]]]:
     """Seconds of a step of each: the turns of each process, which starts at another variant."""
     names, found = [*configs], {name: [] for name in configs}
     for i in range(1 if quick else PROCESSES):
@@ -185,6 +186,18 @@ def processes(configs: dict[str, dict[str, Any]], quick: bool) -> dict[str, list
         for name in names:
             found[name].append(turns[name])
     return found
+
+
+def timed(path: Path, names: set[str], configs: Configs, quick: bool) -> dict[str, Any]:
+    """Seconds of a step of these variants at least, as they are there or measured with all that are there."""
+    measured = json.loads(path.read_text())["seconds"] if path.exists() else {}
+    if names <= set(measured):
+        return measured
+    measured = processes({n: c for n, c in configs.items() if n in names | set(measured)}, quick)
+    about = {"versions": library_versions(), "python": platform.python_version()}
+    about |= {"device": jax.devices()[0].device_kind, "cores": cores(), "seconds": measured}
+    path.write_text(json.dumps(about) + "\n")
+    return measured
 
 
 def marks(stop: int) -> list[int]:
@@ -401,34 +414,26 @@ def main() -> None:
         few = dataset.test.images[np.arange(EXAMPLES[options.data])]
         dataset = dataset._replace(test=Split(few, f"{dataset.test.name}[:{len(few)}]"))
 
-    left = [
+    wanted: list[tuple[str, int, dict[str, Any]]] = [
         (name, seed, configs[name] | {"seed": seed})
         for seed in range(options.seeds)
         for name in options.variants
     ]
-    for name, seed, config in left:
+    for name, seed, config in wanted:
         there(path_of(options, name, seed), config)  # another's, before anything is measured
-    timed = out / "steps.json"
-    measured = json.loads(timed.read_text())["seconds"] if timed.exists() else {}
-    if not {"shipped", *options.variants} <= set(measured):
-        names = [n for n in rows if n == "shipped" or n in options.variants or n in measured]
-        measured = processes({name: configs[name] for name in names}, options.quick)
-        about = {"versions": library_versions(), "python": platform.python_version()}
-        about |= {"device": jax.devices()[0].device_kind, "cores": cores()}
-        timed.write_text(json.dumps(about | {"seconds": measured}) + "\n")
+    measured = timed(out / "steps.json", {"shipped", *options.variants}, configs, options.quick)
     seconds = medians(measured)
 
-    for name, seed, config in left:
+    for name, seed, config in wanted:
         stop = config["train"]["steps"]
         if name == "paper" and not options.quick:
             stop = round(60 * options.minutes / seconds[name])
         if there(path_of(options, name, seed), config, stop):
             continue
         print(f"{name}, seed {seed}", flush=True)
-        batch = config["train"]["batch_size"]
         found = curves_of(name, Runner(config, dataset), stop)
         for key, one in found.items():
-            one |= {"batch_size": batch, "config": config}
+            one |= {"batch_size": config["train"]["batch_size"], "config": config}
             path_of(options, key, seed).write_text(json.dumps(one) + "\n")
     curves = read(options, measured)
     name = f"{dataset.name} {dataset.version}, split {dataset.test.name}"

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_batch_indices_far_into_a_run():
     np.testing.assert_array_equal(indices, order)
 
 
-@pytest.mark.parametrize("prefetch", [0, 1, 3])
+@pytest.mark.parametrize("prefetch", [None, 0, 1, 3])
 @pytest.mark.parametrize("stack", [1, 4, 50])
 def test_train_batches(stack, prefetch):
     split, size, batch_size, stop = numbered(110), 110, 49, 11
@@ -145,12 +146,37 @@ def test_processes_share_the_global_batch(processes):
     assert_same([np.concatenate(blocks, axis=1) for blocks in zip(*parts, strict=True)], whole)
 
 
-def test_reader_may_leave_early():
+class OnDisk:
+    """Images that are read by index, and by which threads."""
+
+    def __init__(self, images):
+        self.images, self.threads = images, set()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.threads.add(threading.current_thread().name)
+        return self.images[index]
+
+
+@pytest.mark.parametrize(("prefetch", "ahead"), [(None, True), (2, True), (0, False)])
+def test_what_is_read_from_disk_is_read_ahead(prefetch, ahead):
+    split = Split(OnDisk(numbered(30).images), "train")
+    settings = {"batch_size": 8, "seed": 0, "start_step": 0, "stop_step": 3, "prefetch": prefetch}
+    found = joined(train_batches(split, **settings))
+    assert_same(found, joined(train_batches(numbered(30), **settings)))
+    assert (threading.current_thread().name not in split.images.threads) == ahead
+
+
+@pytest.mark.parametrize("prefetch", [None, 2])
+def test_reader_may_leave_early(prefetch):
     split = numbered(30)
-    batches = train_batches(split, batch_size=8, seed=0, start_step=0, stop_step=10**9)
+    settings = {"batch_size": 8, "seed": 0, "start_step": 0, "prefetch": prefetch}
+    batches = train_batches(split, **settings, stop_step=10**9)
     first = [numbers(batch.x[0]) for batch in itertools.islice(batches, 3)]
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]
-    again = train_batches(split, batch_size=8, seed=0, start_step=0, stop_step=3)
+    again = train_batches(split, **settings, stop_step=3)
     np.testing.assert_array_equal(first, [numbers(batch.x[0]) for batch in again])
 
 

@@ -56,7 +56,7 @@ def train_batches(
     stack: int = 1,
     process_index: int = 0,
     process_count: int = 1,
-    prefetch: int = 2,
+    prefetch: int | None = None,
 ) -> Iterator[Batch]:
     """Yield the batches of steps [start_step, stop_step) as NumPy arrays, `stack` steps an item.
 
@@ -64,7 +64,9 @@ def train_batches(
 
     Args:
       batch_size: B of the global batch; this process takes its block of b = B // process_count.
-      prefetch: items prepared ahead, each by a thread of its own; 0 prepares them when asked.
+      prefetch: items prepared ahead, each by a thread of its own; 0 prepares them when asked. None is 2, but 0
+        for images in an array, which are gathered sooner than a thread hands them over; the device is kept one
+        dispatch ahead, so that it does not wait for that either.
 
     Raises:
       ValueError: at the call: a split smaller than one batch, or settings out of range.
@@ -77,6 +79,8 @@ def train_batches(
       [(1, 4, 2), (1, 4, 2), (1, 4, 2)]
     """
     size = len(split.images)
+    if prefetch is None:
+        prefetch = 0 if isinstance(split.images, np.ndarray) else 2
     _at_least(0, seed=seed, start_step=start_step, prefetch=prefetch)
     _at_least(start_step, stop_step=stop_step)
     _at_least(1, stack=stack)
