@@ -14,9 +14,6 @@ from vdm_jax.specs import choose
 from vdm_jax.times import RUNNING
 from vdm_jax.typing import Params, PyTree, Real
 
-Rate = Callable[[Any], Any]
-"""Number of updates -> learning rate."""
-
 
 def make_optimizer(
     *,
@@ -71,12 +68,16 @@ def make_optimizer(
     return optimizer, rate
 
 
-def adamw(rate: Rate, *, b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
+def adamw(
+    rate: optax.Schedule, *, b1: float, b2: float, weight_decay: float
+) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019)."""
     return optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_is_matrix)
 
 
-def muon(rate: Rate, *, b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
+def muon(
+    rate: optax.Schedule, *, b1: float, b2: float, weight_decay: float
+) -> optax.GradientTransformation:
     """Muon (Jordan 2024) for matrices and Flax's kernels, Adam with Nesterov's momentum for all else.
 
     A kernel [..., in, out] is one matrix for each place of the other axes, so that the blocks of a loop are
@@ -90,7 +91,7 @@ def muon(rate: Rate, *, b1: float, b2: float, weight_decay: float) -> optax.Grad
         consistent_rms=0.2,
         muon_weight_dimension_numbers=_as_matrices,
     )
-    # whose own decay knows matrices alone
+    # its own decay would leave out what Adam trains, other libraries' kernels among it
     decay = optax.add_decayed_weights(-weight_decay, _is_matrix)
     return optax.chain(direction, decay, optax.scale_by_schedule(rate))
 
