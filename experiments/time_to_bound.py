@@ -96,7 +96,7 @@ LAST = "paper, last weights"  # of the same runs
 EXAMPLES = {"mnist": 2000}
 GROWTH = 1.3  # of the steps between two evaluations
 PROCESSES, TURNS, STEPS_OF_A_TURN = 5, 3, 5
-TICKS = (1.1, 1.15, 1.2, 1.3, 1.5, 1.74, 1.76, 1.8, 1.9, 2.0, 2.2, 2.5, 3, 4, 6, 10, 14)
+TICKS = (1.1, 1.15, 1.2, 1.3, 1.5, 1.74, 1.76, 1.8, 1.9, 2, 2.2, 2.5, 3, 4, 6, 10, 14)
 
 
 def config_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -323,7 +323,7 @@ def figure(curves: Curves, seconds: dict[str, float]) -> Figure:
     for i, (name, runs) in enumerate(curves.items()):
         bounds = np.asarray([run["bits_per_dim"] for run in runs.values()])
         steps, batch_size = np.asarray(looks(curves, name)), next(iter(runs.values()))["batch_size"]
-        wide = 2.2 if name in ("shipped", "paper") else 1.1
+        wide = 2.2 if name in ("shipped", SHORT, "paper") else 1.1
         color, line = f"C{i % 10}", "--" if i >= 10 else "-"
         for axes, x in zip(panels, (steps * seconds[name], steps * batch_size), strict=True):
             axes.plot(x, bounds.mean(0), line, color=color, linewidth=wide, label=name)
@@ -339,7 +339,10 @@ def figure(curves: Curves, seconds: dict[str, float]) -> Figure:
         return np.log(np.maximum(y - floor, 1e-3))
 
     panels[0].set_yscale("function", functions=(up, lambda z: np.exp(z) + floor))
-    ticks = [t for t in TICKS if lowest <= t <= highest]
+    ticks, apart = [], (up(highest) - up(lowest)) / 25
+    for tick in TICKS:  # as many as can be told apart
+        if lowest <= tick <= highest and (not ticks or up(tick) - up(ticks[-1]) > apart):
+            ticks.append(tick)
     panels[0].set(ylabel="test bits/dim", ylim=(lowest - 0.005, 1.1 * highest))
     panels[0].set_yticks(ticks, [f"{t:g}" for t in ticks], minor=False)
     panels[0].yaxis.set_minor_locator(NullLocator())

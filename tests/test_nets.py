@@ -280,7 +280,13 @@ def test_attention_is_cudnns_only_where_it_exists(monkeypatch):
     monkeypatch.setattr(
         jax.nn, "dot_product_attention", lambda *of, implementation: asked.append(implementation)
     )
-    cases = [(8, "bfloat16"), (128, "bfloat16"), (256, "bfloat16"), (12, "bfloat16"), (8, "float32")]
+    cases = [
+        (8, "bfloat16"),
+        (128, "bfloat16"),
+        (256, "bfloat16"),
+        (12, "bfloat16"),
+        (8, "float32"),
+    ]
     for here in (False, True):
         monkeypatch.setattr(backend, "_has_cudnn_attention", lambda here=here: here)
         for channels, dtype in cases:
