@@ -52,8 +52,6 @@ from benchmark_variants import (
     summary,
 )
 
-from vdm_jax.xla import cores
-
 HERE = Path(__file__).resolve().parent
 TWICE = "--steps-per-dispatch 2"
 TIMED = {"train": "train", "evaluate": "evaluate", "sample": "sample", "data": "image"}
@@ -309,6 +307,11 @@ def described_row(row: dict[str, Any]) -> dict[str, str]:
         for name, value in row["peak"].items():
             cells[f"peak {name}, MiB"] = f"{value / 2**20:.0f}"
     return cells
+
+
+def cores() -> int:
+    """That this process may use; as `vdm_jax.xla.cores`, which earlier revisions do not have."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def revision() -> str | None:
