@@ -402,8 +402,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = VARIANTS[options.data]
-    quick = ["shipped", "paper", [*rows][-1]]
-    options.variants = options.variants or (quick if options.quick else [*rows])
+    default_rows = ["shipped", "paper", [*rows][-1]] if options.quick else [*rows]
+    options.variants = options.variants or default_rows
     if unknown := sorted({*options.variants} - {*rows}):
         parser.error(f"--variants: expected rows of {options.data}, {[*rows]}, found {unknown}")
     start(options.quick)

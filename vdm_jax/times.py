@@ -159,9 +159,8 @@ def probabilities(
       >>> print(probabilities(jnp.asarray([1.0, 9.0]), 0.5, None))
       [0.375 0.625]
     """
-    moments = moments.astype(
-        jnp.promote_types(moments.dtype, jnp.float32)
-    )  # which has multiples of GRAIN
+    # half precision has no multiples of GRAIN
+    moments = moments.astype(jnp.promote_types(moments.dtype, jnp.float32))
     share = jnp.asarray(_shares(bin_edges(len(moments), timesteps)), moments.dtype)
     own = jnp.sqrt(jnp.maximum(moments, 0)) * share
     total = jnp.sum(own)

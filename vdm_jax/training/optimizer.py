@@ -81,7 +81,7 @@ def muon(
     """Muon (Jordan 2024) for matrices and Flax's kernels, Adam with Nesterov's momentum for all else.
 
     A kernel [..., in, out] is one matrix for each place of the other axes, so that the blocks of a loop are
-    trained as those outside of one. An update is as large as Adam's at the same rate (Liu et al. 2025).
+    trained as those outside of one. An update is about as large as Adam's at the same rate (Liu et al. 2025).
     """
     direction = optax.contrib.muon(
         1.0,
