@@ -13,6 +13,7 @@ A likelihood also says how data are stored: K-level data are integers 0…K−1,
 centres of K bins of [−1, 1].
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -197,38 +198,55 @@ def _softmax(name: str, levels: Any, log_counts: np.ndarray | None = None) -> Li
     encode, decode = _level_codec(levels, name)
     span = 0.0 if log_counts is None else float(np.max(np.ptp(log_counts, -1)))
 
-    def prior_at(level, mean):
-        """Log-prior of `level`, [*d, L], or of all, [*d or 1…, K]."""
+    def prior_of(mean):
+        """Log-prior of all levels, [*d or 1…, K]."""
         prior = jnp.asarray(log_counts, mean.dtype)
-        prior = prior.reshape((1,) * (mean.ndim + 1 - prior.ndim) + prior.shape)
-        if level is None:
-            return prior
-        return jnp.take_along_axis(prior, level.astype(jnp.int32), -1)
+        return prior.reshape((1,) * (mean.ndim + 1 - prior.ndim) + prior.shape)
 
-    def scores(level, own, mean, log_var):
-        """Logits of `level`, floats [*d, L] or None for all, relative to that of the level `own` [*d]."""
-        own = own.astype(mean.dtype)[..., None]
-        precision = jnp.exp(-jnp.broadcast_to(log_var, mean.shape))[..., None]
-        each = jnp.arange(levels, dtype=mean.dtype).reshape((1,) * mean.ndim + (-1,))
-        each = each if level is None else level
+    def prior_at(level, mean):
+        """Log-prior of one level for each position, [*d]."""
+        index = level.astype(jnp.int32)[..., None]
+        return jnp.take_along_axis(prior_of(mean), index, -1)[..., 0]
+
+    def closer(level, own, mean, precision):
+        """Log-likelihood of `level` relative to that of the level `own`, elementwise."""
         # a product: the difference of two squares, each far larger, would not sum to one over the levels
         # in float32
-        middle = (each + own + 1) / levels - 1
-        relative = precision * (mean[..., None] - middle) * (each - own) * (2 / levels)
+        middle = (level + own + 1) / levels - 1
+        relative = precision * (mean - middle) * (level - own) * (2 / levels)
         # the selection keeps compilers from fusing the product into the subtraction of the largest, where
         # scores of 1e26 would differ from themselves by 1e19
-        relative = jnp.where(each == own, 0, relative)
+        return jnp.where(level == own, 0, relative)
+
+    def scores(own, mean, log_var):
+        """Logits of all levels, relative to that of the level `own` [*d]."""
+        own = own.astype(mean.dtype)
+        precision = jnp.exp(-jnp.broadcast_to(log_var, mean.shape))
+        each = jnp.arange(levels, dtype=mean.dtype).reshape((1,) * mean.ndim + (-1,))
+        relative = closer(each, own[..., None], mean[..., None], precision[..., None])
         if log_counts is None:
             return relative
-        return relative + prior_at(level, mean) - prior_at(own, mean)
+        return relative + prior_of(mean) - prior_at(own, mean)[..., None]
 
     def over_all(own, mean, log_var):
-        return -jnp.sum(jax.nn.logsumexp(scores(None, own, mean, log_var), -1))
+        return -jnp.sum(jax.nn.logsumexp(scores(own, mean, log_var), -1))
 
     def over_near(own, mean, log_var):
+        own, precision = own.astype(mean.dtype), jnp.exp(-log_var)
         first = jnp.clip(nearest_level(mean, levels) - NEAR // 2, 0, levels - NEAR)
-        level = jnp.stack([first + i for i in range(NEAR)], -1)
-        return -jnp.sum(jax.nn.logsumexp(scores(level, own, mean, log_var), -1))
+
+        def logit(level):
+            relative = closer(level, own, mean, precision)
+            if log_counts is None:
+                return relative
+            return relative + prior_at(level, mean) - prior_at(own, mean)
+
+        # an array for each: XLA:CPU vectorises no short last axis
+        logits = [logit(first + i) for i in range(NEAR)]
+        top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, logits))
+        nats = jnp.ravel(top + jnp.log(sum(jnp.exp(logit - top) for logit in logits)))
+        # a product: XLA:CPU vectorises no sum, nor what it fuses into one
+        return -jnp.dot(nats, jnp.ones_like(nats), precision="highest")
 
     def is_near(dtype, log_var):
         """Whether what lies beyond the near levels is lost in the rounding of the sum."""
@@ -238,21 +256,21 @@ def _softmax(name: str, levels: Any, log_counts: np.ndarray | None = None) -> Li
         return beyond > span - math.log(jnp.finfo(dtype).eps / 4)
 
     # a conditional keeps the residuals of both of its branches
-    over_all_again = jax.checkpoint(over_all)
+    branches = [jax.checkpoint(branch) for branch in (over_near, over_all)]
 
     def log_prob(x, mean, log_var):
         own = _as_levels(x, levels, name)
         if levels <= NEAR or jnp.ndim(log_var) > 0:
             return over_all(own, mean, log_var)
         near = is_near(mean.dtype, log_var)
-        return jax.lax.cond(near, over_near, over_all_again, own, mean, log_var)
+        return jax.lax.cond(near, *branches, own, mean, log_var)
 
     def sample(key, mean, log_var):
-        logits = scores(None, decode(mean), mean, log_var)
+        logits = scores(decode(mean), mean, log_var)
         return jax.random.categorical(key, logits, axis=-1).astype(_stored_type(levels))
 
     def expected(mean, log_var):
-        mass = jax.nn.softmax(scores(None, decode(mean), mean, log_var), -1)
+        mass = jax.nn.softmax(scores(decode(mean), mean, log_var), -1)
         return mass @ jnp.asarray(values, mean.dtype)
 
     return Likelihood(encode, decode, log_prob, sample, expected, denoised=False, levels=levels)
