@@ -396,7 +396,7 @@ MISTAKES = [
     ({"sample.sampler": "ancestal"}, r"sample\.sampler: unknown name 'ancestal'; .*'ancestral'"),
     (
         {"optimizer.decay_steps": 2},
-        r"optimizer\.decay_steps: expected more than warmup_steps = 2, found 2",
+        r"config\.optimizer\.decay_steps: expected more than warmup_steps = 2, found 2",
     ),
     (
         {"train.batch_size": 1501},

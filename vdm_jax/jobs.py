@@ -118,7 +118,7 @@ class One:
             )
         self.config, self.statistics = config, statistics
         self.model = build_model(config["model"], statistics)
-        self.optimizer, _ = make_optimizer(**config["optimizer"])
+        self.optimizer, _ = make_optimizer(**config["optimizer"], where="config.optimizer")
 
     def start(self) -> TrainState:
         """The state that training starts from."""
@@ -211,7 +211,7 @@ class Many:
     def optimizer_of(self, setting: Setting) -> Any:
         """Of one variant, whose setting may be traced."""
         settings = self.config["optimizer"] | {"learning_rate": setting.learning_rate}
-        return make_optimizer(**settings)[0]
+        return make_optimizer(**settings, where="config.optimizer")[0]
 
     def start(self) -> TrainState:
         """The state [R, ...] that training starts from."""
