@@ -208,14 +208,18 @@ def test_bounds_are_those_of_a_single_run(result):
         np.testing.assert_allclose(bits, nats / (9 * np.log(2)), rtol=2e-5)
 
 
-def setup_of(result):
+def prepared(config=None, **changes):
     from vdm_jax.comparison.setup import prepare
 
     names = ("base", "schedule", "likelihood", "optimizer")
     given = dict.fromkeys(names) | {"seeds": 2, "levels": 4, "data": images(), "network": NET}
     given |= {"parameterizations": ("mean", "v"), "heads": ("raw", "unit"), "timesteps": 20}
     given |= {"weightings": ("elbo", "simple"), "steps": 2, "batch_size": 8, "draws": 1}
-    return prepare(config=None, **given).many, result.params
+    return prepare(config=config, **given | changes)
+
+
+def setup_of(result):
+    return prepared().many, result.params
 
 
 def flat(tree):
@@ -471,11 +475,14 @@ def test_own_data(name):
         assert result.real < 1  # 20 draws
 
 
-def test_what_is_not_trained_is_said():
+def test_what_is_not_trained_is_said(tmp_path):
     hidden = jax.vmap(Equinox(eqx.nn.Linear(10, 9, key=jax.random.key(0))))
     result = compared(network=lambda xt, g: hidden(xt[None], g[None])[0])
     assert "the network has no parameters, so that nothing was trained" in result.table()
     assert "nothing was trained" in result.about["training"]
+    result.save(tmp_path)
+    saved = json.loads((tmp_path / "comparison.json").read_text())
+    assert saved["training"] == {"steps": [], "bits_per_dim": {name: [[], []] for name in result}}
     given = compared(network=OWN["equinox"], steps=1)
     assert "seeds differ in data and noise only" in given.table()
 
@@ -509,6 +516,62 @@ def test_integers_and_learned_schedules_of_the_users_choice(tmp_path):
         lambda key: vdm.parameterization_losses(lambda xt, g: 0 * xt, jnp.ones((3, 2)), key)["v"]
     )(jax.random.split(jax.random.key(0), 4))
     assert many.bits_per_dim.shape == (4, 3)
+
+
+def test_a_learned_schedule_is_compared_on_the_bound_alone():
+    built = prepared(schedule="learned_linear", weightings=None)
+    assert [*built.components["weightings"]] == ["elbo"]
+    assert [*prepared(weightings=None).components["weightings"]] == ["elbo", "simple"]
+    own = {"mine": lambda log_snr, exact: exact}
+    assert [*prepared(schedule="learned_linear", weightings=own).components["weightings"]] == [
+        "mine"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "own", "decay"),
+    [
+        (300, {}, 300),
+        (100, {}, None),  # 100 of warm-up
+        (100, {"warmup_steps": 10}, 100),
+        (300, {"warmup_steps": 300}, None),
+        (400, {"warmup_steps": 10, "accumulate": 4}, 100),  # updates
+        (400, {"decay_steps": 200}, 200),
+    ],
+)
+def test_the_decay_ends_with_the_steps(steps, own, decay):
+    found = prepared(steps=steps, optimizer=own).many.config["optimizer"]
+    assert found["decay_steps"] == decay and found.items() >= own.items()
+
+
+def with_times(times):
+    config = default()
+    config.model.base, config.model.times = "levels", times
+    return config
+
+
+def test_the_error_of_the_base_is_measured_for_every_head_that_may_use_it():
+    residuals = [
+        prepared(heads=heads, config=with_times(times)).many.statistics.residual is not None
+        for heads, times in (
+            (["raw"], "uniform"),
+            (["unit"], "uniform"),
+            ({"mine": "unit"}, "uniform"),
+            ({"mine": lambda base, gamma_t, mix, target: jnp.ones_like(gamma_t)}, "uniform"),
+            (["raw"], "analytic"),
+        )
+    ]
+    assert residuals == [False, True, True, True, True]
+
+
+def test_what_a_config_leaves_to_the_model_is_the_models():
+    config = default()
+    config.model = ConfigDict({"name": "vdm", "network": dict(NET)})
+    few = dict.fromkeys(("parameterizations", "heads", "weightings", "timesteps", "data", "levels"))
+    few |= dict.fromkeys(("seeds", "network", "steps", "batch_size", "draws")) | {"timesteps": ...}
+    found = prepared(config, **few)
+    assert found.about["timesteps"] is None and "base zero" in found.about["components"]
+    assert [[*part] for part in found.components.values()] == [["eps"], ["raw"], ["elbo"]]
 
 
 def test_double_precision():
@@ -602,7 +665,13 @@ WRONG = [
     ({"network": Dropped()}, "the NNX module Dropped has state besides its parameters"),
     ({"optimizer": {"lr": 1}}, "config.optimizer: unknown field 'lr'"),
     ({"reference": "eps"}, "reference: expected one of eps_raw_elbo, v_raw_elbo, found 'eps'"),
-    ({"schedule": "learned_linear", "weightings": ["simple"]}, "a learned schedule is trained on the bound"),
+    ({"schedule": "learned_linear", "weightings": ["simple"]}, "weightings: a learned .* found 'simple'"),
+    (
+        {"schedule": "learned_linear", "weightings": {"a": "elbo", "b": lambda log_snr, exact: exact}},
+        "weightings: a learned schedule is trained on the bound, expected 'elbo' alone, found 'a', 'b'",
+    ),
+    ({"optimizer": {"decay_steps": 50}}, "config.optimizer.decay_steps: expected more than warmup_steps = 100"),
+    ({"schedule": vdm.SCHEDULES["cosine"]}, "schedule: expected the name 'cosine' or what its factory returns"),
 ]  # fmt: skip
 
 

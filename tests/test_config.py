@@ -113,7 +113,7 @@ def fields(section):
 
 
 def test_every_field_is_an_argument_of_what_reads_it():
-    assert fields("optimizer") == keywords(make_optimizer)
+    assert fields("optimizer") == keywords(make_optimizer) - {"where"}
     assert fields("data") == {"name"} | keywords(load_dataset) - {"where"}
     assert fields("model") == {"name"} | keywords(MODELS["vdm"]) - {"where"}
     given = {"store", "log", "about", "axis_name", "process_index", "process_count", "prefetch"}

@@ -306,6 +306,17 @@ def test_the_hierarchy_over_the_fixed_encoder_is_the_vdm_term_by_term(settings, 
         assert np.all(abs(off.mean(0)) < slack), name
 
 
+def test_float32_data_under_double_precision():
+    """The schedule's numbers are doubles there, whatever the data are."""
+    chain = {"name": "diffusion", "timesteps": 3, "network": TINY, "schedule": MILD}
+    with jax.enable_x64(True):
+        model = mhvae(Statistics((3,), None), chain=chain, likelihood="gaussian")
+        params, x = model.init(jax.random.key(0)), jnp.ones((2, 3), jnp.float32)
+        assert model.elbo(params, jax.random.key(1), x, draws=2).total.shape == (2,)
+        if model.importance is not None:
+            assert model.importance(params, jax.random.key(1), x, 2).shape == (2,)
+
+
 # --- training ----------------------------------------------------------------------------------------
 
 

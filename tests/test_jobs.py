@@ -242,6 +242,18 @@ def test_a_run_that_diverges_leaves_the_others_alone(trained, tmp_path, capsys):
 # ---------------------------------------------------------------- names and mistakes
 
 
+def test_rows_of_a_field_that_is_left_to_the_model():
+    config = to_dict(tiny(heads=("raw", "unit")))
+    del config["model"]["head"]
+    assert [*expand(config)] == ["raw", "unit"]
+
+
+def test_seeds_share_what_is_compiled(trained):
+    runs, _, _ = trained
+    evaluators = {id(runs[f"eps_seed{i}"]._compiled[1, 1]) for i in (0, 1)}
+    assert len(evaluators) == 1 and id(runs["v_seed0"]._compiled[1, 1]) not in evaluators
+
+
 def test_names():
     def names(**runs):
         return list(expand(to_dict(tiny(**runs))))
@@ -282,6 +294,12 @@ def test_a_mean_in_continuous_time_and_models_without_rows(tmp_path):
     vae.runs.heads, vae.runs.parameterizations = (), ("eps",)
     with pytest.raises(ValueError, match="'vae' has no parameterization"):
         run.train_side_by_side(vae, tmp_path / "run")
+    ae = runpy.run_path(str(SMOKE.with_name("ae.py")))["get_config"]()
+    ae.runs.seeds = (0, 1)
+    with pytest.raises(
+        ValueError, match=r"config\.runs: runs are compared by their bounds, but an"
+    ):
+        run.train_side_by_side(ae, tmp_path / "run")
     with pytest.raises(ValueError, match="asks for runs side by side"):
         run.train(tiny(seeds=(0, 1)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -271,7 +271,7 @@ def test_continuous_data_stay_as_they_are():
     assert likelihood.levels is None
     np.testing.assert_array_equal(likelihood.encode(x), x)
     np.testing.assert_array_equal(likelihood.decode(x), x)
-    assert likelihood.encode(np.arange(3)).dtype == jnp.float32
+    assert likelihood.encode(np.arange(3.0)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("x", [np.zeros((2, 3), np.float32), np.zeros((2, 3), bool), 0.5])
@@ -284,6 +284,21 @@ def test_floats_are_refused_where_levels_are_expected(name, x):
     latent = jnp.zeros(np.shape(x))
     with pytest.raises(TypeError, match=found):
         likelihood.log_prob(x, latent, jnp.zeros(()))
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 3), np.uint8), np.zeros((2, 3), bool), 5])
+def test_integers_are_refused_where_floats_are_expected(x):
+    likelihood = LIKELIHOODS["gaussian"]()
+    found = rf"'gaussian': expected floats, found {jnp.asarray(x).dtype} of shape"
+    with pytest.raises(TypeError, match=found):
+        likelihood.encode(x)
+    with pytest.raises(TypeError, match=found):
+        likelihood.log_prob(x, jnp.zeros(np.shape(x)), jnp.zeros(()))
+
+
+def test_counts_that_are_not_there_are_asked_for():
+    with pytest.raises(ValueError, match=r"expected log_counts of the training split.*found None"):
+        LIKELIHOODS["histogram"](levels=4, log_counts=None)
 
 
 @pytest.mark.parametrize("levels", [1, 0, -4])

@@ -400,3 +400,8 @@ def test_mistakes_are_named(settings, message):
     with pytest.raises(ValueError, match=message) as caught:
         effective_weights(**settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_single_time_is_no_list_of_them():
+    with pytest.raises(ValueError, match=r"times: expected a list of them, found shape \(\)"):
+        effective_weights(times=0.5)

@@ -49,7 +49,7 @@ def test_specs_build(spec, expected):
     assert build(SHAPES, spec) == expected
 
 
-@pytest.mark.parametrize("built", [circle, SCHEDULES["linear"]()])
+@pytest.mark.parametrize("built", [print, SCHEDULES["linear"]()])
 def test_what_is_built_passes_through(built):
     assert build(SHAPES, built, "model.shape", radius=5) is built
 
@@ -110,6 +110,10 @@ def test_shared_arguments(spec, shared, expected):
             "model.shape: 'circle' has no argument 'qqq'; choices: colour, radius",
         ),
         ("circle", "model.shape: 'circle' needs radius"),
+        (
+            circle,
+            "model.shape: expected the name 'circle' or what its factory returns, found the factory",
+        ),
         (
             {"name": "circle", "radius": -1},
             "model.shape: circle: radius must be positive, found -1",

@@ -4,6 +4,7 @@ import itertools
 import math
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -656,6 +657,41 @@ def test_mean_is_sampled_in_steps_of_its_chain():
 def test_mistakes_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         vdm(STATISTICS, **settings)
+
+
+def test_settings_that_are_left_out_or_wrong():
+    x, key = jnp.zeros((2, *SHAPE), jnp.uint8), jax.random.key(0)
+    mean = model_of(parameterization="mean", timesteps=7)  # of which 1000 is no divisor
+    params = init_params(mean)
+    assert jax.eval_shape(lambda key: mean.sample(params, key, 2), key).shape == (2, *SHAPE)
+    with pytest.raises(ValueError, match="draws must be at least 1, found 0"):
+        mean.elbo(params, key, x, draws=0)
+    with pytest.raises(
+        TypeError, match=r"batch: expected a `Batch` or an array .* dict of 'image'"
+    ):
+        mean.loss(params, key, {"image": x})
+    with pytest.raises(TypeError, match=r"batch: expected .*, found an array of shape \(\)"):
+        mean.loss(params, key, jnp.zeros((), jnp.uint8))
+
+
+class Module(nn.Module):
+    @nn.compact
+    def __call__(self, xt, gamma_t, extra):
+        inputs = xt, extra, jnp.broadcast_to(gamma_t[:, None, None], xt.shape)
+        return nn.Dense(xt.shape[-1])(jnp.concatenate(inputs, -1))
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters"), [(Module(), 2), (lambda xt, gamma_t: gamma_t * xt, 0)]
+)
+def test_networks_of_other_libraries_are_taken_as_they_are(network, parameters):
+    model, key = model_of(network=network, base="levels"), jax.random.key(0)
+    params = model.init(key)
+    assert len(jax.tree.leaves(params["network"])) == parameters
+    loss, _ = model.loss(params, key, jnp.zeros((2, *SHAPE), jnp.uint8))
+    assert np.isfinite(loss)
+    with pytest.raises(ValueError, match=r"model\.network: cannot be applied to xt"):
+        model_of(network=lambda xt: xt)
 
 
 def test_floats_for_data_on_levels_are_refused():

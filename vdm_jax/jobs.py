@@ -18,7 +18,7 @@ import numpy as np
 
 from vdm_jax.bases import HEADS
 from vdm_jax.data import Dataset, Split, train_batches
-from vdm_jax.models import Model, Statistics, build_model
+from vdm_jax.models import Model, Statistics, build_model, completed
 from vdm_jax.nets.own import by_row, is_by_row
 from vdm_jax.parameterizations import PARAMETERIZATIONS, selected, stacked
 from vdm_jax.specs import build
@@ -77,8 +77,9 @@ def expand(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for axis, values in asked.items():
         if len({*map(str, values)}) < len(values):
             raise ValueError(f"config.runs.{axis}: expected each value once, found {values}")
+    known = completed(config["model"])
     for name in CHOICES:
-        if asked[name] and AXES[name].field not in config["model"]:
+        if asked[name] and AXES[name].field not in known:
             raise ValueError(
                 f"config.runs.{name}: {config['model']['name']!r} has no {AXES[name].field}"
             )
@@ -243,10 +244,12 @@ class Many:
         self, state: TrainState, workdir: Path, layout: Layout, loaded: Dataset | None = None
     ) -> dict[str, Trained]:
         """Each run with its part of the state that training ended in, and the data if loaded already."""
-        found = {}
+        found, shared = {}, {}
         for i, (name, config) in enumerate(self.members.items()):
-            own = jax.tree.map(itemgetter(i), state)
-            model = build_model(config["model"], self.statistics)
-            parts = model, self.statistics, own, workdir, layout
+            own, spec = jax.tree.map(itemgetter(i), state), repr(config["model"])
+            if spec not in shared:  # by seeds and rates, with what is compiled for them
+                shared[spec] = build_model(config["model"], self.statistics), {}
+            model, compiled = shared[spec]
+            parts = model, self.statistics, own, workdir, layout, compiled
             found[name] = Trained(config, *parts, _loaded=loaded)
         return found

@@ -25,7 +25,7 @@ from jax.scipy.special import log_ndtr
 
 from vdm_jax.diffusion import alpha, log1mexp, log_sigma
 from vdm_jax.gaussian import Gaussian
-from vdm_jax.typing import Array, Data, Key, Reals, Scalar, as_float
+from vdm_jax.typing import Array, Data, Key, Reals, Scalar
 
 
 class Likelihood(NamedTuple):
@@ -92,6 +92,10 @@ def nearest_level(x0: Data, levels: int) -> Data:
 
 def of_levels(log_counts: Any, levels: int) -> np.ndarray:
     """Log-counts [..., K] as an array, refused if their last axis is not the levels."""
+    if log_counts is None:
+        raise ValueError(
+            "histogram: expected log_counts of the training split, as `fit_statistics` counts them, found None"
+        )
     log_counts = np.asarray(log_counts, np.float32)
     if log_counts.ndim < 1 or log_counts.shape[-1] != levels:
         raise ValueError(
@@ -169,7 +173,11 @@ def gaussian() -> Likelihood:
     """N(mean, variance) for continuous data."""
 
     def encode(x):  # half precision holds data, but neither noise nor times
-        x = as_float(x)
+        x = jnp.asarray(x)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"likelihood 'gaussian': expected floats, found {x.dtype} of shape {x.shape}"
+            )
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def log_prob(x, mean, log_var):

@@ -157,8 +157,8 @@ def explanation(error: Exception) -> str | None:
         size = to_dict(CONFIG.value)["train"]["batch_size"]
         return (
             f"out of memory with config.train.batch_size = {size}: {line or 'no memory left'}; "
-            "give a smaller one, with config.optimizer.accumulate for as many examples per update, "
-            "or a network with remat = 'full'"
+            "give a smaller one, with config.optimizer.accumulate and more config.train.steps for as "
+            "many examples per update, or a network with remat = 'full'"
         )
     if jax.process_count() == 1:
         return None

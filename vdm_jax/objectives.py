@@ -82,7 +82,8 @@ def effective_weights(
         levels, evenly spaced in log-SNR between the schedule's ends; of a shorter chain, all of its steps.
 
     Raises:
-      ValueError: unknown names, `mean` in continuous time, a learned schedule without its params.
+      ValueError: unknown names, `mean` in continuous time, a learned schedule without its params, a single
+        time.
 
     Examples:
       >>> import vdm_jax as vdm
@@ -98,6 +99,9 @@ def effective_weights(
     check_timesteps(timesteps, space, "space")
     if times is None:
         times = _even_times(schedule, schedule_params, timesteps)
+    times = jnp.asarray(times)
+    if times.ndim != 1:
+        raise ValueError(f"times: expected a list of them, found shape {times.shape}")
 
     def at(t):
         step, rate = training_interval(schedule, schedule_params, t, timesteps)
@@ -114,7 +118,7 @@ def effective_weights(
             relative=relative,
         )
 
-    return jax.vmap(at)(jnp.asarray(times))
+    return jax.vmap(at)(times)
 
 
 def _even_times(schedule: Schedule, params: Params, timesteps: int | None) -> Array:

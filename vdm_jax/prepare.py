@@ -46,6 +46,11 @@ def prepare(kind: type[Job], config: dict[str, Any], workdir: Path) -> tuple[Job
     layout = make_layout(config["train"]["parallel"], config["train"]["fsdp"])
     check_batch(layout, batch_size)
     dataset = load_dataset(**config["data"])
+    if dataset.levels is None:
+        raise ValueError(
+            f"config.data.name: a config needs data of K levels, {dataset.name!r} has floats; "
+            "`vdm_jax.compare` and models from Python take them"
+        )
     if batch_size > len(dataset.train.images):
         raise ValueError(
             f"config.train.batch_size: {dataset.train.name!r} has {len(dataset.train.images)} examples, "
@@ -57,7 +62,12 @@ def prepare(kind: type[Job], config: dict[str, Any], workdir: Path) -> tuple[Job
     for single in expand(config).values():
         if single["model"] not in tried:
             tried.append(single["model"])
-            _rehearse(single, build_model(single["model"], statistics), dataset)
+            model = build_model(single["model"], statistics)
+            if kind is Many and model.refusal is not None:
+                raise ValueError(
+                    f"config.runs: runs are compared by their bounds, but {model.refusal}"
+                )
+            _rehearse(single, model, dataset)
     jax.eval_shape(job.start)  # side by side, models are built inside traced functions
     by_first(partial(_claim, workdir, config, dataset, counts))
     about = about_data(dataset, counts)

@@ -2,7 +2,6 @@
 of the training losses of a config, what they weigh.
 """
 
-import inspect
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,10 @@ import jax
 import numpy as np
 
 from vdm_jax.jobs import expand
-from vdm_jax.models import MODELS, Statistics, build_model
+from vdm_jax.models import Statistics, build_model, completed
 from vdm_jax.objectives import EffectiveWeights, effective_weights
 from vdm_jax.schedules import SCHEDULES
-from vdm_jax.specs import build, choose, name_of
+from vdm_jax.specs import build, name_of
 from vdm_jax.trained import Trained, read_json, stream, write_json
 from vdm_jax.training.evaluate import PARTS, Evaluation
 from vdm_jax.training.logs import read_metrics
@@ -231,15 +230,12 @@ class Loss(NamedTuple):
 
 def _loss(config: dict[str, Any]) -> Loss:
     """The training loss of a config of one run."""
-    model = config["model"]
-    family = choose(MODELS, model["name"], "config.model.name")
-    parameters = inspect.signature(family).parameters
-    if "parameterization" not in parameters:
+    model, spec = config["model"], completed(config["model"])
+    if "parameterization" not in spec:
         raise ValueError(f"--mode=weights: {model['name']!r} has no noise levels to weigh")
     # for its messages; the weights are the same for any data, so that none need be read
     anything = Statistics((1,), 2, log_counts=np.zeros((1, 2), np.float32))
     build_model(model | {"likelihood": "softmax"}, anything)
-    spec = {name: parameter.default for name, parameter in parameters.items()} | model
     output, weighting = _words(spec["parameterization"]), _words(spec["weighting"])
     space = output if spec["space"] is None else _words(spec["space"])
     path = spec["schedule"] if spec["train_schedule"] is None else spec["train_schedule"]

@@ -15,6 +15,7 @@ from vdm_jax.data import Dataset
 from vdm_jax.jobs import Many, One
 from vdm_jax.prepare import Data, Job, find, prepare
 from vdm_jax.report import compare, report
+from vdm_jax.specs import choose
 from vdm_jax.trained import Trained, check_data, write_json
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.interrupt import listening
@@ -256,9 +257,8 @@ def _restore(
     asked = find(kind, workdir)
     like = jax.eval_shape(asked.start)
     with CheckpointStore(workdir / "checkpoints", read_only=True) as store:
-        number = (
-            {"newest": store.latest, "best": store.best}[step]() if isinstance(step, str) else step
-        )
+        by_name = {"newest": store.latest, "best": store.best}
+        number = choose(by_name, step, "step")() if isinstance(step, str) else step
         if step == "best" and number is None:
             raise FileNotFoundError(
                 f"no best checkpoint in {store.folder}: config.train.evaluate_every evaluated none"

@@ -5,8 +5,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-Spec = str | Mapping[str, Any]
-
 
 def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
     """Look `name` up in a table.
@@ -31,8 +29,8 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
         the spec's own value wins unless it is None.
 
     Raises:
-      ValueError: an unknown name (with the choices), an unknown or missing argument (with the nearest),
-        or what the factory itself refuses.
+      ValueError: an unknown name (with the choices), an unknown or missing argument (with the nearest), a
+        factory that is not called, or what the factory itself refuses.
 
     Examples:
       >>> schedule = vdm.build(vdm.SCHEDULES, {"name": "linear", "gamma_max": 4.0})
@@ -45,6 +43,11 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
     if spec is None or type(spec) in (bool, int, float, list, tuple):
         raise ValueError(f"{where}: expected a name or {{'name': ...}}, found {spec!r}")
     if not isinstance(spec, str | Mapping):
+        for name, factory in table.items():
+            if spec is factory:
+                raise ValueError(
+                    f"{where}: expected the name {name!r} or what its factory returns, found the factory"
+                )
         return spec
     kwargs = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "name" not in kwargs:

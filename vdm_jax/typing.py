@@ -70,6 +70,9 @@ class Batch(NamedTuple):
 def as_batch(batch: Batch | Any) -> Batch:
     """Give a plain array [B, *d] the places of a batch that is global by itself.
 
+    Raises:
+      TypeError: neither a batch nor an array of examples.
+
     Examples:
       >>> from vdm_jax.typing import as_batch
       >>> as_batch(jnp.zeros((4, 3))).phase.tolist()
@@ -77,8 +80,17 @@ def as_batch(batch: Batch | Any) -> Batch:
     """
     if isinstance(batch, Batch):
         return batch
+    if not hasattr(batch, "shape") or not batch.shape:
+        raise TypeError(f"batch: expected a `Batch` or an array [B, *d], found {_kind(batch)}")
     index = jnp.arange(batch.shape[0], dtype=jnp.int32)
     return Batch(batch, index, index.astype(jnp.float32) / batch.shape[0])
+
+
+def _kind(value: Any) -> str:
+    if hasattr(value, "shape"):
+        return f"an array of shape {value.shape}"
+    keys = f" of {', '.join(map(repr, value))}" if isinstance(value, dict) else ""
+    return type(value).__name__ + keys
 
 
 def as_float(x: Any) -> Array:

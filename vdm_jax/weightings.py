@@ -52,6 +52,12 @@ def p2(*, k: float = 1.0, power: float = 1.0) -> Weighting:
     return lambda log_snr, exact: jnp.exp(-power * jnp.logaddexp(math.log(k), log_snr))
 
 
+def is_bound(weigh: Weighting) -> bool:
+    """Whether a weighting, none that is traced, is that of the bound."""
+    with jax.ensure_compile_time_eval():  # models are built inside traced functions, too
+        return bool(weigh(jnp.asarray(0.7), jnp.asarray(2.3)) == jnp.asarray(2.3))
+
+
 WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "elbo": elbo,
     "simple": simple,

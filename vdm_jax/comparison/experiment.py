@@ -61,8 +61,8 @@ def compare(
         (train, test), a `Mixture`.
       seeds: how many (3 by default), or which.
       steps: of training, 2000 by default; 0 compares what is given as it is.
-      weightings, heads: as parameterizations; ("elbo", "simple") and ("raw", "unit") by default. A weighting is
-        of the squared error of the network's own output.
+      weightings, heads: as parameterizations; ("elbo", "simple") and ("raw", "unit") by default, "elbo" alone
+        under a learned schedule. A weighting is of the squared error of the network's own output.
       base: of `BASES`; "histogram" for K levels and "zero" for floats by default.
       network: a name or spec of `NETS`, or what `vdm_jax.nets.as_network` takes: Linen modules, (init, apply),
         callables; a small MLP by default. {parameterization: network} gives each its own.
@@ -70,7 +70,8 @@ def compare(
       timesteps: T of the chain, 1000 by default (left out), or None for continuous time.
       likelihood: of `LIKELIHOODS`; "softmax" for K levels and "gaussian" for floats by default.
       levels: K of integer arrays.
-      optimizer: fields of `config.optimizer` that are to differ; its cosine decay ends with the steps.
+      optimizer: fields of `config.optimizer` that are to differ; its cosine decay ends with the steps, unless
+        it is one of them or the warm-up is longer.
       batch_size: 64 by default.
       draws: of each test example's bound, 8 by default.
       bins: of log-SNR, of equal width between the schedule's ends.
@@ -79,7 +80,9 @@ def compare(
       samples: drawn of each variant and seed, for each number of steps.
       features: (data as stored [n, *d]) -> [n, f], for the distance of samples from images; pixels by default.
       reference: the variant that differences are taken to; the one with the lowest bound by default.
-      config: of `vdm_jax.config`; what is not given above is taken from it.
+      config: of `vdm_jax.config`; what is not given above is taken from its data, model, runs, optimizer and
+        evaluate, and the steps, the batch size and the average from its train. The rest of train and its
+        sample are not: all devices share the batch, and samples are ancestral.
       progress: show a bar on stderr.
 
     Returns:

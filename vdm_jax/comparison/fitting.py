@@ -64,7 +64,7 @@ def fit(setup: Setup, progress: bool) -> Fitted:
     return Fitted(
         start,
         state,
-        curve=np.asarray([found[part, 0].mean(0) for part in parts]),
+        curve=np.reshape([found[part, 0].mean(0) for part in parts], (-1, *found.shape[2:])),
         steps=np.asarray([part[-1] + 1 for part in parts], int),
         skipped=found[:, 1].sum(0),
     )

@@ -16,7 +16,7 @@ from vdm_jax.elbo import training_interval
 from vdm_jax.jobs import AXES, CHOICES, Many
 from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.mixtures import Mixture
-from vdm_jax.models import Statistics
+from vdm_jax.models import Statistics, completed
 from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.nets import NETS
 from vdm_jax.nets.own import as_network, carries_weights, is_by_row, try_network
@@ -24,6 +24,7 @@ from vdm_jax.parameterizations import Parameterization
 from vdm_jax.schedules import SCHEDULES, Schedule
 from vdm_jax.specs import build, name_of
 from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.weightings import is_bound
 
 FITTED = 2000  # training examples that the base's error is measured on, at most
 INCONSISTENT = 1e-3  # of the terms of skip·x_t + out·target
@@ -35,7 +36,7 @@ CONTINUOUS = {"base": "zero", "likelihood": "gaussian"}
 DEFAULTS: dict[str, Any] = {
     "parameterizations": ("mean", "x0", "eps", "v"),
     "heads": ("raw", "unit"),
-    "weightings": ("elbo", "simple"),
+    "weightings": None,  # the bound's, and unless the schedule is trained on it, the simple one
     "seeds": 3,
     "steps": 2000,
     "batch_size": 64,
@@ -91,9 +92,23 @@ def prepare(*, config: Any, **given: Any) -> Setup:
         )
     kind = CONTINUOUS if dataset.levels is None else DISCRETE
     asked |= {name: kind[name] for name in kind if asked[name] is None}
-    components = {axis: _components(axis, asked[axis]) for axis in CHOICES}
-    # the error of the base is what unit heads multiply by, and what times are drawn by before training
-    measured = "unit" in components["heads"] or name_of(asked["times"]) != "uniform"
+    learned = build(SCHEDULES, asked["schedule"], "schedule").learned
+    if asked["weightings"] is None:
+        asked["weightings"] = ("elbo",) if learned else ("elbo", "simple")
+    specs = {axis: _specs(axis, asked[axis]) for axis in CHOICES}
+    components = {
+        axis: {name: build(AXES[axis].table or {}, spec, axis) for name, spec in named.items()}
+        for axis, named in specs.items()
+    }
+    weightings = components["weightings"]
+    if learned and (len(weightings) > 1 or not all(map(is_bound, weightings.values()))):
+        raise ValueError(
+            f"weightings: a learned schedule is trained on the bound, expected 'elbo' alone, "
+            f"found {', '.join(map(repr, weightings))}"
+        )
+    # the error of the base is what heads may multiply by, and what times are drawn by before training
+    users = [*map(name_of, specs["heads"].values()), name_of(asked["times"])]
+    measured = not {*users} <= {"raw", "uniform"}
     statistics = _statistics(dataset, asked["base"], measured=measured)
     network = _network(asked["network"], dataset.shape, components["parameterizations"])
     tables = {"schedule": SCHEDULES, "base": BASES, "likelihood": LIKELIHOODS}
@@ -162,7 +177,7 @@ def _asked(config: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     plain = to_dict(default() if config is None else config)
     asked = dict(DEFAULTS)
     if config is not None:
-        model, runs, train = plain["model"], plain["runs"], plain["train"]
+        model, runs, train = completed(plain["model"]), plain["runs"], plain["train"]
         if model["name"] != "vdm":
             raise ValueError(
                 f"config.model.name: expected 'vdm', which has parameterizations, found {model['name']!r}"
@@ -185,11 +200,12 @@ def _asked(config: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str
         asked[name] = check_whole(name, asked[name], least=least)
     if asked["timesteps"] is not None:
         asked["timesteps"] = check_whole("timesteps", asked["timesteps"], least=1)
-    optimizer = plain["optimizer"]
-    if config is None or given["steps"] is not None:  # else the config's own
-        warm = asked["steps"] > optimizer["warmup_steps"]
-        optimizer |= {"decay_steps": asked["steps"] if warm else None}
-    plain = to_dict(plain | {"optimizer": optimizer | dict(asked.pop("optimizer", {}))})
+    own = dict(asked.pop("optimizer", {}))
+    plain = to_dict(plain | {"optimizer": plain["optimizer"] | own})
+    if "decay_steps" not in own and (config is None or given["steps"] is not None):
+        optimizer = plain["optimizer"]  # else the config's own
+        updates = asked["steps"] // optimizer["accumulate"]
+        optimizer["decay_steps"] = updates if updates > optimizer["warmup_steps"] else None
     return asked, plain
 
 
@@ -220,8 +236,8 @@ def check_whole(name: str, value: Any, *, least: int) -> int:
     return int(value)
 
 
-def _components(axis: str, values: Any) -> dict[str, Any]:
-    """The built rows of one axis by name."""
+def _specs(axis: str, values: Any) -> dict[str, Any]:
+    """What one axis is asked to compare, by name."""
     if isinstance(values, str) or (isinstance(values, Mapping) and "name" in values):
         values = [values]
     if not isinstance(values, Mapping | Sequence) or not values:
@@ -237,7 +253,7 @@ def _components(axis: str, values: Any) -> dict[str, Any]:
         name = _words(value)
         if name in found:
             raise ValueError(f"{axis}: expected each once, found {name!r} twice")
-        found[name] = build(AXES[axis].table or {}, spec, axis)
+        found[name] = spec
     return found
 
 
@@ -302,6 +318,7 @@ def _tried(many: Many, dataset: Dataset) -> tuple[str, bool]:
         model = many.model_of(variant)
         params = jax.eval_shape(model.init, key)
         jax.eval_shape(model.loss, params, key, x)
+        many.optimizer_of(variant)
         bound = model.bound
     return bound, bool(jax.tree.leaves(params))
 

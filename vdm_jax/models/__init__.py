@@ -22,6 +22,7 @@ __all__ = [
     "Statistics",
     "base_of",
     "build_model",
+    "completed",
     "mhvae",
     "vae",
     "vdm",
@@ -42,11 +43,28 @@ def build_model(
     Raises:
       ValueError: an unknown name or field, or what the family itself refuses.
     """
-    fields = dict(spec)
-    family = choose(MODELS, fields.pop("name"), f"{where}.name")
-    parameters = inspect.signature(family).parameters
-    known = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n != "where"]
+    family, known = _family(spec, where)
+    fields = {key: value for key, value in spec.items() if key != "name"}
     for key in fields:
         if key not in known:
             raise ValueError(f"{where}: unknown field {key!r}{nearest(key, known)}")
     return family(statistics, **fields, where=where)
+
+
+def completed(spec: Mapping[str, Any], where: str = "config.model") -> dict[str, Any]:
+    """A spec with what it leaves to its family: the defaults of the fields that it does not give.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    _, known = _family(spec, where)
+    return {name: p.default for name, p in known.items() if p.default is not p.empty} | dict(spec)
+
+
+def _family(
+    spec: Mapping[str, Any], where: str
+) -> tuple[Callable[..., Model], dict[str, inspect.Parameter]]:
+    """The family that a spec names, and its fields."""
+    family = choose(MODELS, spec["name"], f"{where}.name")
+    parameters = inspect.signature(family).parameters.items()
+    return family, {n: p for n, p in parameters if p.kind is p.KEYWORD_ONLY and n != "where"}

@@ -183,15 +183,18 @@ def hierarchy(
         x0 = likelihood.encode(batch.x)
         (draw_keys,) = example_keys(key, batch.index, 1)
 
-        def add(total, i):
+        def one_draw(i):
             one = ascend(chain, params, fold_each(draw_keys, i), x0)
             *inner, last = [level_terms(level) for level in one.levels]
             matching = sum(inner, jnp.zeros_like(last))
-            parts = Elbo(nats_of(batch.x, one.observation), matching, last)
-            return jax.tree.map(jnp.add, total, parts), None
+            return Elbo(nats_of(batch.x, one.observation), matching, last)
 
-        zeros = jnp.zeros(x0.shape[0], x0.dtype)
-        total, _ = jax.lax.scan(add, Elbo(zeros, zeros, zeros), jnp.arange(draws))
+        def add(total, i):
+            return jax.tree.map(jnp.add, total, one_draw(i)), None
+
+        numbers = jnp.arange(draws)
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(one_draw, numbers[0]))
+        total, _ = jax.lax.scan(add, nothing, numbers)
         return jax.tree.map(lambda sum_: sum_ / draws, total)
 
     def importance(params, key, batch, samples):
@@ -200,13 +203,16 @@ def hierarchy(
         x0 = likelihood.encode(batch.x)
         (draw_keys,) = example_keys(key, batch.index, 1)
 
-        def add(log_sum, i):
+        def log_weight(i):
             one = ascend(chain, params, fold_each(draw_keys, i), x0)
-            log_weight = -nats_of(batch.x, one.observation) - log_ratio(one)
-            return jnp.logaddexp(log_sum, log_weight), None
+            return -nats_of(batch.x, one.observation) - log_ratio(one)
 
-        nothing = jnp.full(x0.shape[0], -jnp.inf, x0.dtype)
-        log_sum, _ = jax.lax.scan(add, nothing, jnp.arange(samples))
+        def add(log_sum, i):
+            return jnp.logaddexp(log_sum, log_weight(i)), None
+
+        numbers = jnp.arange(samples)
+        nothing = jnp.full_like(jax.eval_shape(log_weight, numbers[0]), -jnp.inf)
+        log_sum, _ = jax.lax.scan(add, nothing, numbers)
         return math.log(samples) - log_sum
 
     def sample(params, key, n, draw=True):

@@ -34,7 +34,7 @@ from vdm_jax.specs import build, name_of
 from vdm_jax.times import RUNNING, TIMES, Drawn, draw_weighted, follow, mean_square, probabilities
 from vdm_jax.typing import Array, as_batch
 from vdm_jax.variance import copies, tie
-from vdm_jax.weightings import WEIGHTINGS, Weighting
+from vdm_jax.weightings import WEIGHTINGS, is_bound
 
 
 def vdm(
@@ -57,7 +57,7 @@ def vdm(
 
     Args:
       statistics: shape, levels and moments of the training split.
-      network: of `NETS`.
+      network: of `NETS`, or what `vdm_jax.nets.as_network` takes: Linen modules, (init, apply), callables.
       schedule: of `SCHEDULES`; a learned one is trained with the network on the bound, in continuous time what
         lies between its ends on the variance of the loss (`Schedule.interior`).
       train_schedule: of `SCHEDULES`, or None for `schedule`: where the training loss draws its times. The
@@ -99,7 +99,7 @@ def vdm(
     spread = build(TIMES, times, f"{where}.times")
     check_timesteps(timesteps, row, f"{where}.parameterization")
     check_timesteps(timesteps, error_space, f"{where}.space")
-    if schedule.learned and not _is_bound(weigh):
+    if schedule.learned and not is_bound(weigh):
         raise ValueError(
             f"{where}.weighting: a learned schedule is trained on the bound, expected 'elbo', "
             f"found {weighting!r}"
@@ -236,6 +236,7 @@ def vdm(
         return bits * jnp.mean(split_by_noise(one.interval, one.loss.matching, edges), 0)
 
     def elbo_by_noise(params, key, batch, edges, draws=1):
+        check_steps(draws, "draws must be at least 1")
         batch = as_batch(batch)
         x0 = likelihood.encode(batch.x)
         time_keys, draw_keys = example_keys(key, batch.index, 2)
@@ -267,7 +268,7 @@ def vdm(
 
         return jnp.abs(net.gain(jax.vmap(at)(t)))
 
-    def sample(params, key, n, sampler="ancestral", steps=1000):
+    def sample(params, key, n, sampler="ancestral", steps=1000 if row.continuous else timesteps):
         check_steps(steps, "sample.steps: steps must be at least 1")
         grid = timesteps or steps
         if not row.continuous and grid % steps != 0:
@@ -320,11 +321,6 @@ def split_by_noise(steps: Interval, values: Array, edges: Any) -> Array:
     middle = steps.gamma_t - 0.5 * steps.delta
     bins = jnp.searchsorted(jnp.asarray(edges[1:-1], middle.dtype), middle, side="right")
     return jax.nn.one_hot(bins, len(edges) - 1, dtype=values.dtype) * values[:, None]
-
-
-def _is_bound(weigh: Weighting) -> bool:
-    with jax.ensure_compile_time_eval():  # models are built inside traced functions, too
-        return bool(weigh(jnp.asarray(0.7), jnp.asarray(2.3)) == jnp.asarray(2.3))
 
 
 def _other_path(schedule: Schedule, spec: Any, timesteps: int | None, where: str) -> Schedule:
