@@ -177,7 +177,8 @@ def _asked(config: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     plain = to_dict(default() if config is None else config)
     asked = dict(DEFAULTS)
     if config is not None:
-        model, runs, train = completed(plain["model"]), plain["runs"], plain["train"]
+        model: dict[Any, Any] = completed(plain["model"])
+        runs, train = plain["runs"], plain["train"]
         if model["name"] != "vdm":
             raise ValueError(
                 f"config.model.name: expected 'vdm', which has parameterizations, found {model['name']!r}"

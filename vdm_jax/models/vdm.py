@@ -114,6 +114,9 @@ def vdm(
     # in continuous time alone: the bound of a chain depends on the interior
     by_variance = timesteps is None and schedule.interior is not None
 
+    # of sampling; a `mean` knows no chain but its own
+    usual_steps = 1000 if row.continuous or timesteps is None else timesteps
+
     words = [name_of(part) for part in first]
     words += [f"{key} {name_of(part)}" for key, part in others.items() if part is not None]
     components = f"vdm: {', '.join(words)}"
@@ -268,7 +271,7 @@ def vdm(
 
         return jnp.abs(net.gain(jax.vmap(at)(t)))
 
-    def sample(params, key, n, sampler="ancestral", steps=1000 if row.continuous else timesteps):
+    def sample(params, key, n, sampler="ancestral", steps=usual_steps):
         check_steps(steps, "sample.steps: steps must be at least 1")
         grid = timesteps or steps
         if not row.continuous and grid % steps != 0:
