@@ -24,7 +24,7 @@ from vdm_jax.likelihoods import LIKELIHOODS, least_noisy
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, regression_target, to_x0
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
 from vdm_jax.specs import build, choose
-from vdm_jax.typing import Array, Data, Key, Params, Real, Reals, Scalar, as_float
+from vdm_jax.typing import Array, Data, Key, Params, PyTree, Real, Reals, Scalar, as_float
 
 Denoise = Callable[[Data, Scalar], Data]
 """(xt, gamma_t) -> F, for one example."""
@@ -75,6 +75,18 @@ def check_steps(steps: Any, what: str) -> None:
         raise ValueError(f"{what}, found {steps!r}")
     if steps > MAX_STEPS:
         raise ValueError(f"{what}, and at most 2**24 for float32 times, found {steps!r}")
+
+
+def mean_of_draws(draw: Callable[[Any], PyTree], draws: int) -> PyTree:
+    """Mean of `draw(i)`, a tree of arrays, over i < draws, one after the other."""
+
+    def add(total, i):
+        return jax.tree.map(jnp.add, total, draw(i)), None
+
+    numbers = jnp.arange(draws)
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(draw, numbers[0]))
+    total, _ = jax.lax.scan(add, nothing, numbers)
+    return jax.tree.map(lambda sum_: sum_ / draws, total)
 
 
 def check_timesteps(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.elbo import Elbo, check_steps
+from vdm_jax.elbo import Elbo, check_steps, mean_of_draws
 from vdm_jax.gaussian import Gaussian, cross_entropy, kl, standard_normal
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.models.chain import Chain
@@ -189,13 +189,7 @@ def hierarchy(
             matching = sum(inner, jnp.zeros_like(last))
             return Elbo(nats_of(batch.x, one.observation), matching, last)
 
-        def add(total, i):
-            return jax.tree.map(jnp.add, total, one_draw(i)), None
-
-        numbers = jnp.arange(draws)
-        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(one_draw, numbers[0]))
-        total, _ = jax.lax.scan(add, nothing, numbers)
-        return jax.tree.map(lambda sum_: sum_ / draws, total)
+        return mean_of_draws(one_draw, draws)
 
     def importance(params, key, batch, samples):
         check_steps(samples, "importance samples must be at least 1")

@@ -18,6 +18,7 @@ from vdm_jax.elbo import (
     check_timesteps,
     draw_times,
     matching,
+    mean_of_draws,
     prior,
     probe,
     training_interval,
@@ -251,15 +252,7 @@ def vdm(
             one = terms(params, batch.x, x0, at, end)
             return one, split_by_noise(at.interval, one.matching, edges)
 
-        def add(total, i):
-            return jax.tree.map(jnp.add, total, one_draw(i)), None
-
-        numbers = jnp.arange(draws)
-        nothing = jax.tree.map(
-            lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(one_draw, numbers[0])
-        )
-        total, _ = jax.lax.scan(add, nothing, numbers)
-        return jax.tree.map(lambda sum_: sum_ / draws, total)
+        return mean_of_draws(one_draw, draws)
 
     def elbo(params, key, batch, draws=1):
         bound, _ = elbo_by_noise(params, key, batch, np.zeros(1), draws)
