@@ -313,8 +313,8 @@ def test_float32_data_under_double_precision():
         model = mhvae(Statistics((3,), None), chain=chain, likelihood="gaussian")
         params, x = model.init(jax.random.key(0)), jnp.ones((2, 3), jnp.float32)
         assert model.elbo(params, jax.random.key(1), x, draws=2).total.shape == (2,)
-        if model.importance is not None:
-            assert model.importance(params, jax.random.key(1), x, 2).shape == (2,)
+        assert model.importance is not None
+        assert model.importance(params, jax.random.key(1), x, 2).shape == (2,)
 
 
 # --- training ----------------------------------------------------------------------------------------

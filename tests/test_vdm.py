@@ -682,7 +682,12 @@ class Module(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("network", "parameters"), [(Module(), 2), (lambda xt, gamma_t: gamma_t * xt, 0)]
+    ("network", "parameters"),
+    [
+        (Module(), 2),
+        (lambda xt, gamma_t: gamma_t * xt, 0),
+        ((lambda key, xt: jnp.ones(()), lambda params, xt, gamma_t: params * xt), 1),
+    ],
 )
 def test_networks_of_other_libraries_are_taken_as_they_are(network, parameters):
     model, key = model_of(network=network, base="levels"), jax.random.key(0)

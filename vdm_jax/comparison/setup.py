@@ -18,7 +18,7 @@ from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.mixtures import Mixture
 from vdm_jax.models import Statistics, completed
 from vdm_jax.models.statistics import fit_statistics
-from vdm_jax.nets import NETS
+from vdm_jax.nets import network_of
 from vdm_jax.nets.own import as_network, carries_weights, is_by_row, try_network
 from vdm_jax.parameterizations import Parameterization
 from vdm_jax.schedules import SCHEDULES, Schedule
@@ -92,16 +92,16 @@ def prepare(*, config: Any, **given: Any) -> Setup:
         )
     kind = CONTINUOUS if dataset.levels is None else DISCRETE
     asked |= {name: kind[name] for name in kind if asked[name] is None}
-    learned = build(SCHEDULES, asked["schedule"], "schedule").learned
+    schedule = build(SCHEDULES, asked["schedule"], "schedule")
     if asked["weightings"] is None:
-        asked["weightings"] = ("elbo",) if learned else ("elbo", "simple")
+        asked["weightings"] = ("elbo",) if schedule.learned else ("elbo", "simple")
     specs = {axis: _specs(axis, asked[axis]) for axis in CHOICES}
     components = {
         axis: {name: build(AXES[axis].table or {}, spec, axis) for name, spec in named.items()}
         for axis, named in specs.items()
     }
     weightings = components["weightings"]
-    if learned and (len(weightings) > 1 or not all(map(is_bound, weightings.values()))):
+    if schedule.learned and (len(weightings) > 1 or not all(map(is_bound, weightings.values()))):
         raise ValueError(
             f"weightings: a learned schedule is trained on the bound, expected 'elbo' alone, "
             f"found {', '.join(map(repr, weightings))}"
@@ -111,10 +111,9 @@ def prepare(*, config: Any, **given: Any) -> Setup:
     measured = not {*users} <= {"raw", "uniform"}
     statistics = _statistics(dataset, asked["base"], measured=measured)
     network = _network(asked["network"], dataset.shape, components["parameterizations"])
-    tables = {"schedule": SCHEDULES, "base": BASES, "likelihood": LIKELIHOODS}
-    model = {
+    model = {"schedule": schedule} | {
         name: build(table, asked[name], name, **statistics._asdict())
-        for name, table in tables.items()
+        for name, table in {"base": BASES, "likelihood": LIKELIHOODS}.items()
     }
     model |= {name: asked[name] for name in ("timesteps", "space", "train_schedule", "times")}
     runs = {axis: [*found] for axis, found in components.items()}
@@ -148,7 +147,7 @@ def prepare(*, config: Any, **given: Any) -> Setup:
         + [
             note
             for name, row in components["parameterizations"].items()
-            for note in _inconsistent(name, row, model["schedule"], asked["timesteps"])
+            for note in _inconsistent(name, row, schedule, asked["timesteps"])
         ],
     )
 
@@ -288,7 +287,7 @@ def _network(given: Any, shape: tuple[int, ...], rows: Mapping[str, Any]) -> Any
             )
         return {row: _network(given[row], shape, {}) for row in rows}
     if isinstance(given, str | Mapping):
-        network = build(NETS, given, "network")
+        network = network_of(given, shape)
         try_network(network, shape, "network")
         return network
     return as_network(given, shape)

@@ -10,7 +10,7 @@ from vdm_jax.bases import BASES, HEADS
 from vdm_jax.diffusion import Interval
 from vdm_jax.elbo import Probe
 from vdm_jax.models.model import Statistics
-from vdm_jax.nets import NETS, Network, as_network
+from vdm_jax.nets import network_of
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization
 from vdm_jax.specs import build
 from vdm_jax.typing import Array, Key, Params
@@ -40,9 +40,7 @@ def denoiser(
     statistics: Statistics, *, network: Any, parameterization: Any, base: Any, head: Any, where: str
 ) -> Denoiser:
     """Build a denoiser of specs; arguments as in `vdm`."""
-    net = build(NETS, network, f"{where}.network")
-    if not isinstance(net, Network):
-        net = as_network(net, statistics.shape, f"{where}.network")
+    net = network_of(network, statistics.shape, f"{where}.network")
     row = build(PARAMETERIZATIONS, parameterization, f"{where}.parameterization")
     base = build(BASES, base, f"{where}.base", **statistics._asdict())
     head = build(HEADS, head, f"{where}.head")

@@ -1,12 +1,14 @@
 """Networks. Flax lives here and nowhere else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from vdm_jax.nets.conv import conv_decoder, conv_encoder
 from vdm_jax.nets.mlp import mlp
 from vdm_jax.nets.network import Network
 from vdm_jax.nets.own import as_network
 from vdm_jax.nets.unet import unet, vdm_unet
+from vdm_jax.specs import build
 
 NETS: dict[str, Callable[..., Network]] = {
     "mlp": mlp,
@@ -24,6 +26,18 @@ __all__ = [
     "conv_decoder",
     "conv_encoder",
     "mlp",
+    "network_of",
     "unet",
     "vdm_unet",
 ]
+
+
+def network_of(given: Any, shape: tuple[int, ...], where: str = "network") -> Network:
+    """The network of a name, of a spec, or of what `as_network` takes; a `Network` is returned as it is.
+
+    Raises:
+      ValueError: what `build` and `as_network` refuse.
+    """
+    if isinstance(given, str | Mapping):
+        given = build(NETS, given, where)
+    return given if isinstance(given, Network) else as_network(given, shape, where)
