@@ -3,7 +3,7 @@
     python -m vdm_jax.main --config=configs/eps.py
 
 Measured: test 1.738 ± 0.018 bits/dim (297 examples, 16 draws each) after 1,500 steps,
-2.1 minutes on 2 CPU cores.
+2 to 4 minutes on 2 CPU cores.
 """
 
 from vdm_jax.config import default

@@ -2,8 +2,8 @@
 
     python -m vdm_jax.main --config=configs/score.py
 
-Measured: test 1.738 ± 0.018 bits/dim (297 examples, 16 draws each) after 1,500 steps,
-2.5 minutes on 2 CPU cores.
+Measured: test 1.738 ± 0.018 bits/dim (297 examples, 16 draws each) after 1,500 steps, some
+minutes on 2 CPU cores.
 """
 
 from vdm_jax.config import default

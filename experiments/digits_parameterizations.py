@@ -1,7 +1,9 @@
 """Train every parameterization with both heads on the embedded digits and tabulate their test bounds.
 
-    python experiments/digits_parameterizations.py [--quick] [--out=DIR] [--heads unit raw] [--rows eps v ...]
+    python experiments/digits_parameterizations.py [--quick] [--out=DIR] [--runs=DIR] [--heads unit raw] [--rows eps v ...]
 
+The tables of the README are those of `--heads unit`, and of `--heads raw --rows mean score` with
+`--out=experiments/results/digits_raw_heads`.
 Same network, base, data order and number of steps for all; `mean` with T = 1000, the others in continuous time.
 Writes results.json (numbers, configs, library versions) and table.md, with what the test split costs without a
 network. --quick trains each for seconds, to see that everything runs; its numbers mean nothing.

@@ -33,7 +33,7 @@ NETWORKS = {
     "MLP, 3 × 256": {"name": "mlp", "width": 256, "depth": 3},
     "U-Net, (16, 32)": {"name": "unet", "channels": (16, 32), "blocks": 1},
 }
-DISPATCH = {"mlp": 20, "unet": 1}  # steps; the gradients of convolutions are slow in loops on CPUs
+DISPATCH = {"mlp": 20, "unet": 1}  # steps
 
 
 def config_of(network: dict[str, Any], seeds: int) -> dict[str, Any]:

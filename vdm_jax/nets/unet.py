@@ -168,7 +168,7 @@ def vdm_unet(
         memory to compile do not grow with their number. The parameters are another tree, of the same model.
       remat: what of a block's inner values the backward pass computes again instead of keeping it, of `REMAT`:
         "none", "full", or "save_conv" for all but its convolutions. The same numbers with less memory, which
-        XLA frees on CPUs only if `scan`, and more time.
+        XLA frees on CPUs only if `scan`, and by itself more time.
     """
     settings = {"dropout": dropout, "fourier": fourier, "dtype": dtype}
     settings |= {"scan": scan, "remat": remat}
