@@ -169,6 +169,10 @@ def deep(name):
     return params, *evaluate(net, params, ONE_SHAPE[name])
 
 
+def norm(*leaves):
+    return float(jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in leaves)))
+
+
 def evaluate(net, params, shape):
     """((gradients, output), words)."""
     xt, gamma_t, _ = inputs(shape)
@@ -196,14 +200,30 @@ def test_a_fast_form_changes_nothing(name, fast):
     assert jax.tree.structure(like) == jax.tree.structure(params)
 
     (found, same), words = evaluate(net, params, shape)
-    np.testing.assert_allclose(same, output, rtol=1e-4, atol=1e-5 * largest(output).max())
-    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    assert norm(same - output) < 1e-5 * norm(output)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
     ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale, err_msg=str(path))
+        difference, size = norm(a - b), norm(b)
+        # of a leaf by itself, or where all of it is rounding (a bias that a softmax does not see), of the whole
+        assert difference < 1e-5 * max(size, 1e-3 * norm(*jax.tree.leaves(expected))), path
     assert ("remat" in words) == (fast != "scan") and "remat" not in plain_words
     assert ("scan" in words) == ("scan" in fast)
+
+
+def test_a_loop_that_keeps_less_takes_less_memory():
+    """Temporary memory of the compiled gradient, for a batch whose activations outweigh the weights."""
+
+    def temporary(**fast):
+        net = NETS["vdm_unet"](channels=8, blocks=6, **fast)
+        xt, gamma_t, _ = inputs((8, 8, 1), batch=64)
+        params = jax.eval_shape(net.init, jax.random.key(0), xt, gamma_t)
+        gradient = jax.grad(lambda params: jnp.sum(jnp.square(net.apply(params, xt, gamma_t))))
+        return jit(gradient).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    plain = temporary()
+    assert temporary(scan=True, remat="save_conv") < 0.6 * plain
+    assert temporary(scan=True, remat="full") < 0.5 * plain
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
