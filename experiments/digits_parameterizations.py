@@ -1,6 +1,7 @@
 """Train every parameterization with both heads on the embedded digits and tabulate their test bounds.
 
-    python experiments/digits_parameterizations.py [--quick] [--out=DIR] [--runs=DIR] [--heads unit raw] [--rows eps v ...]
+    python experiments/digits_parameterizations.py [--quick] [--out=DIR] [--runs=DIR]
+                                                   [--heads unit raw] [--rows eps v ...]
 
 The tables of the README are those of `--heads unit`, and of `--heads raw --rows mean score` with
 `--out=experiments/results/digits_raw_heads`.

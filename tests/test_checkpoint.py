@@ -182,18 +182,153 @@ def test_a_reader_of_a_run_that_goes_on(saved, tmp_path, monkeypatch):
         assert_same(numbers(store.restore(shapes())), saved[1][2])
 
 
-def test_older_steps_are_not_saved_and_the_same_one_on_demand(saved, tmp_path):
-    folder, last = tmp_path / "copy", saved[2]
+@pytest.fixture
+def copied(saved, tmp_path):
+    folder = tmp_path / "copy"
     shutil.copytree(saved[0], folder)
-    with CheckpointStore(folder, best=True) as store:
+    return folder
+
+
+def at(state, step):
+    return state._replace(step=jnp.asarray(step, jnp.int32))
+
+
+def test_older_steps_are_not_saved_nor_the_same_one_again(saved, copied):
+    last = saved[2]
+    with CheckpointStore(copied) as store:
         with pytest.raises(ValueError, match="step 2 is older than 3"):
-            store.save(last._replace(step=jnp.asarray(2, jnp.int32)), {})
+            store.save(at(last, 2), {})
         store.save(last, {"note": "not"})
-        store.save(last, {"note": "again"}, bound=1.5, again=True)
-    with CheckpointStore(folder) as store:
-        assert store.whole() == [2, 3] and store.best() == 3
-        assert store.about(3)["note"] == "again" and store.about(3)["bound"] == 1.5
-        assert_same(numbers(store.restore(shapes())), numbers(last))
+    with CheckpointStore(copied) as store:
+        assert store.whole() == [2, 3] and store.about(3)["note"] == 3
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_becomes_known_is_noted_and_nothing_is_written_again(saved, copied):
+    before = contents(copied / "3")
+    with CheckpointStore(copied) as store:
+        for bound in (2.5, 1.5):
+            store.note(3, {"note": "later", "bound": bound})
+            assert store.about(3)["bound"] == bound
+        store.note(2, {"bound": 1.0})  # its save is over, and what is noted of it with it
+    after = contents(copied / "3")
+    assert after.pop(manifest.NOTED) and after == before
+    with CheckpointStore(copied) as store:
+        assert store.whole() == [2, 3] and store.best() == 3 and not store.failure
+        assert store.about(3)["note"] == "later" and store.about(3)["third"] == 1 / 3
+        assert store.about(3)["bound"] == 1.5 and "bound" not in store.about(2)
+        assert_same(numbers(store.restore(shapes())), numbers(saved[2]))
+
+
+@pytest.mark.parametrize("noted", [None, 2.0])
+def test_a_note_that_is_not_written_loses_nothing(saved, copied, monkeypatch, noted):
+    """For the disk is full, or the process is killed in it; what was noted before stays."""
+    said, whole = [], type(copied).replace
+    with CheckpointStore(copied, say=said.append) as store:
+        if noted is not None:
+            store.note(3, {"bound": noted})
+
+    def full(path, text):
+        path.open("w").write("{")
+        raise OSError(28, "No space left on device", str(path))
+
+    def killed(path, target):
+        raise KeyboardInterrupt
+
+    with CheckpointStore(copied, say=said.append) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(type(copied), "write_text", full)
+            store.note(3, {"bound": 1.0})
+        assert said == [f"{store.failure}; the checkpoint itself is whole"]
+        assert "noted.json of checkpoint 3 in" in said[0] and "No space left" in said[0]
+        assert store.best() == (3 if noted else None) and store.latest() == 3
+        with monkeypatch.context() as patched:
+            patched.setattr(type(copied), "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                store.note(3, {"bound": 1.0})
+    assert type(copied).replace is whole and (copied / "3" / "noted.json.new").exists()
+    with CheckpointStore(copied) as store:
+        assert store.whole() == [2, 3] and store.about(3).get("bound") == noted
+        store.note(3, {"bound": 0.5})  # what was left is in nobody's way
+        store.save(at(saved[2], 4), {})
+        store.wait()
+        assert store.best() == 3 and store.failure is None
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:20], lambda b: b"[1, 2]"])
+def test_a_damaged_note_is_passed_over(saved, copied, damage):
+    """It is said once, and the step is that which was saved."""
+    with CheckpointStore(copied) as store:
+        store.note(3, {"note": "later", "bound": 1.5})
+    path, said = copied / "3" / manifest.NOTED, []
+    path.write_bytes(damage(path.read_bytes()))
+    with CheckpointStore(copied, say=said.append) as store:
+        assert store.latest() == 3 and store.about(3)["note"] == 3 and store.best() is None
+        assert_same(numbers(store.restore(shapes())), numbers(saved[2]))
+    assert said == [f"checkpoint 3 in {copied}: noted.json cannot be read; it is passed over"]
+
+
+def test_bits_of_a_note_are_noticed(copied):
+    with CheckpointStore(copied) as store:
+        store.note(3, {"note": "later", "bound": 1.5, "nan": float("nan")})
+    path = copied / "3" / manifest.NOTED
+    content, whole = path.read_bytes(), manifest.read_noted(copied / "3")
+    assert whole[1] is None and np.isnan(whole[0]["nan"])
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert manifest.read_noted(copied / "3")[1] is not None, bit
+
+
+def test_the_lowest_bound_stays_though_no_more_are_evaluated(saved, tmp_path):
+    """The config of a run that is continued may ask for none."""
+    bounds = {1: 1.0, 2: 2.0, 3: 3.0}
+    with CheckpointStore(tmp_path) as store:
+        for step, bound in bounds.items():
+            store.save(at(saved[2], step), {})
+            store.note(step, {"bound": bound})
+    (tmp_path / "0" / "state").mkdir(parents=True)  # deleted by half; nobody's best
+    shutil.copy(tmp_path / "1" / manifest.MANIFEST, tmp_path / "0")
+    said = []
+    with CheckpointStore(tmp_path, say=said.append) as store:
+        for step in (4, 5, 6):
+            store.save(at(saved[2], step), {})
+    assert not said
+    with CheckpointStore(tmp_path) as store:
+        assert store.steps() == [1, 5, 6] and store.best() == 1
+
+
+def test_a_best_that_is_damaged_is_said_before_another_takes_its_place(saved, copied):
+    said = []
+    with CheckpointStore(copied) as store:
+        store.note(3, {"bound": 1.0})
+        store.save(at(saved[2], 4), {})
+        store.note(4, {"bound": 2.0})
+        store.save(at(saved[2], 5), {})
+    (copied / "3" / "about" / "metadata").write_text("{}")
+    with CheckpointStore(copied, say=said.append) as store:
+        for step in (6, 7):
+            store.save(at(saved[2], step), {})
+    (line,) = said
+    assert line.startswith(f"checkpoint 3 in {copied} is damaged: about/metadata has 2 bytes")
+    with CheckpointStore(copied) as store:
+        assert store.steps() == [4, 6, 7] and store.best() == 4
+
+
+def test_a_bound_of_an_earlier_version_counts(saved, tmp_path):
+    """Which saved it with the step."""
+    with CheckpointStore(tmp_path) as store:
+        for step in (1, 2):
+            store.save(at(saved[2], step), {"bound": float(step)})
+    with CheckpointStore(tmp_path) as store:
+        for step in (3, 4):
+            store.save(at(saved[2], step), {"bound": None})
+    with CheckpointStore(tmp_path, read_only=True) as store:
+        assert store.steps() == [1, 3, 4] and store.best() == 1
 
 
 def test_a_damaged_best_is_said(saved, tmp_path):

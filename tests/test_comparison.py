@@ -45,6 +45,9 @@ def quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+ONE_NORMAL = vdm.Mixture.of([1.0], [[0.0]], [[1.0]])
+
+
 def images(n=40, levels=4, shape=(3, 3, 1)):
     return np.random.default_rng(0).integers(0, levels, (n, *shape)).astype(np.uint8)
 
@@ -119,6 +122,34 @@ def test_losses_are_the_bound_and_pure():
     exact = oracles.matching(law, gammas, np.asarray(x, np.float64))
     error = oracles.standard_error(np.asarray(losses["v"].elbo.matching, np.float64) - exact)
     assert abs(np.mean(losses["v"].elbo.matching) - exact.mean()) < 4.5 * error
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, xt, gamma_t):
+        return nn.Dense(xt.shape[-1])(jnp.concatenate([xt, gamma_t[:, None]], -1))
+
+
+def test_losses_take_a_network_as_the_model_does(monkeypatch):
+    """A row of the table that is a Linen module, and a `Network` of functions that take less."""
+    monkeypatch.setitem(vdm.NETS, "ours", lambda: Plain())
+    module, x = Plain(), jnp.ones((4, 2))
+    params = module.init(jax.random.key(0), x, x[:, 0])["params"]
+    short = vdm.Network(
+        lambda key, xt, gamma_t: params,
+        lambda params, xt, gamma_t: module.apply({"params": params}, xt, gamma_t),
+    )
+
+    @oracles.jit
+    def losses():
+        return [
+            vdm.parameterization_losses({"v": params}, x, jax.random.key(0), network=network)["v"]
+            for network in (module, "ours", short)
+        ]
+
+    first, *others = losses()
+    for other in others:
+        np.testing.assert_array_equal(first.bits_per_dim, other.bits_per_dim)
 
 
 def test_losses_of_parameters_and_of_one_callable():
@@ -661,6 +692,7 @@ WRONG = [
     ({"gradient_batches": 1}, "gradient_batches: expected a whole number of at least 2, found 1"),
     ({"samples": 1}, "samples: expected a whole number of at least 2, found 1"),
     ({"data": "digits", "levels": 4}, "data: 'digits' has 17 levels, found levels=4"),
+    ({"data": ONE_NORMAL, "levels": 4}, "data: 'mixture' has no levels, found levels=4"),
     ({"data": (images(), np.zeros(40))}, r"data: a tuple of two is \(train, test\), expected"),
     ({"network": Dropped()}, "the NNX module Dropped has state besides its parameters"),
     ({"optimizer": {"lr": 1}}, "config.optimizer: unknown field 'lr'"),

@@ -24,6 +24,7 @@ from vdm_jax.data import (
     load_dataset,
     train_batches,
 )
+from vdm_jax.data.statistics import spread
 
 SIZES = [  # size of the split, batch size, processes
     (1, 1, 1),
@@ -233,6 +234,16 @@ def test_eval_batches_refuses_at_the_call():
         eval_batches(numbered(3), batch_size=0)
 
 
+def test_an_epoch_is_shuffled_once_for_each_of_several_seeds(monkeypatch):
+    shuffled, make = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda key: shuffled.append(key) or make(key))
+    split = Split(np.zeros((12, 1), np.uint8), "train")
+    settings = {"batch_size": 5, "start_step": 0, "stop_step": 4, "prefetch": 0}
+    for _ in zip(*(train_batches(split, seed=seed, **settings) for seed in range(3)), strict=True):
+        pass
+    assert sorted(shuffled) == [(seed, epoch) for seed in range(3) for epoch in range(2)]
+
+
 # ---------------------------------------------------------------- statistics
 
 
@@ -246,12 +257,22 @@ def test_level_counts(monkeypatch, shape, levels, chunk_values):
     images = rng.integers(0, levels, (23, *shape), dtype=np.uint8)
     for limit in (1, 20, 23, 50_000):
         expected = np.zeros((*shape, levels), np.int64)
-        for image in images[:limit]:
+        for image in images[spread(23, limit)]:
             for place in np.ndindex(shape):
                 expected[(*place, image[place])] += 1
         counts = level_counts(images, levels, limit=limit)
         assert counts.dtype == np.int64
         np.testing.assert_array_equal(counts, expected)
+
+
+def test_counts_of_a_part_of_sorted_examples_know_all_levels():
+    images = np.repeat(np.arange(4, dtype=np.uint8), 1000)[:, None]
+    np.testing.assert_array_equal(level_counts(images, 4, limit=400), [[100, 100, 100, 100]])
+    for size, limit in ((1, 1), (7, 7), (60_000, 50_000), (10**9, 10)):
+        chosen = spread(size, limit)
+        assert (chosen[0], len(chosen)) == (0, min(size, limit))
+        assert chosen[-1] == (size - 1 if limit > 1 else 0)
+        assert np.all(np.diff(chosen) > 0)
 
 
 @pytest.mark.parametrize(

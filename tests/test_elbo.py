@@ -470,6 +470,19 @@ def test_gradient_of_the_bound_reaches_every_parameter_of_a_learned_curve(timest
         assert np.all(np.abs(leaf) > 0), path
 
 
+@pytest.mark.parametrize("T", [1, 3, 1000, 10_000_000])
+def test_matching_terms_are_those_of_float64(T):
+    """Relative accuracy, from Δ = 60 down to Δ = 6e-6."""
+    schedule = linear(gamma_min=-40.0, gamma_max=20.0)
+    i = jnp.asarray(np.random.default_rng(0).integers(0, T, 200))
+    step, rate = jit(jax.vmap(lambda i: training_interval(schedule, None, i, T)))(i)
+    exact = oracles.float64(step)
+    expected = 0.5 * T * np.exp(-exact.gamma_t) * np.expm1(exact.delta)
+    at = Probe(*[jnp.ones((200, 3))] * 3, step, rate)
+    found = jit(jax.vmap(matching))(at, jnp.ones((200, 3)))
+    np.testing.assert_allclose(found, 3 * expected, rtol=1e-6)
+
+
 def test_probe_is_where_the_marginal_says_and_its_interval_ends_on_the_grid():
     schedule, T = linear(), 7
     x0 = jnp.asarray([0.5, -0.25])
@@ -516,3 +529,43 @@ def test_whole_numbers_of_steps_are_accepted(steps):
 def test_more_steps_than_float32_tells_apart_are_refused():
     with pytest.raises(ValueError, match=r"steps, and at most 2\*\*24 .* found 16777217"):
         check_steps(2**24 + 1, "steps")
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_an_output_of_another_shape_than_the_data_is_refused(form, shape):
+    def bound(x):
+        return negative_elbo(
+            lambda xt, gamma_t: jnp.zeros(shape),
+            x,
+            jax.random.key(0),
+            schedule=MILD,
+            timesteps=4,
+            form=form,
+        )
+
+    for function, x in ((bound, jnp.ones((3,))), (jax.vmap(bound), jnp.ones((2, 3)))):
+        with pytest.raises(ValueError, match=r"output: expected shape \(3,\), found") as caught:
+            function(x)
+        assert str(caught.value).endswith(str(shape))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_so_is_one_of_the_step_to_the_data(form):
+    calls = []
+
+    def denoise(xt, gamma_t):
+        calls.append(gamma_t)
+        return xt if len(calls) == 1 else xt[:1]
+
+    with pytest.raises(ValueError, match=r"output: expected shape \(3,\), found \(1,\)"):
+        negative_elbo(
+            denoise,
+            jnp.ones((3,), jnp.uint8),
+            jax.random.key(0),
+            schedule=MILD,
+            likelihood={"name": "discretized_gaussian", "levels": 4},
+            timesteps=4,
+            form=form,
+        )
+    assert len(calls) == 2

@@ -14,7 +14,7 @@ ROOT = Path(vdm_jax.__file__).parent
 FLOORS = [  # a name stands for the module, or for everything in the folder
     {"typing", "gaussian", "xla", "specs"},
     {"diffusion", "schedules", "likelihoods", "mixtures", "variance"},
-    {"parameterizations", "bases", "weightings"},
+    {"parameterizations", "bases", "weightings", "reductions"},
     {"elbo", "objectives", "samplers", "times", "nets"},
     {"models"},
     {"training", "data"},

@@ -137,3 +137,24 @@ def test_values_and_gradients_are_finite_at_extreme_variances():
 
     for leaf in jax.tree.leaves(over_all(jax.value_and_grad(total, (0, 1, 2)))):
         assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda q: kl(q, standard_normal((1,))), r"mean of p: expected shape \(3,\), found \(1,\)"),
+        (lambda q: cross_entropy(q, standard_normal((2, 3))), r"shape \(3,\), found \(2, 3\)"),
+        (lambda q: q.log_prob(jnp.zeros((3, 1))), r"x: expected shape \(3,\), found \(3, 1\)"),
+        (
+            lambda q: kl(q._replace(log_var=jnp.zeros((1,))), q),
+            r"log_var of a Gaussian: expected shape \(3,\), found \(1,\)",
+        ),
+    ],
+)
+def test_shapes_that_would_broadcast_are_refused(call, message):
+    """Also where they are traced and mapped: the shapes are those of one example."""
+    one = standard_normal((3,))
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), one)
+    for function, q in ((call, one), (jax.jit(jax.vmap(call)), many)):
+        with pytest.raises(ValueError, match=message):
+            function(q)

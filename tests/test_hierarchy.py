@@ -4,6 +4,7 @@ import itertools
 import math
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -519,3 +520,92 @@ def test_a_chain_of_ones_own_makes_a_model():
         {"encoder": {}, "decoder": {}}, jax.random.key(0), jnp.asarray(DATA), 1
     )
     np.testing.assert_allclose(-found, LOG_LIKELIHOOD, rtol=1e-4)
+
+
+class Map(nn.Module):
+    """Of a user, with dropout or without."""
+
+    outputs: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        out = nn.Dense(math.prod(self.outputs))(x.reshape(len(x), -1))
+        return out.reshape(len(x), *self.outputs)
+
+
+class KeyedMap(Map):
+    @nn.compact
+    def __call__(self, x, keys=None):
+        out = nn.Dense(math.prod(self.outputs))(x.reshape(len(x), -1))
+        if keys is not None:
+            out = out + 1.0
+        return out.reshape(len(x), *self.outputs)
+
+
+def map_pair(outputs):
+    module = Map(outputs)
+    return module.init, module.apply
+
+
+def map_of_two(outputs):
+    module = Map(outputs)
+    return Network(
+        lambda key, x: module.init(key, x)["params"],
+        lambda params, x: module.apply({"params": params}, x),
+    )
+
+
+@pytest.mark.parametrize("made", [Map, map_pair, map_of_two, KeyedMap])
+def test_encoders_and_decoders_of_a_user_are_trained(made):
+    """Linen modules, pairs and networks; they hear of what they have parameters for."""
+    parts = {"encoder": made((2, 3)), "decoder": made((*SHAPE, 2))}
+    model, key = vae(STATISTICS, latent=3, **parts), jax.random.key(0)
+
+    @jit
+    def run():
+        params = model.init(key)
+        loss, gradients = jax.value_and_grad(lambda params: model.loss(params, key, X)[0])(params)
+        return loss, gradients, model.loss(params, key, X)[1], model.elbo(params, key, X)
+
+    loss, gradients, metrics, bound = run()
+    assert np.isfinite(loss) and all(np.all(leaf != 0) for leaf in jax.tree.leaves(gradients))
+    assert len(jax.tree.leaves(gradients)) == 4
+    assert np.all(np.isfinite(bound.total)) and np.isfinite(metrics["bits_per_dim"])
+    # the loss has keys, the bound has none
+    same = np.allclose(metrics["kl_1"], np.mean(bound.prior) / (6 * math.log(2)), rtol=1e-5)
+    assert same == (made is not KeyedMap)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (Map((2, 4)), r"expected a map from \(2, 3\) to \(2, 3\), it gives \(2, 4\)"),
+        (lambda x: x, "expected a name, a Linen module, or init and apply, found function"),
+        ((map_pair, lambda params: params), r"apply takes 'params', expected \(params, x\)"),
+        (
+            (lambda key, x: {}, lambda params, x, scale: x),
+            r"cannot map \(2, 3\) to \(2, 3\): .*'scale'",
+        ),
+    ],
+    ids=["shape", "function", "apply", "argument"],
+)
+def test_maps_that_are_none_are_refused_in_one_line(encoder, message):
+    with pytest.raises(ValueError, match=rf"^model\.encoder: {message}") as caught:
+        vae(STATISTICS, latent=3, encoder=encoder, decoder=TINY)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["vae", "autoencoder", "diffusion"])
+def test_data_of_another_shape_than_the_statistics_are_refused(kind):
+    if kind == "diffusion":
+        model = mhvae(STATISTICS, chain={"name": "diffusion", "timesteps": 2, "network": TINY})
+    else:
+        model = vae(STATISTICS, latent=3, prior_weight=float(kind == "vae"), **PARTS)
+    key, x = jax.random.key(0), X[:, :1]
+    params = jax.eval_shape(model.init, key)
+    calls = [model.loss]
+    if model.importance is not None:
+        calls += [model.elbo, lambda *of: model.importance(*of, 2)]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"batch: .* expected shape \(2, 3\), found \(1, 3\)"):
+            jax.eval_shape(call, params, key, x)

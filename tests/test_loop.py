@@ -10,10 +10,12 @@ import numpy as np
 import optax
 import pytest
 
+from vdm_jax.training import checkpoint
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.interrupt import Interrupted
 from vdm_jax.training.logs import MetricsLog, read_metrics
 from vdm_jax.training.loop import NonFinite, fit
+from vdm_jax.training.meter import Meter
 from vdm_jax.training.parallel import dispatcher, make_layout
 from vdm_jax.training.profile import Profiler, parse_steps
 from vdm_jax.training.state import init_state
@@ -58,7 +60,7 @@ def run(
     evaluate=None,
 ):
     """Fit to step `last` from what the folder has; return the state."""
-    with CheckpointStore(folder / "checkpoints", best=evaluate is not None) as store:
+    with CheckpointStore(folder / "checkpoints") as store:
         if store.latest() is not None:
             state = store.restore(jax.eval_shape(lambda: start(optimizer)))
         state = start(optimizer) if state is None else state
@@ -194,6 +196,23 @@ def test_a_streak_is_not_longer_than_what_is_allowed_now(tmp_path):
 # ---------------------------------------------------------------- evaluation on the way
 
 
+def found(folder):
+    """The lines, the best, the newest and what it carries."""
+    with CheckpointStore(folder / "checkpoints", read_only=True) as store:
+        latest = store.latest()
+        return (
+            read_metrics(folder / "metrics.jsonl"),
+            store.best(),
+            latest,
+            store.about(latest)["loop"],
+        )
+
+
+def five(state):
+    """A test bound that is lowest at step 5."""
+    return {"test_bits_per_dim": float(abs(5 - state.step))}
+
+
 def test_a_bound_that_is_no_number_is_not_the_best(tmp_path):
     bounds = iter([1.0, np.nan, 3.0, np.inf, 4.0])
 
@@ -210,24 +229,102 @@ def test_a_bound_that_is_no_number_is_not_the_best(tmp_path):
 def test_an_evaluation_that_was_interrupted_is_made_up_for(tmp_path, last):
     """The lines and the best are those of the run that was not."""
 
-    def evaluate(state):
-        return {"test_bits_per_dim": float(abs(5 - state.step))}
-
     def interrupted(state):
         raise Interrupted(signal.SIGTERM)
 
     options = {"size": 1, "evaluate_every": 4}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(whole, last, evaluate=evaluate, **options)
+    run(whole, last, evaluate=five, **options)
     with pytest.raises(Interrupted, match="at step 4; saved"):
         run(parts, last, evaluate=interrupted, **options)
-    run(parts, last, evaluate=evaluate, **options)
-    assert read_metrics(parts / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
-    found = []
-    for folder in (whole, parts):
-        with CheckpointStore(folder / "checkpoints", read_only=True) as store:
-            found.append((store.best(), store.latest(), store.about(store.latest())["loop"]))
-    assert found[0] == found[1] and found[0][:2] == (4, last)
+    run(parts, last, evaluate=five, **options)
+    assert found(parts) == found(whole) and found(whole)[1:3] == (4, last)
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_an_evaluation_that_fails_loses_no_step(tmp_path, every):
+    """However often: what was trained is saved before it, and it is made up for when it can be."""
+    options = {"size": 1, "evaluate_every": every}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, 9, evaluate=five, **options)
+
+    def fail(state):
+        raise OSError("out of memory")
+
+    for _ in range(2):
+        with pytest.raises(OSError, match="out of memory"):
+            run(parts, 9, evaluate=fail, **options)
+        assert checkpoints(parts) == [every]
+    run(parts, 9, evaluate=five, **options)
+    assert found(parts) == found(whole) and found(whole)[1:3] == (4, 9)
+
+
+def test_the_step_is_whole_when_its_evaluation_begins(tmp_path):
+    """A kill in the evaluation finds it."""
+    seen = []
+
+    def evaluate(state):
+        seen.append(checkpoints(tmp_path)[-1])
+        return {"test_bits_per_dim": 1.0}
+
+    run(tmp_path, 9, size=1, evaluate_every=2, evaluate=evaluate)
+    assert seen == [2, 4, 6, 8]
+
+
+def test_an_evaluation_that_failed_is_let_be_if_none_is_asked_for(tmp_path):
+    def fail(state):
+        raise OSError("out of memory")
+
+    with pytest.raises(OSError, match="out of memory"):
+        run(tmp_path, 9, size=1, evaluate=fail, evaluate_every=4)
+    run(tmp_path, 9, size=1, evaluate=fail)
+    assert checkpoints(tmp_path) == [8, 9]
+
+
+@pytest.mark.parametrize("last", [4, 9])
+@pytest.mark.parametrize("where", ["before the line", "after the line", "after the note"])
+def test_a_kill_at_the_end_of_an_evaluation(tmp_path, monkeypatch, where, last):
+    """The bound has one line, and one note."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = {"size": 1, "evaluate_every": 4, "evaluate": five}
+    run(whole, last, **options)
+    note = CheckpointStore.note
+
+    def killed(self, *arguments):
+        if where == "after the note":
+            note(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if where == "before the line":
+            patched.setattr(Meter, "note", killed)
+        else:
+            patched.setattr(CheckpointStore, "note", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(parts, last, **options)
+    assert checkpoints(parts)[-1] == 4
+    run(parts, last, **options)
+    assert found(parts) == found(whole)
+
+
+def test_a_note_that_could_not_be_written_is_an_error_at_the_end(tmp_path, monkeypatch, capsys):
+    """Otherwise the run would be said to be complete; started again, it makes up for the evaluation."""
+    options = {"size": 1, "evaluate_every": 4, "evaluate": five}
+
+    def full(folder, noted):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write_noted", full)
+        with pytest.raises(OSError, match=r"noted\.json of checkpoint 4 in .* No space left"):
+            run(tmp_path, 4, **options)
+    assert capsys.readouterr().err.count("the checkpoint itself is whole") == 1
+    run(tmp_path, 4, **options)
+    rows, best, latest, carried = found(tmp_path)
+    assert (best, latest, carried["evaluation_due"]) == (4, 4, False)
+    assert [row for row in rows if "test_bits_per_dim" in row] == [
+        {"step": 4, "test_bits_per_dim": 1.0}
+    ]
 
 
 def test_the_best_bound_is_kept_beside_the_newest(tmp_path):

@@ -60,3 +60,50 @@ def test_nothing_depends_on_where_a_run_stopped(tmp_path, stop):
     assert second.carried == whole.carried
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
     assert rows[0] == rows[1] and len(rows[0]) == 20
+
+
+def together(rows, begun=None):
+    """Take the losses of "a" and "b" at each step, NaN of a bad one; return the meter."""
+    options = {"every": 10, "patience": 3, "names": ("a", "b")}
+    meter = Meter(None, step=0, begun=begun or {}, **options)
+    for row in rows:
+        values = np.asarray([row], np.float64)
+        bad = 1.0 - np.isfinite(values)
+        meter.add({"loss": values, "grad_norm": values, "skipped": bad})
+        if meter.ended is not None:
+            break
+    return meter
+
+
+def test_a_run_that_goes_on_is_not_lost(capsys):
+    """Another one that diverges later does not end it, and its own bad steps are said again."""
+    first = [(np.nan, 1.0)] * 4 + [(1.0, 1.0)] * 5
+    meter = together([*first, *[(1.0, np.nan)] * 5])
+    assert meter.ended is None and meter.step == 14
+    said = capsys.readouterr().err.splitlines()
+    assert said.count("a is lost, the others go on") == 1
+    assert said.count("a goes on: the update of step 5 was applied") == 1
+    assert said.count("b is lost, the others go on") == 1
+    together([*first, (np.nan, 1.0)])
+    assert "a: loss is nan at step 10: update not applied (1 in a row" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("came_back", "step"), [(False, 5), (True, None)])
+def test_the_end_is_when_none_is_left(came_back, step):
+    """Also if the one comes back at the very step at which the other is lost, whichever is looked at first."""
+    for swap in (False, True):
+        rows = (
+            [(np.nan, 1.0)] * 2 + [(np.nan, np.nan)] * 2 + [(1.0 if came_back else np.nan, np.nan)]
+        )
+        meter = together([row[::-1] if swap else row for row in rows])
+        lost = "a" if swap else "b"
+        assert meter.ended == (None if came_back else (f"{lost}: loss is nan", step))
+
+
+def test_a_run_that_is_lost_stays_so_where_the_whole_was_interrupted():
+    first = together([(np.nan, 1.0)] * 5)
+    begun = json.loads(json.dumps(first.carried))
+    assert together([(np.nan, 1.0)] * 4 + [(np.nan, np.nan)] * 3, begun).ended == (
+        "b: loss is nan",
+        7,
+    )

@@ -4,13 +4,15 @@ see each other.
 
 from functools import cache, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import jit
 
-from vdm_jax.nets import NETS, backend, network
+from vdm_jax.nets import NETS, Network, as_network, backend, network
+from vdm_jax.nets.own import complete
 from vdm_jax.nets.unet import from_patches, to_patches
 from vdm_jax.training.optimizer import OPTIMIZERS, make_optimizer
 
@@ -515,4 +517,55 @@ def test_a_convolutional_network_says_which_data_it_takes(settings, shape):
     net = NETS["unet"](**SMALL["unet"] | settings)
     with pytest.raises(ValueError, match=r"expected data H×W×C .*found shape \(") as caught:
         net.init(jax.random.key(0), *inputs(shape, 1)[:2])
+    assert "\n" not in str(caught.value)
+
+
+# --- own networks ------------------------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    @nn.compact
+    def __call__(self, xt, gamma_t):
+        return nn.Dense(xt.shape[-1])(jnp.concatenate([xt, gamma_t[:, None]], -1))
+
+
+def test_a_pair_of_functions_of_anything_is_called_with_what_a_denoiser_has():
+    """As are the two methods of a Linen module, whose pair is the module."""
+    xt, gamma_t, _ = inputs((4,))
+    module, key = Own(), jax.random.key(0)
+
+    @jit
+    def run():
+        found = []
+        for given in (module, (module.init, module.apply)):
+            own = as_network(given, (4,))
+            params = own.init(key, xt, gamma_t, None)
+            found.append(own.apply(params, xt, gamma_t, None, None))
+        return found
+
+    np.testing.assert_array_equal(*run())
+    seen = []
+
+    def init(key, *others):
+        seen.append(others)
+        return {}
+
+    as_network((init, lambda params, *others: others[0]), (4,))
+    assert [len(others) for others in seen] == [2]
+
+
+def test_a_network_is_completed_where_it_lacks_arguments_and_else_is_as_it_is():
+    whole = NETS["mlp"](width=4, depth=1)
+    assert complete(whole, (4,), "network") == whole
+    xt, gamma_t, extra = inputs((4,))
+    own = Network(lambda key: {}, lambda params, xt, gamma_t, *, extra: xt + extra)
+    found = complete(own, (4,), "network").apply({}, xt, gamma_t, extra, None)
+    np.testing.assert_array_equal(found, xt + extra)
+    # all five are passed on in their order, whatever their names
+    own = Network(lambda *of: {}, lambda params, *of: of[0] + (0 if of[2] is None else of[2]))
+    found = complete(own, (4,), "network").apply({}, xt, gamma_t, extra, None)
+    np.testing.assert_array_equal(found, xt + extra)
+    module = Own()
+    with pytest.raises(ValueError, match=r"mine: cannot be applied to xt .*TypeError") as caught:
+        complete(Network(module.init, module.apply), (4,), "mine")
     assert "\n" not in str(caught.value)

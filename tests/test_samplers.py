@@ -226,3 +226,16 @@ def test_mistakes_are_named(settings, message):
     settings = {"schedule": "linear", "steps": 2} | settings
     with pytest.raises(ValueError, match=message):
         generate(lambda xt, gamma_t: xt, jax.random.key(0), (2,), **settings)
+
+
+@pytest.mark.parametrize("wrong", [1, 2])
+def test_an_output_of_another_shape_is_refused(wrong):
+    """At a step of the chain, which is traced first, and at the step to the data."""
+    calls = []
+
+    def denoise(xt, gamma_t):
+        calls.append(gamma_t)
+        return xt[:1] if len(calls) >= wrong else xt
+
+    with pytest.raises(ValueError, match=r"output: expected shape \(2,\), found \(1,\)"):
+        generate(denoise, jax.random.key(0), (2,), schedule="linear", steps=2)

@@ -57,6 +57,8 @@ def test_what_is_known_in_closed_form_is_not_measured(counts, monkeypatch, base)
 def test_unknown_base(counts):
     with pytest.raises(ValueError, match=r"^config\.model\.base: unknown name 'histgram'; did you"):
         fit_statistics(counts, IMAGES, base="histgram")
+    with pytest.raises(ValueError, match=r"^base: unknown name 'histgram'"):
+        fit_statistics(counts, IMAGES, base="histgram", where="base")
 
 
 COLUMN = np.linspace(0, 1, 4, dtype=np.float32)

@@ -261,6 +261,11 @@ def test_average_refuses(decay):
         make_step(user_loss, SGD, ema_decay=decay)
 
 
+def test_average_of_no_batches_is_refused():
+    with pytest.raises(ValueError, match="ema_every: expected at least 1, found 0"):
+        make_step(user_loss, SGD, ema_every=0)
+
+
 # ---------------------------------------------------------------- optimizer
 
 DEFAULTS = {
@@ -411,10 +416,13 @@ def test_accumulated_half_batches_equal_one_full_batch():
             learning_rate=0.1, accumulate=accumulate, clip_norm=0.1, weight_decay=0.01
         )
         state = init_state({"w": jnp.ones((3, 1))}, transformation, jax.random.key(0))
-        step = jax.jit(make_step(loss, transformation))
+        average = {"ema_decay": 0.9, "ema_warmup": True, "ema_every": accumulate}
+        step = jax.jit(make_step(loss, transformation, **average))
         states = [state := step(state, batch)[0] for batch in batches]
+        averages.append([state.ema_params["w"] for state in states])
         return [state.params["w"] for state in states]
 
+    averages = []
     whole = trained(1, [X, 2 * X])
     halves = trained(2, [X[:4], X[4:], 2 * X[4:], 2 * X[:4]])
     np.testing.assert_array_equal(halves[0], 1)  # nothing before the whole batch was seen
@@ -422,3 +430,7 @@ def test_accumulated_half_batches_equal_one_full_batch():
     np.testing.assert_allclose(halves[1], whole[0], rtol=1e-5)
     np.testing.assert_allclose(halves[3], whole[1], rtol=1e-5)
     assert np.all(np.abs(whole[0] - 1) > 1e-3) and np.all(whole[0] != whole[1])
+    of_whole, of_halves = averages
+    np.testing.assert_array_equal(of_halves[0], 1)
+    np.testing.assert_allclose(of_halves[1::2], of_whole, rtol=1e-5)
+    np.testing.assert_array_equal(of_halves[2], of_halves[1])

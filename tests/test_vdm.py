@@ -721,3 +721,48 @@ def test_networks_that_are_no_denoisers_are_refused(network, message):
             lambda key: model.loss(model.init(key), key, jnp.zeros((2, *SHAPE), jnp.uint8)),
             jax.random.key(0),
         )
+
+
+def test_data_of_another_shape_than_the_statistics_are_refused():
+    """A convolutional network would give a number."""
+    model = vdm(Statistics((8, 8, 1), 4), network={"name": "unet", "channels": (8,), "blocks": 1})
+    key, x = jax.random.key(0), jnp.zeros((2, 4, 4, 1), jnp.uint8)
+    params = jax.eval_shape(model.init, key)
+    edges = np.linspace(-5.0, 5.0, 3)
+    calls = {
+        "loss": model.loss,
+        "elbo": model.elbo,
+        "by noise": lambda params, key, x: model.by_noise.elbo(params, key, x, edges),
+        "draw": model.by_noise.draw,
+        "batch": lambda params, key, x: model.loss(params, key, as_batch(x)),
+    }
+    for call in calls.values():
+        with pytest.raises(
+            ValueError, match=r"batch: .* expected shape \(8, 8, 1\), found \(4, 4, 1\)"
+        ):
+            jax.eval_shape(call, params, key, x)
+
+
+def short_init(key, xt):
+    del key, xt
+    return {"scale": jnp.ones(())}
+
+
+def short_apply(params, xt, gamma_t):
+    del gamma_t
+    return params["scale"] * xt
+
+
+def test_a_network_of_functions_that_take_less_is_their_pair():
+    key, x = jax.random.key(0), jnp.zeros((2, *SHAPE), jnp.uint8)
+
+    @jit
+    def losses():
+        pair = short_init, short_apply
+        models = [model_of(network=network, base="levels") for network in (Network(*pair), pair)]
+        return [model.loss(model.init(key), key, x)[0] for model in models]
+
+    found, expected = losses()
+    assert found == expected and np.isfinite(found)
+    with pytest.raises(ValueError, match=r"model\.network: apply takes 'params'"):
+        model_of(network=Network(short_init, lambda params: params))

@@ -1,6 +1,8 @@
 """The guard against one wrong optimisation of XLA:CPU, and the reduction that it went wrong in."""
 
 import os
+import subprocess
+import sys
 from importlib.metadata import version
 
 import jax
@@ -62,6 +64,31 @@ def test_guard_leaves_a_users_flag_alone(monkeypatch, flags):
     monkeypatch.setenv("XLA_FLAGS", flags)
     avoid_wrong_cpu_reductions()
     assert os.environ["XLA_FLAGS"] == flags
+
+
+LATE = """
+import warnings, jax
+{first}
+from vdm_jax import xla
+from vdm_jax.reductions import warn_of_wrong_reductions
+with warnings.catch_warnings(record=True) as found:
+    warn_of_wrong_reductions()
+    warn_of_wrong_reductions()
+print(xla.came_late(), *[str(one.message) for one in found])
+"""
+
+
+@pytest.mark.parametrize(("first", "wrong"), [("jax.numpy.ones(3) + 1", True), ("", False)])
+def test_a_guard_that_came_too_late_is_said(monkeypatch, first, wrong):
+    """Where the flag is not read in time, the check finds this jaxlib's wrong sums, if it has them."""
+    for name in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    command = [sys.executable, "-c", LATE.format(first=first)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    needed = (0, 10, 2) <= tuple(int(n) for n in version("jaxlib").split(".")[:3]) < (0, 13)
+    assert out.startswith(str(needed))
+    assert ("import vdm_jax before" in out) == (wrong and needed)
 
 
 def test_guard_is_on_where_it_is_needed():

@@ -94,6 +94,9 @@ def levels(*, levels: int, second_moment: float = 1 / 3, residual: Any = None) -
       levels: K ≥ 2.
       residual: the measured root mean square of x_0 − b, `measure_residual`; without it, that of a
         Gaussian with the data's `second_moment`.
+
+    Raises:
+      ValueError: levels below 2, or None, of continuous data.
     """
     values = level_values(levels)
     return _discrete(values, np.zeros_like(values), second_moment, residual)
@@ -107,6 +110,9 @@ def histogram(
     Args:
       log_counts: [*d, K], log-probabilities or log-counts of each level at each position, fitted on the
         training split.
+
+    Raises:
+      ValueError: as `levels`; no log_counts, or of another number of levels.
     """
     log_counts = of_levels(log_counts, levels)
     return _discrete(level_values(levels), log_counts, second_moment, residual)

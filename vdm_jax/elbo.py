@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.diffusion import Interval, bridge, data_interval, marginal, posterior, transition
-from vdm_jax.gaussian import cross_entropy, kl, standard_normal
+from vdm_jax.gaussian import check_shape, cross_entropy, kl, standard_normal
 from vdm_jax.likelihoods import LIKELIHOODS, least_noisy
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, regression_target, to_x0
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
@@ -190,7 +190,8 @@ def negative_elbo(
       `Elbo` in nats, summed over the data's axes.
 
     Raises:
-      ValueError: unknown names, `mean` or a consistency form in continuous time.
+      ValueError: unknown names, `mean` or a consistency form in continuous time, an output of another shape
+        than the data.
       TypeError: floats where K levels are expected.
 
     Examples:
@@ -224,7 +225,7 @@ def _denoising(denoise, x, key, schedule, params, row, likelihood, timesteps) ->
     t = draw_times(time_key, 0.0, timesteps)
     at = probe(noise_key, x0, t, schedule=schedule, schedule_params=params, timesteps=timesteps)
     mix = row(at.interval)
-    output = denoise(at.xt, at.interval.gamma_t)
+    output = output_of(denoise, at.xt, at.interval.gamma_t)
     error = mix.out * (regression_target(x0, at.eps, row.target(at.interval)) - output)
 
     gamma_0, gamma_1 = schedule.gamma(params, 0.0), schedule.gamma(params, 1.0)
@@ -234,9 +235,20 @@ def _denoising(denoise, x, key, schedule, params, row, likelihood, timesteps) ->
     return Elbo(nats, matching(at, error), prior(x0, gamma_1))
 
 
+def output_of(denoise: Denoise, xt: Data, gamma_t: Scalar) -> Data:
+    """F, checked to have the latent's shape.
+
+    Raises:
+      ValueError: it has another.
+    """
+    output = denoise(xt, gamma_t)
+    check_shape(jnp.shape(output), xt.shape, "denoise: output")
+    return output
+
+
 def predict_data(denoise: Denoise, latent: Data, gamma_0: Scalar, row: Parameterization) -> Data:
     """x̂_0 from the least noisy latent: the step from γ_0 to the data, which are the latent with γ = −∞."""
-    return to_x0(denoise(latent, gamma_0), latent, row(data_interval(gamma_0)))
+    return to_x0(output_of(denoise, latent, gamma_0), latent, row(data_interval(gamma_0)))
 
 
 def _log_ratio(keys, q, generative, between, after) -> Scalar:
@@ -275,7 +287,8 @@ def _consistency(term, denoise, x, key, schedule, params, row, likelihood, times
     past = jnp.where(i == 1, x0, marginal(x0, later.gamma_s).sample(past_key))
 
     def generative(xt):
-        return posterior(xt, to_x0(denoise(xt, after.gamma_t), xt, row(after)), after)
+        output = output_of(denoise, xt, after.gamma_t)
+        return posterior(xt, to_x0(output, xt, row(after)), after)
 
     c = term(
         keys,

@@ -1,6 +1,7 @@
 """Diagonal Gaussians in log-variances: log-density, sampling and KL, eq. (4)."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,9 +32,28 @@ class Gaussian(NamedTuple):
         return self.mean + jnp.exp(0.5 * self.log_var) * noise
 
     def log_prob(self, x: Data) -> Scalar:
-        """Log-density of `x` in nats, summed over all axes."""
+        """Log-density of `x` in nats, summed over all axes.
+
+        Raises:
+          ValueError: `x` has another shape than the mean, or the log-variance one that is not the mean's.
+        """
+        check_shape(jnp.shape(x), _shape(self), "log_prob: x")
         z2 = jnp.square(x - self.mean) * jnp.exp(-self.log_var)
         return -0.5 * jnp.sum(z2 + self.log_var + LOG_2PI)
+
+
+def check_shape(found: Sequence[int], expected: Sequence[int], what: str) -> None:
+    """Raise ValueError unless two shapes are the same: those that broadcast make sums of the wrong terms."""
+    if tuple(found) != tuple(expected):
+        raise ValueError(f"{what}: expected shape {tuple(expected)}, found {tuple(found)}")
+
+
+def _shape(normal: Gaussian) -> tuple[int, ...]:
+    """The mean's, which the log-variance has too unless it is a scalar."""
+    shape = jnp.shape(normal.mean)
+    if jnp.ndim(normal.log_var) > 0:
+        check_shape(jnp.shape(normal.log_var), shape, "log_var of a Gaussian")
+    return shape
 
 
 def standard_normal(shape: tuple[int, ...], dtype=None) -> Gaussian:
@@ -44,12 +64,16 @@ def standard_normal(shape: tuple[int, ...], dtype=None) -> Gaussian:
 def kl(q: Gaussian, p: Gaussian) -> Scalar:
     """KL(q ‖ p) in nats, summed over all axes, eq. (4); relative accuracy holds as the two meet.
 
+    Raises:
+      ValueError: the means have different shapes, or a log-variance one that is not its mean's.
+
     Examples:
       >>> p = vdm.Gaussian(jnp.zeros(2), jnp.asarray(0.0))
       >>> q = vdm.Gaussian(jnp.asarray([0.5, 0.0]), jnp.asarray(0.0))
       >>> print(f"{vdm.kl(q, p):.4f}, {vdm.kl(p, p):.4f}")  # ½·0.5², and 0
       0.1250, 0.0000
     """
+    check_shape(_shape(p), _shape(q), "kl: mean of p")
     log_ratio = q.log_var - p.log_var
     z2 = jnp.square(q.mean - p.mean) * jnp.exp(-p.log_var)
     return 0.5 * jnp.sum(z2 + expm1_minus(log_ratio))
@@ -58,12 +82,16 @@ def kl(q: Gaussian, p: Gaussian) -> Scalar:
 def cross_entropy(q: Gaussian, p: Gaussian) -> Scalar:
     """−E_q log p in nats, summed over all axes.
 
+    Raises:
+      ValueError: as of `kl`.
+
     Examples:
       >>> from vdm_jax.gaussian import cross_entropy, standard_normal
       >>> p = standard_normal((2,))
       >>> print(f"{cross_entropy(p, p):.3f}")  # its entropy, log(2πe)
       2.838
     """
+    check_shape(_shape(p), _shape(q), "cross_entropy: mean of p")
     second_moment = jnp.exp(q.log_var) + jnp.square(q.mean - p.mean)
     return 0.5 * jnp.sum(second_moment * jnp.exp(-p.log_var) + p.log_var + LOG_2PI)
 

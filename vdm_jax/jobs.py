@@ -107,6 +107,11 @@ def _asked(config: dict[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(AXES, ()) | config["runs"]
 
 
+def _told(config: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """What a step has to know of its layout and its optimizer."""
+    return {"axis_name": layout.axis_name, "ema_every": config["optimizer"]["accumulate"]}
+
+
 class One:
     """The run of a config that asks for one."""
 
@@ -120,6 +125,7 @@ class One:
         self.config, self.statistics = config, statistics
         self.model = build_model(config["model"], statistics)
         self.optimizer, _ = make_optimizer(**config["optimizer"], where="config.optimizer")
+        self.compiled: dict[Any, Any] = {}  # for whatever state is evaluated
 
     def start(self) -> TrainState:
         """The state that training starts from."""
@@ -128,7 +134,7 @@ class One:
     def step(self, layout: Layout, **options: Any) -> Step:
         """The step; `options` of `make_step`."""
         loss = gathered(layout, self.model.loss)
-        return make_step(loss, self.optimizer, axis_name=layout.axis_name, **options)
+        return make_step(loss, self.optimizer, **_told(self.config, layout), **options)
 
     def batches(self, split: Split, **options: Any) -> Iterator[Batch]:
         """Batches of the split; `options` of `train_batches`."""
@@ -138,7 +144,7 @@ class One:
         self, state: TrainState, workdir: Path, layout: Layout, loaded: Dataset | None = None
     ) -> Trained:
         """The run with the state that training ended in, and its data if they are loaded already."""
-        parts = self.model, self.statistics, state, workdir, layout
+        parts = self.model, self.statistics, state, workdir, layout, self.compiled
         return Trained(self.config, *parts, _loaded=loaded)
 
 
@@ -174,6 +180,7 @@ class Many:
         self.tables = {
             name: (AXES[name].table or {}) | dict((own or {}).get(name, {})) for name in CHOICES
         }
+        self.shared: dict[str, tuple[Model, dict[Any, Any]]] = {}  # and what is compiled, by config
         self.seeds = list(dict.fromkeys(single["seed"] for single in singles))
         variants = singles[:: len(self.seeds)]
         self.settings = Setting(
@@ -226,11 +233,12 @@ class Many:
 
     def step(self, layout: Layout, **options: Any) -> Step:
         """The step of all runs; `options` of `make_step`."""
+        told = _told(self.config, layout)
 
         def one(setting, state, batch):
             loss = gathered(layout, self.model_of(setting).loss)
             optimizer = self.optimizer_of(setting)
-            return make_step(loss, optimizer, axis_name=layout.axis_name, **options)(state, batch)
+            return make_step(loss, optimizer, **told, **options)(state, batch)
 
         return over_runs(one, self.settings, len(self.seeds))
 
@@ -244,7 +252,7 @@ class Many:
         self, state: TrainState, workdir: Path, layout: Layout, loaded: Dataset | None = None
     ) -> dict[str, Trained]:
         """Each run with its part of the state that training ended in, and the data if loaded already."""
-        found, shared = {}, {}
+        found, shared = {}, self.shared
         for i, (name, config) in enumerate(self.members.items()):
             own, spec = jax.tree.map(itemgetter(i), state), repr(config["model"])
             if spec not in shared:  # by seeds and rates, with what is compiled for them

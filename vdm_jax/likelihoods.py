@@ -73,6 +73,9 @@ def least_noisy(likelihood: Likelihood, latent: Data, x0_hat: Any, gamma_0: Scal
 def level_values(levels: Any) -> np.ndarray:
     """The K centres (2k+1)/K − 1 of equal bins of [−1, 1], float64 [K].
 
+    Raises:
+      ValueError: levels below 2, or None, of continuous data.
+
     Examples:
       >>> from vdm_jax.likelihoods import level_values
       >>> print(level_values(4))
@@ -91,7 +94,11 @@ def nearest_level(x0: Data, levels: int) -> Data:
 
 
 def of_levels(log_counts: Any, levels: int) -> np.ndarray:
-    """Log-counts [..., K] as an array, refused if their last axis is not the levels."""
+    """Log-counts [..., K] as an array.
+
+    Raises:
+      ValueError: there are none, or their last axis is not the levels.
+    """
     if log_counts is None:
         raise ValueError(
             "histogram: expected log_counts of the training split, as `fit_statistics` counts them, found None"
@@ -106,7 +113,11 @@ def of_levels(log_counts: Any, levels: int) -> np.ndarray:
 
 
 def softmax(*, levels: Any = 256) -> Likelihood:
-    """Normalised Gaussian scores over the K levels."""
+    """Normalised Gaussian scores over the K levels.
+
+    Raises:
+      ValueError: levels below 2, or None, of continuous data.
+    """
     return _softmax("softmax", levels)
 
 
@@ -118,6 +129,9 @@ def histogram(*, levels: Any, log_counts: Any) -> Likelihood:
     Args:
       levels: K ≥ 2.
       log_counts: [*d, K] or [K], log-probabilities or log-counts, fitted on the training split.
+
+    Raises:
+      ValueError: as `softmax`; no log_counts, of another number of levels, or not finite.
     """
     level_values(levels)
     log_counts = of_levels(log_counts, levels)
@@ -136,7 +150,11 @@ def bernoulli() -> Likelihood:
 
 
 def discretized_gaussian(*, levels: Any = 256) -> Likelihood:
-    """N(mean, variance) integrated over each level's bin; the outer bins reach to infinity."""
+    """N(mean, variance) integrated over each level's bin; the outer bins reach to infinity.
+
+    Raises:
+      ValueError: levels below 2, or None, of continuous data.
+    """
 
     encode, decode = _level_codec(levels, "discretized_gaussian")
 

@@ -96,6 +96,8 @@ def reconstruct(workdir: Path) -> None:
 
 def weights(workdir: Path) -> None:
     """Show what the config's training losses weigh; needs no run, and trains nothing."""
+    if CHECKPOINT.value != "newest":
+        raise ValueError(f"--checkpoint: weights are of no run, found {CHECKPOINT.value!r}")
     report.weights(to_dict(CONFIG.value), workdir, say)
 
 
@@ -123,6 +125,8 @@ def main(argv: list[str]) -> None:
     try:
         with listening(leave=True):
             mode = choose(MODES, MODE.value, "--mode")
+            if PROFILE.value is not None and mode is not train:
+                raise ValueError(f"--profile: traces training, expected no --mode={MODE.value}")
             enable_compilation_cache()
             connect()
             check_devices()

@@ -13,6 +13,7 @@ from vdm_jax.data import Dataset, level_counts, load_dataset
 from vdm_jax.jobs import Many, One, expand
 from vdm_jax.models import Model, Statistics, base_of, build_model
 from vdm_jax.models.statistics import fit_statistics, load_statistics, save_statistics
+from vdm_jax.reductions import warn_of_wrong_reductions
 from vdm_jax.specs import nearest
 from vdm_jax.trained import about_data, read_json, stream, write_json
 from vdm_jax.training.evaluate import make_evaluator
@@ -42,6 +43,7 @@ def prepare(kind: type[Job], config: dict[str, Any], workdir: Path) -> tuple[Job
       ValueError, TypeError, OSError: a mistake, in one line.
     """
     _agree(config)
+    warn_of_wrong_reductions()
     batch_size = config["train"]["batch_size"]
     layout = make_layout(config["train"]["parallel"], config["train"]["fsdp"])
     check_batch(layout, batch_size)

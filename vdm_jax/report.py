@@ -117,7 +117,7 @@ def compare(runs: dict[str, Trained], workdir: Path, say: Callable[[str], None] 
     say(table)
     made = {"table": workdir / "table.md", "curves": workdir / "curves.png", "evaluation": path}
     if is_first():
-        made["table"].write_text(table + "\n")
+        made["table"].write_text(table + "\n", encoding="utf-8")
         rows = read_metrics(workdir / "metrics.jsonl")
         size = first.config["train"]["batch_size"]
         title = f"{first.model.name} on {first.dataset.name}, batch {size}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -139,7 +138,6 @@ def _fit(
     steps, batch_size = settings["steps"], settings.pop("batch_size")
     stack, keep = settings.pop("steps_per_dispatch"), settings.pop("keep_checkpoints")
     ema = {name: settings.pop(name) for name in ("ema_decay", "ema_warmup")}
-    best = settings["evaluate_every"] is not None
 
     def about(step):
         seed = asked.config["seed"]
@@ -150,7 +148,7 @@ def _fit(
             "position": position | {"seed": seed},
         }
 
-    with CheckpointStore(workdir / "checkpoints", keep, best=best) as store:
+    with CheckpointStore(workdir / "checkpoints", keep) as store:
         state = _start(asked, store, layout, data.about)
         start = step_of(state)
         by_first(partial(write_json, workdir / "config.json", asked.config))
@@ -217,14 +215,12 @@ def _start(
 def _bounds(
     asked: One | Many, workdir: Path, layout: Layout, dataset: Dataset
 ) -> Callable[[TrainState], dict[str, float]]:
-    """The test bound of each run of a state, in bits/dim; compiled once."""
-    compiled: dict[str, Any] = {}
+    """The test bound of each run of a state, in bits/dim."""
 
     def bounds(state):
         found = asked.trained(state, workdir, layout, dataset)
         results = {}
         for name, run in (found if isinstance(found, dict) else {"": found}).items():
-            run = replace(run, _compiled=compiled.setdefault(name, {}))
             results[f"{name}/test_bits_per_dim".lstrip("/")] = run.bits_per_dim("test")
         return results
 

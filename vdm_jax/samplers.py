@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.diffusion import Interval, alpha, data_interval, log_sigma, posterior
-from vdm_jax.elbo import Denoise, check_steps
+from vdm_jax.diffusion import Interval, alpha, log_sigma, posterior
+from vdm_jax.elbo import Denoise, check_steps, output_of, predict_data
 from vdm_jax.parameterizations import PARAMETERIZATIONS, to_x0
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
 from vdm_jax.specs import build
@@ -97,7 +97,7 @@ def generate(
       x, floats of that shape: x̂_0 from the least noisy latent.
 
     Raises:
-      ValueError: unknown names, steps < 1.
+      ValueError: unknown names, steps < 1, an output of another shape than asked for.
 
     Examples:
       A denoiser that is sure of its data ends there:
@@ -119,11 +119,11 @@ def generate(
 
     def predict(xt, t, step):
         del t
-        return to_x0(denoise(xt, step.gamma_t), xt, row(step))
+        return to_x0(output_of(denoise, xt, step.gamma_t), xt, row(step))
 
     def final(latent):
-        end = data_interval(schedule.gamma(schedule_params, jnp.zeros((), latent.dtype)))
-        return to_x0(denoise(latent, end.gamma_t), latent, row(end))
+        gamma_0 = schedule.gamma(schedule_params, jnp.zeros((), latent.dtype))
+        return predict_data(denoise, latent, gamma_0, row)
 
     start_key, chain_key = jax.random.split(key)
     return sample_chain(

@@ -74,6 +74,9 @@ def interval(schedule: Schedule, params: Params, s: Real, t: Real) -> Interval:
 def linear(*, gamma_min: float = GAMMA_MIN, gamma_max: float = GAMMA_MAX) -> Schedule:
     """γ linear in t.
 
+    Raises:
+      ValueError: ends in the wrong order, or beyond ±80, where float32 no longer holds the SNR.
+
     Examples:
       >>> schedule = vdm.SCHEDULES["linear"](gamma_min=-6.0, gamma_max=4.0)
       >>> print(schedule.gamma(None, jnp.asarray([0.0, 0.5, 1.0])))
@@ -97,6 +100,9 @@ def cosine(*, gamma_min: float = GAMMA_MIN, gamma_max: float = GAMMA_MAX) -> Sch
     """α = cos(angle) with the angle linear in t, cut so that the end points are exact.
 
     γ = 2 log tan(angle); both the angle and its complement are interpolated, so that neither end cancels.
+
+    Raises:
+      ValueError: ends in the wrong order, or beyond ±80, where float32 no longer holds the SNR.
 
     Examples:
       >>> schedule = vdm.SCHEDULES["cosine"](gamma_min=-10.0, gamma_max=10.0)
@@ -134,7 +140,16 @@ def sigmoid(
     start: float = -3.0,
     end: float = 3.0,
 ) -> Schedule:
-    """σ² an affine function of the logistic curve on [start, end], with exact end points."""
+    """σ² an affine function of the logistic curve on [start, end], with exact end points.
+
+    Args:
+      gamma_min, gamma_max: the ends.
+      start, end: the part of the logistic curve that is followed; as they meet, σ² becomes linear in t.
+
+    Raises:
+      ValueError: ends in the wrong order, or beyond ±80, where float32 no longer holds the SNR; start not
+        below end.
+    """
     _check_ends(gamma_min, gamma_max)
     if not start < end:
         raise ValueError(f"sigmoid schedule: start must be below end, found {start} >= {end}")
@@ -223,7 +238,11 @@ def from_betas(*, betas: Any) -> Schedule:
 
 
 def learned_linear(*, gamma_min: float = GAMMA_MIN, gamma_max: float = GAMMA_MAX) -> Schedule:
-    """γ linear in t with both end points learned; the arguments are where they start."""
+    """γ linear in t with both end points learned; the arguments are where they start.
+
+    Raises:
+      ValueError: ends in the wrong order, or beyond ±80, where float32 no longer holds the SNR.
+    """
     _check_ends(gamma_min, gamma_max)
     ends = _learned_ends(gamma_min, gamma_max)
 
@@ -257,6 +276,10 @@ def learned_monotone(
       learn_ends: whether the ends are learned, always on the bound.
       trained_on: what the curve between them is trained on in continuous time, "variance" of the loss or
         "bound", whose expectation does not depend on it; of a chain it does, and the curve is trained on it.
+
+    Raises:
+      ValueError: ends in the wrong order, or beyond ±80, where float32 no longer holds the SNR;
+        no logistic curve; another name for what it is trained on.
 
     Examples:
       >>> schedule = vdm.SCHEDULES["learned_monotone"](gamma_min=-6.0, gamma_max=4.0)

@@ -68,7 +68,11 @@ def uniform() -> Times:
 
 
 def analytic(*, bins: int = 64, mix: float = 0.1) -> Times:
-    """The best density of a network whose output is zero, as it is before training."""
+    """The best density of a network whose output is zero, as it is before training.
+
+    Raises:
+      ValueError: fewer bins than one; mix outside (0, 1], or so small that float32 never draws some bin.
+    """
     return _checked(Times(bins, mix))
 
 
@@ -76,6 +80,9 @@ def learned(*, bins: int = 64, mix: float = 0.1, rate: float = 0.02) -> Times:
     """The best density of the losses that were seen, averaged in each bin over about 1/rate steps.
 
     With batches of much less than rate · bins examples, one draw moves the average of its bin past what it saw.
+
+    Raises:
+      ValueError: as `analytic`; rate outside (0, 1].
     """
     if not 0 < rate <= 1:
         raise ValueError(f"rate: expected a number in (0, 1], found {rate!r}")

@@ -30,6 +30,9 @@ def simple() -> Weighting:
 def min_snr(*, limit: float = 5.0) -> Weighting:
     """min(SNR, limit) (Hang et al. 2023, x0).
 
+    Raises:
+      ValueError: limit not above 0.
+
     Examples:
       >>> weigh = vdm.WEIGHTINGS["min_snr"]()
       >>> print(jax.vmap(weigh, (0, None))(jnp.log(jnp.asarray([1.0, 4.0, 40.0])), 1.0).round(3))
@@ -46,7 +49,11 @@ def sigmoid(*, bias: float = 2.0) -> Weighting:
 
 
 def p2(*, k: float = 1.0, power: float = 1.0) -> Weighting:
-    """(k + SNR)^−power (Choi et al. 2022, eps)."""
+    """(k + SNR)^−power (Choi et al. 2022, eps).
+
+    Raises:
+      ValueError: k not above 0.
+    """
     if not k > 0:
         raise ValueError(f"p2: k must be positive, found {k}")
     return lambda log_snr, exact: jnp.exp(-power * jnp.logaddexp(math.log(k), log_snr))

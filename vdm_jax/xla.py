@@ -8,19 +8,30 @@ concerns the CPU alone. A user's own setting of it is left as it is.
 """
 
 import os
+import sys
 from importlib.metadata import version
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 KNOWN_TO_FAIL = (0, 10, 2), (0, 13)  # from, below; XLA stops at a flag that a version does not know
+JAX_WAS_THERE = "jax" in sys.modules  # and may have computed
 
 
 def avoid_wrong_cpu_reductions() -> None:
     """Add the flag to XLA_FLAGS where this jaxlib needs it."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _fails() and FLAG not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=".strip()
+
+
+def came_late() -> bool:
+    """Whether the flag may not have been read: JAX was imported before, and this jaxlib needs it."""
+    return JAX_WAS_THERE and _fails()
+
+
+def _fails() -> bool:
     found = tuple(int(part) for part in version("jaxlib").split(".")[:3] if part.isdigit())
     first, fixed = KNOWN_TO_FAIL
-    flags = os.environ.get("XLA_FLAGS", "")
-    if first <= found < fixed and FLAG not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=".strip()
+    return first <= found < fixed
 
 
 def cores() -> int:

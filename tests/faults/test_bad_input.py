@@ -309,6 +309,11 @@ CASES["checkpoint"] = [
     ),
     ("no such step", [EVALUATE, "--checkpoint=7"], ["no checkpoint 7", "[32, 40]"]),
     ("no best", [EVALUATE, "--checkpoint=best"], ["no best checkpoint", "evaluate_every"]),
+    (
+        "a trace of an evaluation",
+        [EVALUATE, "--profile=1:2"],
+        ["--profile", "training", "evaluate"],
+    ),
     ("not a step", [EVALUATE, "--checkpoint=last"], ["--checkpoint", "newest", "'last'"]),
 ]
 

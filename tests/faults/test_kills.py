@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from harness import Real, continued_from, digest, last_logged, steps
+from harness import CONFIG, UNREPORTED, Real, continued_from, digest, last_logged, steps
 
 EVERY = 20
 SLOW = {"slow": 0.02}  # 2 steps each
@@ -78,3 +78,21 @@ def test_killed_in_a_save(real, unbroken):
     process.wait(10)
     assert real().status == 0
     assert digest(real.folder / "run") == unbroken[1]
+
+
+@pytest.mark.faults
+def test_killed_in_an_evaluation(real, forks, note):
+    """However often: the step before it is kept, though there is no other checkpoint."""
+    flags = ["--config.train.evaluate_every=16", "--config.train.checkpoint_every=100"]
+    fault = {"signals": [int(signal.SIGKILL)], "at": "evaluation"} | UNREPORTED
+    for _ in range(2):
+        assert real(*flags, fault=fault).status == -signal.SIGKILL
+        assert steps(real.folder / "run") == [16]
+    again = forks(real.folder, CONFIG, "--workdir=run", *flags, fault=UNREPORTED)
+    assert again.status == 0, again.err
+    assert continued_from(again) == 16
+    whole = real.folder / "whole"
+    whole.mkdir()
+    assert forks(whole, CONFIG, "--workdir=run", *flags, fault=UNREPORTED).status == 0
+    assert digest(real.folder / "run") == digest(whole / "run")
+    note("SIGKILL", phase="evaluation", kills=2, at=16, bit_equal=True)

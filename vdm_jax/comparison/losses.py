@@ -12,7 +12,7 @@ from vdm_jax.config import as_spec
 from vdm_jax.elbo import Elbo, check_steps
 from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.models import Statistics, vdm
-from vdm_jax.nets import NETS, Network
+from vdm_jax.nets import network_of
 from vdm_jax.nets.own import as_network, carries_weights, try_params
 from vdm_jax.parameterizations import PARAMETERIZATIONS
 from vdm_jax.specs import build
@@ -92,7 +92,7 @@ def parameterization_losses(
         statistics = Statistics(x.shape[1:], build(LIKELIHOODS, likelihood, "likelihood").levels)
     likelihood = likelihood or ("gaussian" if statistics.levels is None else "softmax")
     built = build(BASES, base, "base", **statistics._asdict())
-    own = network if network is None else _network(as_spec(network), statistics.shape)
+    own = network if network is None else network_of(as_spec(network), statistics.shape)
     found = {}
     for name, given in _by_row(denoisers_or_params, timesteps).items():
         where = f"denoisers_or_params[{name!r}]"
@@ -121,12 +121,6 @@ def parameterization_losses(
         every = {"network": params, "schedule": schedule_params or {}}
         found[name] = _average(model, every, x, key, draws)
     return found
-
-
-def _network(given: Any, shape: tuple[int, ...]) -> Network:
-    if isinstance(given, str | Mapping):
-        return build(NETS, given, "network")
-    return as_network(given, shape)
 
 
 def _average(model: Any, params: Params, x: Array, key: Key, draws: int) -> Losses:

@@ -242,10 +242,10 @@ class Comparison(Mapping[str, dict[str, Any]]):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"comparison.{ending}" for ending in ("json", "csv", "md", "png")]
-        paths[0].write_text(json.dumps(self.to_dict()) + "\n")
-        with paths[1].open("w", newline="") as file:
+        paths[0].write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
+        with paths[1].open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(self._lines())
-        paths[2].write_text(f"{self.table()}\n\n{self.bins_table()}\n")
+        paths[2].write_text(f"{self.table()}\n\n{self.bins_table()}\n", encoding="utf-8")
         self.plot().savefig(paths[3], dpi=150)
         if self.samples:
             paths.append(folder / "samples.png")

@@ -11,6 +11,7 @@ import numpy as np
 from vdm_jax.bases import BASES
 from vdm_jax.config import as_spec, default, to_dict
 from vdm_jax.data import Dataset, as_dataset, level_counts
+from vdm_jax.data.statistics import spread
 from vdm_jax.diffusion import alpha, sigma
 from vdm_jax.elbo import training_interval
 from vdm_jax.jobs import AXES, CHOICES, Many
@@ -21,6 +22,7 @@ from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.nets import network_of
 from vdm_jax.nets.own import as_network, carries_weights, is_by_row, try_network
 from vdm_jax.parameterizations import Parameterization
+from vdm_jax.reductions import warn_of_wrong_reductions
 from vdm_jax.schedules import SCHEDULES, Schedule
 from vdm_jax.specs import build, name_of
 from vdm_jax.training.checkpoint import library_versions
@@ -80,6 +82,7 @@ class Setup(NamedTuple):
 
 def prepare(*, config: Any, **given: Any) -> Setup:
     """Build and try everything. Arguments are those of `compare`."""
+    warn_of_wrong_reductions()
     asked, plain = _asked(config, given)
     dataset = as_dataset(asked["data"], levels=given["levels"])
     seeds = _seeds(asked["seeds"])
@@ -273,9 +276,11 @@ def _statistics(dataset: Dataset, base: Any, measured: bool) -> Statistics:
         x = images[np.arange(len(images))].astype(np.float64)
         return Statistics(dataset.shape, None, float(np.mean(np.square(x))))
     counts = level_counts(images, dataset.levels)
-    few = images[np.arange(min(len(images), FITTED))]
+    few = images[spread(len(images), FITTED)]
     named = measured and isinstance(base, str | Mapping)
-    return fit_statistics(counts, few if named else None, base=base if named else None)
+    if not named:
+        return fit_statistics(counts)
+    return fit_statistics(counts, few, base=base, where="base")
 
 
 def _network(given: Any, shape: tuple[int, ...], rows: Mapping[str, Any]) -> Any:

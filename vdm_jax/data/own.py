@@ -36,19 +36,14 @@ def as_dataset(data: Any, *, levels: Any = None, where: str = "data") -> Dataset
       ((4,), None, 8, 2)
     """
     if isinstance(data, Dataset):
-        return data
+        return _of_levels(data, levels, where)
     named = {"name": data} if isinstance(data, str) else data
     if isinstance(named, Mapping) and "name" in named:
-        found = load_dataset(**named, where=where)
-        if levels not in (None, found.levels):
-            raise ValueError(
-                f"{where}: {found.name!r} has {found.levels} levels, found levels={levels}"
-            )
-        return found
+        return _of_levels(load_dataset(**named, where=where), levels, where)
     if isinstance(data, Mapping):
         data = _item(data, where)
     if isinstance(data, Mixture):
-        return _drawn(data, where)
+        return _of_levels(_drawn(data, where), levels, where)
     pair = isinstance(data, tuple) and len(data) == 2
     train, test = (_array(part, where) for part in data) if pair else _divided(_array(data, where))
     if pair and test.ndim != train.ndim:
@@ -74,6 +69,14 @@ def as_dataset(data: Any, *, levels: Any = None, where: str = "data") -> Dataset
         test=Split(test, names[1]),
         where=where,
     )
+
+
+def _of_levels(found: Dataset, levels: Any, where: str) -> Dataset:
+    """Refuse levels beside data that have others, or none."""
+    if levels not in (None, found.levels):
+        has = "no levels" if found.levels is None else f"{found.levels} levels"
+        raise ValueError(f"{where}: {found.name!r} has {has}, found levels={levels}")
+    return found
 
 
 def _array(source: Any, where: str) -> np.ndarray:

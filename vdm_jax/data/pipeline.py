@@ -5,8 +5,8 @@ through its own permutation of the split. Batches run across the ends of epochs,
 is seen exactly once per epoch and no batch is short. Processes take blocks of the same global batch.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import grain
 import numpy as np
@@ -38,12 +38,7 @@ def batch_indices(
     _at_least(0, step=step, seed=seed)
     _at_least(1, size=size)
     block = _block(batch_size, process_index, process_count)
-    epochs, positions = np.divmod(step * batch_size + block, size)
-    indices = np.empty_like(positions)
-    for epoch in range(epochs[0], epochs[-1] + 1):
-        here = epochs == epoch
-        indices[here] = _permutation(seed, epoch, size)[positions[here]]
-    return indices
+    return _taken(step * batch_size + block, _orders(seed, size), size)
 
 
 def train_batches(
@@ -87,17 +82,11 @@ def train_batches(
     index = _block(batch_size, process_index, process_count).astype(np.int32)
     if size < batch_size:
         raise ValueError(f"{split.name!r} has {size} examples, less than a batch of {batch_size}")
-    take = partial(
-        batch_indices,
-        size=size,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    block, order = index.astype(np.int64), _orders(seed, size)
 
     def read(first: int) -> Batch:
-        indices = np.stack([take(i) for i in range(first, min(first + stack, stop_step))])
+        steps = range(first, min(first + stack, stop_step))
+        indices = np.stack([_taken(i * batch_size + block, order, size) for i in steps])
         x = split.images[indices.ravel()]
         places = np.broadcast_to(index, indices.shape).copy()
         return Batch(x.reshape(*indices.shape, *x.shape[1:]), places, _phase(places, batch_size))
@@ -153,11 +142,26 @@ def _phase(index: np.ndarray, batch_size: int) -> np.ndarray:
     return index.astype(np.float32) / np.float32(batch_size)
 
 
-@lru_cache(maxsize=2)  # a batch touches the epoch before and the one after its end
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    order = np.random.default_rng((seed, epoch)).permutation(size)
-    order.flags.writeable = False  # shared between batches
-    return order
+def _orders(seed: int, size: int) -> Callable[[int], np.ndarray]:
+    """The permutation of an epoch; the last two are kept, for a batch may lie across the end of one."""
+
+    @lru_cache(maxsize=2)
+    def of(epoch: int) -> np.ndarray:
+        order = np.random.default_rng((seed, epoch)).permutation(size)
+        order.flags.writeable = False  # shared between batches
+        return order
+
+    return of
+
+
+def _taken(examples: np.ndarray, order: Callable[[int], np.ndarray], size: int) -> np.ndarray:
+    """Places in the split of examples that are counted through the whole run."""
+    epochs, positions = np.divmod(examples, size)
+    indices = np.empty_like(positions)
+    for epoch in range(epochs[0], epochs[-1] + 1):
+        here = epochs == epoch
+        indices[here] = order(epoch)[positions[here]]
+    return indices
 
 
 def _at_least(low: int, **values: int) -> None:

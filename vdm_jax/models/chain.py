@@ -22,6 +22,7 @@ from vdm_jax.models.denoiser import denoiser, same_for_all
 from vdm_jax.models.keys import fold_each
 from vdm_jax.models.model import Statistics
 from vdm_jax.nets import NETS, Network
+from vdm_jax.nets.own import as_map
 from vdm_jax.schedules import SCHEDULES, interval
 from vdm_jax.specs import build
 from vdm_jax.typing import Array, Key, Params
@@ -68,8 +69,9 @@ def gaussian(
     Args:
       statistics: of the data.
       latents: dimensions of z_1 … z_T.
-      encoder, decoder: of `NETS`, between the data and z_1.
-      level: of `NETS`, one for each conditional between two latents.
+      encoder, decoder: of `NETS`, a Linen module, called as module(x), or (init, apply), called as
+        apply(params, x), between the data and z_1.
+      level: the same, one for each conditional between two latents.
       where: config path, for messages.
 
     Raises:
@@ -87,7 +89,10 @@ def gaussian(
     data = statistics.shape
 
     def network(spec, name, inputs, outputs, zero):
-        net = build(NETS, spec, f"{where}.{name}", outputs=outputs, zero=zero)
+        made = spec  # a pair is for no table
+        if not isinstance(spec, tuple):
+            made = build(NETS, spec, f"{where}.{name}", outputs=outputs, zero=zero)
+        net = as_map(made, f"{where}.{name}")
         _check_map(net, inputs, outputs, f"{where}.{name}")
         return net
 
@@ -143,10 +148,15 @@ def _corrected(z: Array, change: Array) -> Gaussian:
 
 def _check_map(net: Network, inputs, outputs, where: str) -> None:
     """Raise ValueError if a network is none from `inputs` to `outputs` (shapes of one example)."""
-    x = jax.ShapeDtypeStruct((1, *inputs), jnp.float32)
+    x, key = jax.ShapeDtypeStruct((1, *inputs), jnp.float32), jax.random.key(0)
+
+    def run(key, x):  # as the training loss does, which drops, and as the bound, which does not
+        params = net.init(key, x)
+        return net.apply(params, x, keys=key[None]), net.apply(params, x)
+
     try:
-        params = jax.eval_shape(net.init, jax.random.key(0), x)
-        found = jax.eval_shape(net.apply, params, x).shape[1:]
+        _, found = jax.eval_shape(run, key, x)
+        found = found.shape[1:]
     except Exception as error:  # of any network library
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"{where}: cannot map {inputs} to {outputs}: {line}") from error

@@ -19,7 +19,11 @@ RESIDUAL_GAMMAS = np.linspace(-20.0, 12.0, 65)
 
 
 def fit_statistics(
-    counts: np.ndarray, sample: np.ndarray | None = None, *, base: Any = None
+    counts: np.ndarray,
+    sample: np.ndarray | None = None,
+    *,
+    base: Any = None,
+    where: str = "config.model.base",
 ) -> Statistics:
     """Fit the statistics of K-level data.
 
@@ -27,6 +31,7 @@ def fit_statistics(
       counts: int [*d, K], how often each level occurs at each position of the training split.
       sample: integers [n, *d] of the training split, to measure the error of the base on.
       base: spec of the base whose error is to be measured; None, or no sample, measures none.
+      where: path of the base, for messages.
 
     A level never seen at a position gets 1/K of one count, so that no test image is impossible.
     """
@@ -43,7 +48,7 @@ def fit_statistics(
     )
     if base is None or sample is None:
         return fitted
-    built = build(BASES, base, "config.model.base", **fitted._asdict())
+    built = build(BASES, base, where, **fitted._asdict())
     if not built.informative:  # its deviation is known in closed form
         return fitted
     few = sample[: max(1, RESIDUAL_VALUES // math.prod(fitted.shape))]

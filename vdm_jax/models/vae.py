@@ -30,8 +30,9 @@ def vae(
     Args:
       statistics: of the training split.
       latent: dimension of z.
-      encoder: of `NETS`, from the data to z's mean and log-variance, [2, latent].
-      decoder: of `NETS`, from z to the mean and log-variance that the likelihood takes, [*d, 2].
+      encoder: of `NETS`, a Linen module or (init, apply), from the data to z's mean and log-variance,
+        [2, latent].
+      decoder: the same, from z to the mean and log-variance that the likelihood takes, [*d, 2].
       likelihood: of `LIKELIHOODS`.
       draws: L Monte Carlo draws of z in the training loss.
       prior_weight: β on the prior term of the training loss; the bound is reported with 1. 0 is the plain

@@ -23,6 +23,7 @@ from vdm_jax.elbo import (
     probe,
     training_interval,
 )
+from vdm_jax.gaussian import check_shape
 from vdm_jax.likelihoods import least_noisy
 from vdm_jax.models.denoiser import denoiser, same_for_all
 from vdm_jax.models.keys import example_keys, fold_each, split_each
@@ -122,6 +123,12 @@ def vdm(
     words += [f"{key} {name_of(part)}" for key, part in others.items() if part is not None]
     components = f"vdm: {', '.join(words)}"
 
+    def read(batch):
+        """A batch and its encoded data."""
+        batch = as_batch(batch)
+        check_shape(batch.x.shape[1:], shape, "batch: of each example")
+        return batch, likelihood.encode(batch.x)
+
     def ends(params, x, x0, keys, dropout_keys):
         """Reconstruction and prior, [B] both."""
         gamma_0 = schedule.gamma(params["schedule"], 0.0)
@@ -200,8 +207,7 @@ def vdm(
 
     def training(params, key, batch, dropout=True):
         """One draw of each example, and a term of value 0 that moves the running averages, if any."""
-        batch = as_batch(batch)
-        x0 = likelihood.encode(batch.x)
+        batch, x0 = read(batch)
         time_key, key = jax.random.split(key)
         noise, end, drop = example_keys(key, batch.index, 3)
         drawn, chances = choose_times(params, time_key, batch.phase)
@@ -241,8 +247,7 @@ def vdm(
 
     def elbo_by_noise(params, key, batch, edges, draws=1):
         check_steps(draws, "draws must be at least 1")
-        batch = as_batch(batch)
-        x0 = likelihood.encode(batch.x)
+        batch, x0 = read(batch)
         time_keys, draw_keys = example_keys(key, batch.index, 2)
 
         def one_draw(i):  # times of one example are stratified over its draws

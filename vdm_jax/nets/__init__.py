@@ -6,7 +6,7 @@ from typing import Any
 from vdm_jax.nets.conv import conv_decoder, conv_encoder
 from vdm_jax.nets.mlp import mlp
 from vdm_jax.nets.network import Network
-from vdm_jax.nets.own import as_network
+from vdm_jax.nets.own import as_network, complete
 from vdm_jax.nets.unet import unet, vdm_unet
 from vdm_jax.specs import build
 
@@ -33,11 +33,11 @@ __all__ = [
 
 
 def network_of(given: Any, shape: tuple[int, ...], where: str = "network") -> Network:
-    """The network of a name, of a spec, or of what `as_network` takes; a `Network` is returned as it is.
+    """The network of a name, of a spec, or of what `as_network` takes.
 
     Raises:
       ValueError: what `build` and `as_network` refuse.
     """
     if isinstance(given, str | Mapping):
         given = build(NETS, given, where)
-    return given if isinstance(given, Network) else as_network(given, shape, where)
+    return (complete if isinstance(given, Network) else as_network)(given, shape, where)

@@ -6,7 +6,8 @@
     any other callable                                 (xt, gamma_t) -> F of one example; nothing to train
     {row: one of these}                                another for each parameterization
 
-`extra` and `keys` are passed to what has parameters of these names, and only to that.
+`extra` and `keys` are passed to what has parameters of these names, and only to that. A map of latent variables
+is one of the first two rows, called without gamma_t.
 """
 
 import inspect
@@ -35,10 +36,12 @@ def as_network(given: Any, shape: tuple[int, ...], where: str = "network") -> Ne
     Raises:
       ValueError: it is none of these, it cannot be applied, or its output has another shape than the data.
     """
-    if isinstance(given, nn.Module):
+    if isinstance(given, Network):
+        network = complete(given, shape, where)
+    elif isinstance(given, nn.Module):
         network = _from_module(given)
     elif (pair := _init_and_apply(given)) is not None:
-        network = _as_called(Network(*pair), where)
+        network = Network(_init_as_called(pair[0]), _apply_as_called(pair[1], where))
     elif callable(given):
         network = _from_callable(given, shape, where)
     else:
@@ -50,15 +53,45 @@ def as_network(given: Any, shape: tuple[int, ...], where: str = "network") -> Ne
     return network
 
 
+def as_map(given: Any, where: str) -> Network:
+    """Make a `Network` of a user's encoder or decoder, which hears of no γ: `apply(params, x, keys=None)`.
+
+    Raises:
+      ValueError: it is neither a Linen module nor has it init and apply.
+    """
+    if isinstance(given, nn.Module):
+        return _from_module(given, inputs=1)
+    pair = _init_and_apply(given)
+    if pair is None:
+        raise ValueError(
+            f"{where}: expected a name, a Linen module, or init and apply, found {type(given).__name__}"
+        )
+    return Network(_init_as_called(pair[0], 1), _apply_as_called(pair[1], where, 1))
+
+
+def complete(given: Network, shape: tuple[int, ...], where: str) -> Network:
+    """A `Network` for one whose functions may lack some of the arguments.
+
+    Raises:
+      ValueError: its `apply` takes too little, or `*arguments` that it cannot be applied with.
+    """
+    init = given.init if _takes(given.init, 4) else _init_as_called(given.init)
+    apply = given.apply if _takes(given.apply, 5) else _apply_as_called(given.apply, where)
+    network = Network(init, apply)
+    if None in map(_positional, network):  # *arguments do not tell what they are passed on to
+        try_network(network, shape, where)
+    return network
+
+
 def by_row(networks: Sequence[Network], index: Any) -> Network:
     """Network `index` of several, which may be traced; the parameters of all are kept."""
 
-    def init(*arguments):
-        return [network.init(*arguments) for network in networks]
+    def init(key, xt, gamma_t=None, extra=None):
+        return [network.init(key, xt, gamma_t, extra) for network in networks]
 
-    def apply(params, *arguments):
+    def apply(params, xt, gamma_t=None, extra=None, keys=None):
         branches = [
-            lambda params, network=network, i=i: network.apply(params[i], *arguments)
+            lambda params, network=network, i=i: network.apply(params[i], xt, gamma_t, extra, keys)
             for i, network in enumerate(networks)
         ]
         return jax.lax.switch(index, branches, params)
@@ -111,44 +144,68 @@ def _init_and_apply(given: Any) -> tuple[Any, Any] | None:
     return found if all(map(callable, found)) else None
 
 
-def _from_module(module: nn.Module) -> Network:
+def _from_module(module: nn.Module, inputs: int = 2) -> Network:
+    """Call a module as module(xt, gamma_t), or for one input as module(x)."""
     takes = _named(type(module).__call__)
 
-    def call(extra, keys) -> dict[str, Any]:
-        return {k: v for k, v in {"extra": extra, "keys": keys}.items() if k in takes}
+    def call(gamma_t, extra, keys) -> dict[str, Any]:
+        others = {"extra": extra, "keys": keys} | ({"gamma_t": gamma_t} if inputs < 2 else {})
+        return {name: value for name, value in others.items() if name in takes}
 
     def init(key, xt, gamma_t=None, extra=None):
-        return module.init(key, xt, gamma_t, **call(extra, None))["params"]
+        first = (xt, gamma_t)[:inputs]
+        return module.init(key, *first, **call(gamma_t, extra, None))["params"]
 
     def apply(params, xt, gamma_t=None, extra=None, keys=None):
-        return module.apply({"params": params}, xt, gamma_t, **call(extra, keys))
+        first = (xt, gamma_t)[:inputs]
+        return module.apply({"params": params}, *first, **call(gamma_t, extra, keys))
 
     return Network(init, apply)
 
 
-def _as_called(network: Network, where: str) -> Network:
-    """Call each of the two with what it takes."""
-    names = _positional(network.apply)
-    if _required(network.apply) > 3 or (names is not None and len(names) < 2):
+def _init_as_called(function: Callable[..., Any], inputs: int = 2) -> Callable[..., Any]:
+    """Call it with what it takes, of (key, xt, gamma_t) or for one input of (key, x)."""
+    # what has a default may be anything, such as a scale
+    takes = 1 + inputs
+    if _positional(function) is not None:
+        takes = min(takes, _required(function))
+
+    def init(key, xt, gamma_t=None, extra=None):
+        first = (key, xt, gamma_t)[:takes]
+        others = {"extra": extra} | ({"gamma_t": gamma_t} if takes < 3 else {})
+        return function(*first, **_known(function, others))
+
+    return init
+
+
+def _apply_as_called(
+    function: Callable[..., Any], where: str, inputs: int = 2
+) -> Callable[..., Any]:
+    """The same of (params, xt, gamma_t) or (params, x)."""
+    names = _positional(function)
+    if _required(function) > 3 or (names is not None and len(names) < 2):
+        expected = "(params, xt, gamma_t)" if inputs == 2 else "(params, x)"
         raise ValueError(
-            f"{where}: apply takes {', '.join(map(repr, _named(network.apply)))}, expected "
-            "(params, xt, gamma_t), with extra and keys if they are used"
+            f"{where}: apply takes {', '.join(map(repr, _named(function)))}, expected "
+            f"{expected}, with extra and keys if they are used"
         )
-    init_takes = _required(network.init)
-    apply_takes = 3 if names is None else min(3, len(names))
-
-    def init(key, xt, gamma_t=None, extra=None):
-        # what has a default may be anything, such as a scale
-        first = (key, xt, gamma_t)[:init_takes]
-        others = {"extra": extra} | ({"gamma_t": gamma_t} if init_takes < 3 else {})
-        return network.init(*first, **_known(network.init, others))
+    takes = 1 + inputs if names is None else min(1 + inputs, len(names))
 
     def apply(params, xt, gamma_t=None, extra=None, keys=None):
-        first = (params, xt, gamma_t)[:apply_takes]
-        others = {"extra": extra, "keys": keys} | ({"gamma_t": gamma_t} if apply_takes < 3 else {})
-        return network.apply(*first, **_known(network.apply, others))
+        first = (params, xt, gamma_t)[:takes]
+        others = {"extra": extra, "keys": keys} | ({"gamma_t": gamma_t} if takes < 3 else {})
+        return function(*first, **_known(function, others))
 
-    return Network(init, apply)
+    return apply
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with that many positional arguments."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def _known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

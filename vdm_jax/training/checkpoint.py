@@ -2,12 +2,14 @@
 
     checkpoints/<step>/state            the arrays of a `TrainState`
                        about            JSON: config, position in the data, versions, what the loop carries
-                       manifest.json    size and CRC-32 of every other file; written last
+                       manifest.json    size and CRC-32 of these files; written last, and makes it count
+                       noted.json       what became known later, such as the bound; goes before `about`
     checkpoints/<step>.damaged          what did not verify, set aside
     checkpoints/lock                    held by the process that writes here
 
 Orbax renames a complete folder into place, but neither notices a bit that changes later nor says before the
-next save that one failed. Whatever is read here has been verified, or is not returned.
+next save that one failed. Whatever is read here has been verified, or is not returned. What was saved is never
+written again: it would be lost to a kill or a full disk in between.
 """
 
 import re
@@ -22,10 +24,18 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from vdm_jax.training.console import warn
-from vdm_jax.training.manifest import MANIFEST, UNFINISHED, verify, write_manifest
+from vdm_jax.training.manifest import (
+    MANIFEST,
+    NOTED,
+    UNFINISHED,
+    read_noted,
+    verify,
+    write_manifest,
+    write_noted,
+)
 from vdm_jax.training.processes import by_first, is_first
 from vdm_jax.training.state import TrainState, step_of
 
@@ -57,17 +67,16 @@ class CheckpointStore:
     Args:
       folder: made if missing, unless it is only read.
       keep: how many of the newest steps are kept; at least 2, for orbax deletes the oldest before the manifest
-        of the newest is written.
-      best: keep the one with the lowest bound as well.
+        of the newest is written. The one with the lowest bound is kept as well, if any has one.
       read_only: change nothing: the run may be going on.
       say: gets the warnings, in process 0.
 
     Raises:
       ValueError: there are steps, and all of them are damaged; fewer than 2 are to be kept.
-      OSError: another process writes here, or the folder cannot be written.
+      OSError: another process writes here, or the folder cannot be read or written.
 
     Attributes:
-      failure: why the last save failed, or None.
+      failure: why the last save or note failed, or None.
     """
 
     def __init__(
@@ -75,21 +84,24 @@ class CheckpointStore:
         folder: Path | str,
         keep: int = 2,
         *,
-        best: bool = False,
         read_only: bool = False,
         say: Callable[[str], None] = warn,
     ):
         if keep < 2:
             raise ValueError(f"keep: expected at least 2 checkpoints, found {keep}")
         self.folder = Path(folder).absolute()
-        self.keep, self.track, self.read_only, self.say = keep, best, read_only, say
+        self.keep, self.read_only, self.say = keep, read_only, say
         self.failure: str | None = None
         self.saving: tuple[int, Future] | None = None
         self.thread = ThreadPoolExecutor(1)
         self.lock: Any = None
+        self.bounds: dict[int, float] = {}
         try:
             self.newest: int | None = by_first(self._open)
+            self.noted = self._read_noted()
             self.manager = self._manager()
+            if not read_only:
+                self.bounds |= self._bounds(by_first(partial(self._whole, self._say_of_old)))
         except BaseException:
             self._release()
             raise
@@ -124,25 +136,16 @@ class CheckpointStore:
 
     def whole(self) -> list[int]:
         """The committed steps that verify, oldest first; what is wrong with the others is said."""
-        return by_first(self._whole)
+        return by_first(partial(self._whole, self.say))
 
     def best(self) -> int | None:
         """The step with the lowest bound, or None if none was saved with one; what is damaged is said."""
-        bounds = {step: self.about(step).get("bound") for step in self.whole()}
-        known = {step: bound for step, bound in bounds.items() if bound is not None}
-        return min(known, key=known.__getitem__) if known else None
+        return _lowest(self._bounds(self.whole()))
 
-    def save(
-        self,
-        state: TrainState,
-        about: dict[str, Any],
-        *,
-        bound: float | None = None,
-        again: bool = False,
-    ) -> None:
+    def save(self, state: TrainState, about: dict[str, Any]) -> None:
         """Begin to save a state under its step; returns before it is written.
 
-        A step that is there is left as it is, unless it is to be saved again.
+        The newest step is left as it is if it is saved again; `note` adds to it.
 
         A save that fails is said when it does, and `failure` is set until another one succeeds; in one of
         several processes it is raised, for the others wait.
@@ -150,23 +153,42 @@ class CheckpointStore:
         step, plain = step_of(state), _plain(state)
         self.wait()
         if step == self.newest:
-            if not again:
-                return
-            self.manager.delete(step)
-            self.newest = max((n for n in self.steps() if n < step), default=None)
+            return
         if self.newest is not None and step < self.newest:
             raise ValueError(f"step {step} is older than {self.newest} in {self.folder}")
-        more = {"arrays": _arrays(plain), "versions": library_versions(), "bound": bound}
+        more = {"arrays": _arrays(plain), "versions": library_versions()}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(plain), about=ocp.args.JsonSave(about | more)
         )
-        metrics = {"bound": float("inf") if bound is None else bound} if self.track else None
         try:
-            if not self.manager.save(step, args=items, metrics=metrics):
+            if not self.manager.save(step, args=items):
                 raise RuntimeError("orbax did not save it")
             self.saving = step, self.thread.submit(self._commit, step)
         except SAVE_ERRORS as error:
             self._failed(step, error)
+
+    def note(self, step: int, known: dict[str, Any]) -> None:
+        """Note what became known of the newest step after its save, instead of what it said under these names.
+
+        Waits for the save; if that failed, there is nothing to note it of. "bound" makes the step one of those
+        of which the lowest is kept. As with a save, a failure is said, or raised in several processes.
+        """
+        self.wait()
+        if step != self.newest:
+            return
+        try:
+            by_first(partial(write_noted, self._path(step), known))
+        except OSError as error:
+            words = f"{NOTED} of checkpoint {step} in {self.folder} could not be written: {_line(error)}"
+            if jax.process_count() > 1:
+                raise OSError(words) from error
+            self.failure = words
+            self.say(f"{words}; the checkpoint itself is whole")
+            return
+        self.noted[step] = known
+        bound = known.get("bound")
+        if bound is not None:  # only now that the disk has it, for another one is deleted for it
+            self.bounds[step] = bound
 
     def poll(self) -> None:
         """Take notice of a save that has ended; costs nothing while it goes on."""
@@ -185,9 +207,9 @@ class CheckpointStore:
             self._failed(step, error)
 
     def about(self, step: int) -> dict[str, Any]:
-        """What a checkpoint says of itself: what it was saved with, its arrays, the libraries' versions."""
+        """What a checkpoint says of itself: what it was saved with, its arrays, versions, what was noted."""
         items = ocp.args.Composite(about=ocp.args.JsonRestore())
-        return self.manager.restore(step, args=items)["about"]
+        return self.manager.restore(step, args=items)["about"] | self.noted.get(step, {})
 
     def restore(
         self, like: TrainState, step: int | None = None, *, shardings: Any = None
@@ -236,17 +258,42 @@ class CheckpointStore:
 
     def _reopen(self) -> None:
         self.newest = by_first(self._open)
+        self.noted = self._read_noted()
         self._close_manager()
         self.manager = self._manager()
 
-    def _whole(self) -> list[int]:
+    def _whole(self, say: Callable[[str], None]) -> list[int]:
         found = []
         for step in self.steps():
             if fault := verify(self._path(step)):
-                self.say(f"checkpoint {step} in {self.folder} is damaged: {fault}")
+                say(f"checkpoint {step} in {self.folder} is damaged: {fault}")
             else:
                 found.append(step)
         return found
+
+    def _say_of_old(self, line: str) -> None:
+        """Nothing is said of files that are missing: a killed run was deleting the step."""
+        if not line.endswith(" is missing"):
+            self.say(line)
+
+    def _bounds(self, steps: list[int]) -> dict[int, float]:
+        """Step -> bound of those that have one."""
+        bounds = {step: self.about(step).get("bound") for step in steps}
+        return {step: bound for step, bound in bounds.items() if bound is not None}
+
+    def _read_noted(self) -> dict[int, dict[str, Any]]:
+        """What was noted of each step; a damaged note is said, and is no damage of the step."""
+
+        def pairs():
+            found = []
+            for step in self.steps():
+                noted, fault = read_noted(self._path(step))
+                if fault:
+                    self.say(f"checkpoint {step} in {self.folder}: {fault}; it is passed over")
+                found.append([step, noted])
+            return found
+
+        return dict(by_first(pairs))
 
     def _open(self) -> int | None:
         """The newest step that is whole; in process 0."""
@@ -288,16 +335,9 @@ class CheckpointStore:
             self.say(f"{words}; {instead}")
 
     def _manager(self) -> ocp.CheckpointManager:
-        policies: list[Any] = [LatestN(self.keep)]
-        best: dict[str, Any] = {}
-        if self.track:
-            best = {"best_fn": _bound, "best_mode": "min"}
-            only = {"n": 1, "keep_checkpoints_without_metrics": False}
-            policies.append(BestN(get_metric_fn=_bound, reverse=True, **only))
         options = ocp.CheckpointManagerOptions(
             create=not self.read_only,
-            preservation_policy=AnyPreservationPolicy(policies),
-            **best,
+            preservation_policy=AnyPreservationPolicy([LatestN(self.keep), _Lowest(self.bounds)]),
         )
         return ocp.CheckpointManager(self.folder, options=options)
 
@@ -317,6 +357,20 @@ class CheckpointStore:
         for left in [self.folder / f"{step}", *self.folder.glob(f"{step}.orbax-checkpoint-tmp*")]:
             shutil.rmtree(left, ignore_errors=True)
         self.manager = self._manager()
+
+
+class _Lowest:
+    """A preservation policy of orbax, whose own knows only the metrics that a step was saved with."""
+
+    def __init__(self, bounds: dict[int, float]):
+        self.bounds = bounds
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        """Keep the one with the lowest of the bounds, which may become known after this."""
+        del context
+        there = [checkpoint.step for checkpoint in checkpoints]
+        lowest = _lowest({step: self.bounds[step] for step in there if step in self.bounds})
+        return [step == lowest for step in there]
 
 
 RETRIES = 5
@@ -346,8 +400,9 @@ def _locked(path: Path) -> Any:
     return file
 
 
-def _bound(metrics: Any) -> float:
-    return metrics["bound"]
+def _lowest(bounds: dict[int, float]) -> int | None:
+    """The step with the lowest bound, the first of several."""
+    return min(sorted(bounds), key=bounds.__getitem__, default=None)
 
 
 def _line(error: BaseException) -> str:

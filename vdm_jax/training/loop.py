@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.console import STDERR
 from vdm_jax.training.interrupt import Interrupted, asked, deferred, is_command, unsaved
-from vdm_jax.training.logs import MetricsLog
+from vdm_jax.training.logs import MetricsLog, read_metrics
 from vdm_jax.training.meter import Meter
 from vdm_jax.training.processes import (
     AGREE_SECONDS,
@@ -91,10 +91,10 @@ def fit(
       run: of `parallel.dispatcher`.
       batches: stacks from the state's own step on, this process's part of them.
       steps: number of the last step.
-      store: gets a state about every `checkpoint_every` steps, with every evaluation, and the last one.
+      store: gets a state about every `checkpoint_every` steps, before every evaluation, and the last one.
       log: gets the mean of the metrics at every multiple of `log_every`; None in all processes but one.
       about: what a checkpoint of a step says of itself.
-      evaluate_every: steps between evaluations, whose bound is logged and kept with the state; None for none.
+      evaluate_every: steps between evaluations, whose bound is logged and noted with the state; None for none.
       evaluate: the test bound of a state, of each run if there are several, in bits/dim.
       max_nonfinite_steps: so many steps in a row whose loss or gradient is not finite end the run.
       stall_seconds: see `Patience`.
@@ -108,28 +108,44 @@ def fit(
     """
     start = now = saved = step_of(state)
     begun = store.about(start)["loop"] if store.latest() == start else {}
-    due = begun.get("evaluation_due", False)  # the run was interrupted before or in it
+    # the run ended before or in it; not made up for where it is no longer asked for, as after it failed
+    due = begun.get("evaluation_due", False) and evaluate_every is not None
     watched = {"every": log_every, "patience": max_nonfinite_steps, "names": names}
     meter = Meter(log, step=start, begun=begun, **watched)
     sent = _Dispatches(meter, store)
     shown = {"total": steps, "initial": start, "desc": "train", "unit": "step", "smoothing": 0.05}
 
-    def save(bound: float | None = None, **options: Any) -> None:
+    def save() -> None:
         with patience.wait(f"saving step {now}", AGREE_SECONDS):
             if not names and not finite((state.params, state.ema_params)):
                 raise NonFinite(f"a parameter is not finite at step {now}: {_stopped(store)}", now)
             carried = meter.carried | {"evaluation_due": due}
-            store.save(state, about(now) | {"loop": carried}, bound=bound, **options)
+            store.save(state, about(now) | {"loop": carried})
+            if due:  # whatever happens in the evaluation finds the step saved
+                store.wait()
             everyone("saved")  # before the next wait is measured
+
+    def evaluated() -> int:
+        """Evaluate the state that is saved: log its bounds, note that they are no longer due.
+
+        Returns the signal, if one came instead.
+        """
+        bounds, signum = _evaluate(evaluate, state)
+        if bounds is None:
+            return signum
+        if now > start or not _logged(log, now, bounds):  # by a run that was killed right after it
+            meter.note(bounds)
+        known = {"bound": _mean(bounds), "loop": meter.carried | {"evaluation_due": False}}
+        with patience.wait(f"saving step {now}", AGREE_SECONDS):
+            store.note(now, known)
+        return 0
 
     with ExitStack() as inside:
         inside.enter_context(deferred())
         patience = inside.enter_context(Patience(stall_seconds, command=is_command()))
         bar = inside.enter_context(tqdm(**shown, disable=not is_first(), file=STDERR))
         if due and evaluate is not None:
-            bound, sent.signum, due = _evaluate(evaluate, state, meter)
-            if not due:
-                save(bound, again=True)
+            sent.signum = evaluated()
         while now < steps and not sent.signum:
             with patience.wait(f"training, after step {now}"):
                 stack = next(batches)
@@ -153,11 +169,10 @@ def fit(
             if jax.process_count() == 1:  # at once
                 sent.signum = asked()
             if saving:
-                bound = None
-                if due and not sent.signum:
-                    bound, sent.signum, due = _evaluate(evaluate, state, meter)
-                save(bound)
+                save()
                 saved = now
+                if due and not sent.signum:
+                    sent.signum = evaluated()
         with patience.wait(f"the end, at step {now}", AGREE_SECONDS):
             sent.look(0)
         if saved < now:
@@ -171,21 +186,30 @@ def fit(
     return state
 
 
-def _evaluate(evaluate: Any, state: TrainState, meter: Meter) -> tuple[float | None, int, bool]:
-    """The bound, which is noted; the signal that came; whether it is still due then."""
+def _evaluate(evaluate: Any, state: TrainState) -> tuple[dict[str, float] | None, int]:
+    """The bounds, or the signal that came."""
     try:
-        bounds = evaluate(state)
+        return evaluate(state), 0
     except Interrupted as interrupted:
-        return None, interrupted.signum, True
-    meter.note(bounds)
-    known = [bound for bound in bounds.values() if math.isfinite(bound)]  # a run may be lost
-    return sum(known) / len(known) if known else None, 0, False
+        return None, interrupted.signum
+
+
+def _mean(bounds: dict[str, float]) -> float | None:
+    """The mean bound of the runs that have one; a run may be lost."""
+    known = [bound for bound in bounds.values() if math.isfinite(bound)]
+    return sum(known) / len(known) if known else None
 
 
 @jax.jit
 def finite(tree: Any) -> jax.Array:
     """Whether every number of a tree is finite."""
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def _logged(log: MetricsLog | None, step: int, metrics: dict[str, float]) -> bool:
+    """Whether the log has a line of a step with these metrics."""
+    rows = [] if log is None else read_metrics(log.path)
+    return any(row["step"] == step and metrics.keys() <= row.keys() for row in rows)
 
 
 def _crosses(before: int, now: int, every: int | None) -> bool:

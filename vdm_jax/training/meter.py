@@ -42,7 +42,7 @@ class Meter:
         self.sums: dict[str, float] = dict(begun.get("sums", {}))
         self.streaks: dict[str, int] = dict(begun.get("streaks", {}))
         self.spreads: dict[str, list[float]] = dict(begun.get("spreads", {}))
-        self.lost: set[str] = set()
+        self.lost: dict[str, str] = {}  # and why
         self.ended: tuple[str, int] | None = None
 
     @property
@@ -64,8 +64,10 @@ class Meter:
         columns = {name: value.reshape(len(value), -1).tolist() for name, value in arrays.items()}
         for values in zip(*columns.values(), strict=True):
             self.step += 1
+            before = {*self.lost}
             for i, run in enumerate(self.runs):
                 self._take(run, {n: v[i] for n, v in zip(columns, values, strict=True)})
+            self._judge(before)
             if self.ended is not None:
                 break
             if self.step % self.every == 0:
@@ -85,6 +87,8 @@ class Meter:
             self._skip(run, row)
             return
         self.streaks.pop(run, None)
+        if self.lost.pop(run, None):  # no bad step has touched its parameters
+            self._say(f"{run} goes on: the update of step {self.step} was applied")
         self._sum(run, "steps", 1.0)
         for name, value in row.items():
             self._sum(run, name, value)
@@ -96,10 +100,7 @@ class Meter:
         self.sums[key] = self.sums.get(key, 0.0) + value
 
     def _skip(self, run: str, row: dict[str, float]) -> None:
-        """Count a step whose update was not applied; so many in a row are the end of a run.
-
-        Of several side by side the others go on, for they share nothing with it.
-        """
+        """Count a step whose update was not applied; by so many in a row a run is lost."""
         streak = self.streaks.get(run, 0) + 1
         self.streaks[run] = streak
         name = next((n for n in ("loss", "grad_norm") if not math.isfinite(row[n])), "loss")
@@ -110,13 +111,20 @@ class Meter:
             f"{what} at step {self.step}: update not applied ({streak} in a row, "
             f"the run ends at {self.patience})"
         )
-        if streak < self.patience:
+        if streak >= self.patience:
+            self.lost[run] = what
+
+    def _judge(self, before: set[str]) -> None:
+        """End if all runs are lost, of which `before` were so earlier; once all have taken the step.
+
+        Of several side by side the others go on, for they share nothing with one that is lost.
+        """
+        if self.lost.keys() == {*self.runs}:
+            self.ended = [*self.lost.values()][-1], self.step
             return
-        self.lost.add(run)
-        if self.lost == {*self.runs}:
-            self.ended = what, self.step
-        else:
-            self._say(f"{run} is lost, the others go on")
+        for run in self.lost:
+            if run not in before:
+                self._say(f"{run} is lost, the others go on")
 
     def _spikes(self, run: str, loss: float) -> bool:
         """Whether a loss is far above those before it."""

@@ -24,6 +24,7 @@ def make_step(
     *,
     ema_decay: float = 0.9999,
     ema_warmup: bool = False,
+    ema_every: int = 1,
     axis_name: str | None = None,
 ) -> Step:
     """Make the pure step (state, batch) -> (state, metrics).
@@ -35,7 +36,9 @@ def make_step(
         no line search, which evaluates the loss again; clipping and accumulation are part of it. It does not
         see a part "running_averages" of the params, which moves by its own rule (`vdm_jax.times`).
       ema_decay: of the parameters' average, in [0, 1).
-      ema_warmup: use min(ema_decay, (1 + step)/(10 + step)), so that early averages forget the start.
+      ema_warmup: use min(ema_decay, (1 + n)/(10 + n)) after n moves, so that early averages forget the start.
+      ema_every: batches for which the average moves once: those that an optimizer accumulates for an update, so
+        that it is that of one large batch.
       axis_name: of a `pmap` or `vmap` axis over which gradients and metrics are averaged. The parts of a
         divided batch must be `Batch`es with their indices in the whole one, or all draw the same noise.
 
@@ -44,7 +47,7 @@ def make_step(
       gradient was not finite, so that nothing but the number of the step was changed, else 0.
 
     Raises:
-      ValueError: ema_decay outside [0, 1).
+      ValueError: ema_decay outside [0, 1), ema_every below 1.
 
     Examples:
       >>> import optax
@@ -59,6 +62,8 @@ def make_step(
     """
     if not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay: expected a value in [0, 1), found {ema_decay}")
+    if ema_every < 1:
+        raise ValueError(f"ema_every: expected at least 1, found {ema_every}")
     optimizer = with_running_averages(optimizer)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
@@ -76,8 +81,10 @@ def make_step(
 
         decay = jnp.asarray(ema_decay, jnp.float32)
         if ema_warmup:
-            decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-        rate = jnp.where(finite, 1 - decay, 0.0)
+            moves = state.step // ema_every
+            decay = jnp.minimum(decay, (1 + moves) / (10 + moves))
+        due = (state.step + 1) % ema_every == 0
+        rate = jnp.where(finite & due, 1 - decay, 0.0)
         ema_params = optax.incremental_update(params, state.ema_params, rate)
         metrics = metrics | {"loss": value, "grad_norm": grad_norm}
         metrics["skipped"] = 1 - finite.astype(jnp.float32)
