@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.elbo import Elbo, check_steps, mean_of_draws
-from vdm_jax.gaussian import Gaussian, check_shape, cross_entropy, kl, standard_normal
+from vdm_jax.gaussian import Gaussian, cross_entropy, kl, standard_normal
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.models.chain import Chain
 from vdm_jax.models.keys import example_keys, fold_each
-from vdm_jax.models.model import Model, Statistics
-from vdm_jax.typing import Array, Keys, Params, as_batch
+from vdm_jax.models.model import Model, Statistics, encoded
+from vdm_jax.typing import Array, Keys, Params
 
 PATH_POINTS = 9  # of an interpolation, its two ends included
 
@@ -149,24 +149,18 @@ def hierarchy(
         )
     bits = 1 / (math.prod(statistics.shape) * math.log(2))
 
-    def read(batch):
-        """A batch and its encoded data."""
-        batch = as_batch(batch)
-        check_shape(batch.x.shape[1:], statistics.shape, "batch: of each example")
-        return batch, likelihood.encode(batch.x)
-
     def nats_of(x, observation):
         return -jax.vmap(likelihood.log_prob)(x, *observation)
 
     def autoencoder_loss(params, key, batch):
-        batch, x0 = read(batch)
+        batch, x0 = encoded(batch, statistics, likelihood)
         _, drop = example_keys(key, batch.index, 2)
         code = chain.up(params, x0, 1, drop).mean
         value = bits * jnp.mean(nats_of(batch.x, chain.down(params, code, 1, drop)))
         return value, {"loss": value, "reconstruction": value}
 
     def loss(params, key, batch):
-        batch, x0 = read(batch)
+        batch, x0 = encoded(batch, statistics, likelihood)
         draw_keys, drop = example_keys(key, batch.index, 2)
         first = chain.up(params, x0, 1, drop)
         many = _repeat((batch.x, x0, first, drop), draws)
@@ -184,7 +178,7 @@ def hierarchy(
 
     def elbo(params, key, batch, draws=1):
         check_steps(draws, "draws must be at least 1")
-        batch, x0 = read(batch)
+        batch, x0 = encoded(batch, statistics, likelihood)
         (draw_keys,) = example_keys(key, batch.index, 1)
 
         def one_draw(i):
@@ -197,7 +191,7 @@ def hierarchy(
 
     def importance(params, key, batch, samples):
         check_steps(samples, "importance samples must be at least 1")
-        batch, x0 = read(batch)
+        batch, x0 = encoded(batch, statistics, likelihood)
         (draw_keys,) = example_keys(key, batch.index, 1)
 
         def log_weight(i):

@@ -9,9 +9,10 @@ import numpy as np
 
 from vdm_jax.diffusion import Interval
 from vdm_jax.elbo import Elbo
+from vdm_jax.gaussian import check_shape
 from vdm_jax.likelihoods import LIKELIHOODS, Likelihood
 from vdm_jax.specs import build
-from vdm_jax.typing import Array, Batch, Key, Params
+from vdm_jax.typing import Array, Batch, Key, Params, as_batch
 
 Metrics = dict[str, Array]
 
@@ -128,6 +129,17 @@ def likelihood_for(statistics: Statistics, spec: Any, where: str) -> Likelihood:
             f"the likelihood is of {_kind(likelihood.levels)}"
         )
     return likelihood
+
+
+def encoded(batch: Any, statistics: Statistics, likelihood: Likelihood) -> tuple[Batch, Array]:
+    """A batch, and its data [B, *d] in the model's scale.
+
+    Raises:
+      ValueError: its examples have another shape than the data of the statistics.
+    """
+    batch = as_batch(batch)
+    check_shape(batch.x.shape[1:], statistics.shape, "batch: of each example")
+    return batch, likelihood.encode(batch.x)
 
 
 def _kind(levels: int | None) -> str:

@@ -23,18 +23,17 @@ from vdm_jax.elbo import (
     probe,
     training_interval,
 )
-from vdm_jax.gaussian import check_shape
 from vdm_jax.likelihoods import least_noisy
 from vdm_jax.models.denoiser import denoiser, same_for_all
 from vdm_jax.models.keys import example_keys, fold_each, split_each
-from vdm_jax.models.model import ByNoise, Draw, Model, Statistics, likelihood_for
+from vdm_jax.models.model import ByNoise, Draw, Model, Statistics, encoded, likelihood_for
 from vdm_jax.objectives import bound_weight, relative_weight
 from vdm_jax.parameterizations import PARAMETERIZATIONS
 from vdm_jax.samplers import SAMPLERS, sample_chain
 from vdm_jax.schedules import SCHEDULES, Schedule, interval
 from vdm_jax.specs import build, name_of
 from vdm_jax.times import RUNNING, TIMES, Drawn, draw_weighted, follow, mean_square, probabilities
-from vdm_jax.typing import Array, as_batch
+from vdm_jax.typing import Array
 from vdm_jax.variance import copies, tie
 from vdm_jax.weightings import WEIGHTINGS, is_bound
 
@@ -123,12 +122,6 @@ def vdm(
     words += [f"{key} {name_of(part)}" for key, part in others.items() if part is not None]
     components = f"vdm: {', '.join(words)}"
 
-    def read(batch):
-        """A batch and its encoded data."""
-        batch = as_batch(batch)
-        check_shape(batch.x.shape[1:], shape, "batch: of each example")
-        return batch, likelihood.encode(batch.x)
-
     def ends(params, x, x0, keys, dropout_keys):
         """Reconstruction and prior, [B] both."""
         gamma_0 = schedule.gamma(params["schedule"], 0.0)
@@ -207,7 +200,7 @@ def vdm(
 
     def training(params, key, batch, dropout=True):
         """One draw of each example, and a term of value 0 that moves the running averages, if any."""
-        batch, x0 = read(batch)
+        batch, x0 = encoded(batch, statistics, likelihood)
         time_key, key = jax.random.split(key)
         noise, end, drop = example_keys(key, batch.index, 3)
         drawn, chances = choose_times(params, time_key, batch.phase)
@@ -247,7 +240,7 @@ def vdm(
 
     def elbo_by_noise(params, key, batch, edges, draws=1):
         check_steps(draws, "draws must be at least 1")
-        batch, x0 = read(batch)
+        batch, x0 = encoded(batch, statistics, likelihood)
         time_keys, draw_keys = example_keys(key, batch.index, 2)
 
         def one_draw(i):  # times of one example are stratified over its draws

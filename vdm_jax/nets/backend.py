@@ -36,7 +36,7 @@ def convolve(x, kernel, strides, padding, dimension_numbers=None, precision=None
     unknown = {name: value for name, value in others.items() if value not in plain}
     if unknown:
         raise ValueError(f"convolve: expected neither dilation nor groups, found {unknown}")
-    run = _loop_safe if jax.default_backend() == "cpu" else _plain
+    run = FORMS["loop-safe" if jax.default_backend() == "cpu" else "plain"]
     return checkpoint_name(run(tuple(strides), padding, precision, x, kernel), SAVED)
 
 
@@ -80,6 +80,9 @@ def _backward(strides, padding, precision, saved, dy):
 
 
 _loop_safe.defvjp(_forward, _backward)
+
+FORMS = {"plain": _plain, "loop-safe": _loop_safe}
+"""name -> (strides, padding, precision, x, kernel) -> the convolution; see `experiments/convolutions.py`."""
 
 
 def attend(query, key, value):
