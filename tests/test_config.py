@@ -118,7 +118,7 @@ def test_every_field_is_an_argument_of_what_reads_it():
     assert fields("model") == {"name"} | keywords(MODELS["vdm"]) - {"where"}
     given = {"store", "log", "about", "axis_name", "process_index", "process_count", "prefetch"}
     given |= {"seed", "start_step", "stop_step", "stack", "names", "profiler", "devices"}
-    given |= {"evaluate"}
+    given |= {"evaluate", "ema_every"}
     # `given` is of the run, not of the config's section
     read = keywords(fit) | keywords(make_step) | keywords(train_batches)
     read |= set(inspect.signature(make_layout).parameters)

@@ -470,19 +470,6 @@ def test_gradient_of_the_bound_reaches_every_parameter_of_a_learned_curve(timest
         assert np.all(np.abs(leaf) > 0), path
 
 
-@pytest.mark.parametrize("T", [1, 3, 1000, 10_000_000])
-def test_matching_terms_are_those_of_float64(T):
-    """Relative accuracy, from Δ = 60 down to Δ = 6e-6."""
-    schedule = linear(gamma_min=-40.0, gamma_max=20.0)
-    i = jnp.asarray(np.random.default_rng(0).integers(0, T, 200))
-    step, rate = jit(jax.vmap(lambda i: training_interval(schedule, None, i, T)))(i)
-    exact = oracles.float64(step)
-    expected = 0.5 * T * np.exp(-exact.gamma_t) * np.expm1(exact.delta)
-    at = Probe(*[jnp.ones((200, 3))] * 3, step, rate)
-    found = jit(jax.vmap(matching))(at, jnp.ones((200, 3)))
-    np.testing.assert_allclose(found, 3 * expected, rtol=1e-6)
-
-
 def test_probe_is_where_the_marginal_says_and_its_interval_ends_on_the_grid():
     schedule, T = linear(), 7
     x0 = jnp.asarray([0.5, -0.25])

@@ -224,8 +224,8 @@ def test_a_loop_that_keeps_less_takes_less_memory():
         return jit(gradient).lower(params).compile().memory_analysis().temp_size_in_bytes
 
     plain = temporary()
-    assert temporary(scan=True, remat="save_conv") < 0.6 * plain
-    assert temporary(scan=True, remat="full") < 0.5 * plain
+    assert temporary(scan=True, remat="save_conv") < 0.7 * plain
+    assert temporary(scan=True, remat="full") < 0.6 * plain
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
