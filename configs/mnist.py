@@ -23,7 +23,7 @@ def get_config():
         {"name": "sigmoid", "gamma_min": -13.3, "gamma_max": 5.0, "start": -7.5, "end": 3.0}
     )
     config.model.weighting.name = "simple"
-    config.model.times = "uniform"  # on that path
+    config.model.time_sampler = "uniform"  # on that path
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 1e-2
     config.optimizer.decay_steps = 4000

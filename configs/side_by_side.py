@@ -14,11 +14,11 @@ from vdm_jax.config import default
 
 def get_config():
     config = default()
-    config.runs.parameterizations = ("mean", "x0", "eps", "v", "score")
-    config.runs.seeds = (0, 1)
+    config.sweep.parameterizations = ("mean", "x0", "eps", "v", "score")
+    config.sweep.seeds = (0, 1)
     config.model.timesteps = 1000  # a mean has no form in continuous time
     config.model.head = "raw"
-    config.model.times = "uniform"  # the same ones for all rows
+    config.model.time_sampler = "uniform"  # the same ones for all rows
     config.model.network = ConfigDict(
         {"name": "mlp", "width": 256, "depth": 3, "dropout": 0.1, "dtype": "float32"}
     )

@@ -1,8 +1,9 @@
 """vdm_jax: variational diffusion models as pure functions on JAX.
 
 The mathematics (Gaussians, schedules, parameterizations, bounds, samplers) is imported at once and needs
-only jax, numpy and jaxtyping. What trains (`train`, `load`, `make_step` and the tables `NETS`, `MODELS`,
-`DATASETS`) is imported when it is first used.
+only jax, numpy and jaxtyping. What trains (`train`, `load`, `make_step`, `nets`, `models`, `data`) is imported
+when it is first used. Each submodule of components has a function for each row of its table, such as
+`vdm.schedules.cosine()` of `vdm.schedules.SCHEDULES`.
 """
 
 from importlib import import_module
@@ -12,107 +13,124 @@ from vdm_jax.xla import avoid_wrong_cpu_reductions
 
 avoid_wrong_cpu_reductions()  # before anything can start a computation
 
-from vdm_jax.bases import BASES, HEADS  # noqa: E402
+from vdm_jax import (  # noqa: E402
+    bases,
+    diffusion,
+    elbo,
+    likelihoods,
+    parameterizations,
+    samplers,
+    schedules,
+    time_samplers,
+    weightings,
+)
 from vdm_jax.diffusion import Interval, marginal, posterior, transition  # noqa: E402
-from vdm_jax.elbo import FORMS, Elbo, negative_elbo  # noqa: E402
+from vdm_jax.effective_weights import effective_weights  # noqa: E402
+from vdm_jax.elbo import negative_elbo  # noqa: E402
 from vdm_jax.gaussian import Gaussian, kl  # noqa: E402
-from vdm_jax.likelihoods import LIKELIHOODS  # noqa: E402
 from vdm_jax.mixtures import Mixture  # noqa: E402
-from vdm_jax.objectives import EffectiveWeights, effective_weights  # noqa: E402
-from vdm_jax.parameterizations import PARAMETERIZATIONS, Mix, stacked, to_x0  # noqa: E402
-from vdm_jax.samplers import SAMPLERS, generate  # noqa: E402
-from vdm_jax.schedules import SCHEDULES, Schedule, interval  # noqa: E402
+from vdm_jax.parameterizations import to_x0  # noqa: E402
+from vdm_jax.samplers import generate  # noqa: E402
+from vdm_jax.schedules import interval  # noqa: E402
 from vdm_jax.specs import build  # noqa: E402
-from vdm_jax.times import TIMES  # noqa: E402
 from vdm_jax.typing import Batch  # noqa: E402
-from vdm_jax.weightings import WEIGHTINGS  # noqa: E402
 
 if TYPE_CHECKING:
-    from vdm_jax.comparison import Comparison, compare, parameterization_losses
-    from vdm_jax.data import DATASETS
-    from vdm_jax.models import MODELS, Model, Statistics
-    from vdm_jax.nets import NETS, Network
-    from vdm_jax.rerun import replay
-    from vdm_jax.run import load, load_side_by_side, train, train_side_by_side
-    from vdm_jax.trained import Trained
-    from vdm_jax.training.state import TrainState, init_state
+    from vdm_jax import data, models, nets
+    from vdm_jax.comparison import compare, parameterization_losses
+    from vdm_jax.models import Model, Statistics
+    from vdm_jax.nets import Network
+    from vdm_jax.runs.load import load, load_sweep
+    from vdm_jax.runs.replay import replay
+    from vdm_jax.runs.train import train, train_sweep
+    from vdm_jax.training.state import init_state
     from vdm_jax.training.step import make_step
 
-_LATER = {
-    "Comparison": "vdm_jax.comparison",
-    "compare": "vdm_jax.comparison",
-    "parameterization_losses": "vdm_jax.comparison",
-    "DATASETS": "vdm_jax.data",
-    "MODELS": "vdm_jax.models",
-    "Model": "vdm_jax.models",
-    "Statistics": "vdm_jax.models",
-    "NETS": "vdm_jax.nets",
-    "Network": "vdm_jax.nets",
-    "Trained": "vdm_jax.trained",
-    "replay": "vdm_jax.rerun",
-    "load": "vdm_jax.run",
-    "load_side_by_side": "vdm_jax.run",
-    "train_side_by_side": "vdm_jax.run",
-    "train": "vdm_jax.run",
-    "TrainState": "vdm_jax.training.state",
-    "init_state": "vdm_jax.training.state",
-    "make_step": "vdm_jax.training.step",
-}
-
 __all__ = [
-    "BASES",
-    "DATASETS",
-    "FORMS",
-    "HEADS",
-    "LIKELIHOODS",
-    "MODELS",
-    "NETS",
-    "PARAMETERIZATIONS",
-    "SAMPLERS",
-    "SCHEDULES",
-    "TIMES",
-    "WEIGHTINGS",
     "Batch",
-    "Comparison",
-    "EffectiveWeights",
-    "Elbo",
     "Gaussian",
     "Interval",
-    "Mix",
     "Mixture",
     "Model",
     "Network",
-    "Schedule",
     "Statistics",
-    "TrainState",
-    "Trained",
+    "bases",
     "build",
     "compare",
+    "data",
+    "diffusion",
     "effective_weights",
+    "elbo",
     "generate",
     "init_state",
     "interval",
     "kl",
+    "likelihoods",
     "load",
-    "load_side_by_side",
+    "load_sweep",
     "make_step",
     "marginal",
+    "models",
     "negative_elbo",
+    "nets",
     "parameterization_losses",
+    "parameterizations",
     "posterior",
     "replay",
-    "stacked",
+    "samplers",
+    "schedules",
+    "time_samplers",
     "to_x0",
     "train",
-    "train_side_by_side",
+    "train_sweep",
     "transition",
+    "weightings",
 ]
+
+_LATER = {
+    "compare": "comparison",
+    "parameterization_losses": "comparison",
+    "Model": "models",
+    "Statistics": "models",
+    "Network": "nets",
+    "load": "runs.load",
+    "load_sweep": "runs.load",
+    "replay": "runs.replay",
+    "train": "runs.train",
+    "train_sweep": "runs.train",
+    "init_state": "training.state",
+    "make_step": "training.step",
+    # tables and types, which the reference lists in their modules
+    "BASES": "bases",
+    "HEADS": "bases",
+    "FORMS": "elbo",
+    "Elbo": "elbo",
+    "LIKELIHOODS": "likelihoods",
+    "PARAMETERIZATIONS": "parameterizations",
+    "Preconditioning": "parameterizations",
+    "stacked": "parameterizations",
+    "SAMPLERS": "samplers",
+    "SCHEDULES": "schedules",
+    "Schedule": "schedules",
+    "TIME_SAMPLERS": "time_samplers",
+    "WEIGHTINGS": "weightings",
+    "DATASETS": "data",
+    "MODELS": "models",
+    "NETS": "nets",
+    "Comparison": "comparison",
+    "EffectiveWeights": "effective_weights",
+    "TrainState": "training.state",
+    "TrainedModel": "runs.trained",
+}
+"""Name -> module that it is imported from when it is first used."""
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("data", "models", "nets"):
+        return import_module(f"vdm_jax.{name}")
     if name not in _LATER:
         raise AttributeError(f"module 'vdm_jax' has no attribute {name!r}")
-    return getattr(import_module(_LATER[name]), name)
+    return getattr(import_module(f"vdm_jax.{_LATER[name]}"), name)
 
 
 def __dir__() -> list[str]:

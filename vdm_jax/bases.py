@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.diffusion import alpha, log_alpha, log_sigma, marginal, sigma
-from vdm_jax.likelihoods import level_values, nearest_level, of_levels
-from vdm_jax.parameterizations import Mix, Target, regression_target
+from vdm_jax.likelihoods import check_log_counts, level_values, nearest_level
+from vdm_jax.parameterizations import Preconditioning, TargetCoefficients, regression_target
 from vdm_jax.typing import Data, Key, Scalar
 
 
 class Base(NamedTuple):
-    """A fixed denoiser.
+    """A fixed denoiser that treats each position alone: its error follows from the histograms of the data.
 
     Attributes:
       estimate: (xt, gamma_t, mix) -> b, of the data's shape.
@@ -35,15 +35,15 @@ class Base(NamedTuple):
       informative: whether b tells the network something that x_t does not; then it is an input of it.
 
     Examples:
-      >>> base = vdm.BASES["levels"](levels=2)  # data are −½ or ½
-      >>> mix = vdm.PARAMETERIZATIONS["x0"]()(vdm.Interval(*jnp.asarray([-2.0, 0.0, 2.0])))
+      >>> base = vdm.bases.levels(levels=2)  # data are −½ or ½
+      >>> mix = vdm.parameterizations.x0()(vdm.Interval(*jnp.asarray([-2.0, 0.0, 2.0])))
       >>> print(np.asarray(base.estimate(jnp.asarray([0.0, 5.0]), jnp.asarray(0.0), mix)).round(3))
       [0.    0.499]
     """
 
-    estimate: Callable[[Data, Scalar, Mix], Data]
-    error: Callable[[Data, Data, Data, Scalar, Mix, Target], Data]
-    deviation: Callable[[Scalar, Mix, Target], Scalar]
+    estimate: Callable[[Data, Scalar, Preconditioning], Data]
+    error: Callable[[Data, Data, Data, Scalar, Preconditioning, TargetCoefficients], Data]
+    deviation: Callable[[Scalar, Preconditioning, TargetCoefficients], Scalar]
     informative: bool
 
 
@@ -105,7 +105,7 @@ def levels(*, levels: int, second_moment: float = 1 / 3, residual: Any = None) -
 def histogram(
     *, levels: int, log_counts: Any, second_moment: float = 1 / 3, residual: Any = None
 ) -> Base:
-    """The same as `levels` under each position's own histogram.
+    """The posterior mean of `levels` under each position's own histogram.
 
     Args:
       log_counts: [*d, K], log-probabilities or log-counts of each level at each position, fitted on the
@@ -114,7 +114,7 @@ def histogram(
     Raises:
       ValueError: as `levels`; no log_counts, or of another number of levels.
     """
-    log_counts = of_levels(log_counts, levels)
+    log_counts = check_log_counts(log_counts, levels)
     return _discrete(level_values(levels), log_counts, second_moment, residual)
 
 
@@ -169,7 +169,10 @@ def measure_residual(base: Base, x0: Data, key: Key, gammas: Any) -> tuple[np.nd
       (gammas, log deviations), float32 vectors; the deviation is kept above 10⁻³ σ, below which the estimate
       is exact for every purpose and a finite sample knows no number.
     """
-    nothing = Mix(jnp.zeros(()), jnp.zeros(())), Target(jnp.zeros(()), jnp.zeros(()))
+    nothing = (
+        Preconditioning(jnp.zeros(()), jnp.zeros(())),
+        TargetCoefficients(jnp.zeros(()), jnp.zeros(())),
+    )
 
     def one(key, x0, gamma):
         q = marginal(x0, gamma)
@@ -195,7 +198,7 @@ BASES: dict[str, Callable[..., Base]] = {
 }
 """name -> factory of a `Base`."""
 
-Head = Callable[[Base, Scalar, Mix, Target], Scalar]
+Head = Callable[[Base, Scalar, Preconditioning, TargetCoefficients], Scalar]
 """(base, gamma_t, mix, target) -> c, the factor on the network's output: x̂_0 = b + out·c·net, eq. (23)."""
 
 

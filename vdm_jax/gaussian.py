@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.checks import check_instance, check_key, check_real
 from vdm_jax.typing import Data, Key, Reals, Scalar
 
 LOG_2PI = math.log(2 * math.pi)
@@ -27,7 +28,12 @@ class Gaussian(NamedTuple):
     log_var: Reals
 
     def sample(self, key: Key) -> Data:
-        """Draw mean + σ·ε, differentiable in mean and log-variance."""
+        """Draw mean + σ·ε, differentiable in mean and log-variance.
+
+        Raises:
+          TypeError: no typed key.
+        """
+        check_key(key)
         noise = jax.random.normal(key, jnp.shape(self.mean), jnp.result_type(self.mean))
         return self.mean + jnp.exp(0.5 * self.log_var) * noise
 
@@ -50,6 +56,9 @@ def check_shape(found: Sequence[int], expected: Sequence[int], what: str) -> Non
 
 def _shape(normal: Gaussian) -> tuple[int, ...]:
     """The mean's, which the log-variance has too unless it is a scalar."""
+    check_instance(normal, Gaussian, "kl", "vdm.Gaussian(mean, log_var)")
+    check_real(normal.mean, "mean of a Gaussian")
+    check_real(normal.log_var, "log_var of a Gaussian")
     shape = jnp.shape(normal.mean)
     if jnp.ndim(normal.log_var) > 0:
         check_shape(jnp.shape(normal.log_var), shape, "log_var of a Gaussian")

@@ -1,4 +1,4 @@
-"""What the network predicts: five rows of two numbers, docs/equations.md §4.
+"""Parameterizations of the network's output: five rows of two numbers, docs/equations.md §4.
 
 The network's output F means x̂_0 = skip·x_t + out·F. Its regression target is (x_0 − skip·x_t)/out; written
 in (x_0, ε) it needs no cancelling difference, so each row states both:
@@ -19,17 +19,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from vdm_jax.checks import check_instance, check_real, is_traced, whole_number
 from vdm_jax.diffusion import Interval, alpha, log_alpha, log_sigma, sigma
-from vdm_jax.typing import Array, Data, Int, Reals, Scalar
+from vdm_jax.gaussian import check_shape
+from vdm_jax.typing import Array, Data, Int, Real, Reals, Scalar
+
+FLAT = 2.0**-30  # the least Δ at which `mean` is converted to x̂_0
 
 
-class Mix(NamedTuple):
+class Preconditioning(NamedTuple):
     """x̂_0 = skip·x_t + out·F.
 
     Examples:
       >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
-      >>> mix = vdm.PARAMETERIZATIONS["v"]()(step)
+      >>> mix = vdm.parameterizations.v()(step)
       >>> print(f"{mix.skip:.3f}, {mix.out:.3f}")  # α, −σ
       0.707, -0.707
     """
@@ -38,7 +43,7 @@ class Mix(NamedTuple):
     out: Reals
 
 
-class Target(NamedTuple):
+class TargetCoefficients(NamedTuple):
     """The target of F, x0·x_0 + eps·ε."""
 
     x0: Reals
@@ -46,55 +51,86 @@ class Target(NamedTuple):
 
 
 class Parameterization(NamedTuple):
-    """One row: functions of the interval. Call it for its `Mix`.
+    """One row: functions of the interval. Call it for its `Preconditioning`.
 
     Attributes:
-      mix: interval -> Mix.
-      target: interval -> Target.
+      mix: interval -> Preconditioning.
+      target: interval -> TargetCoefficients.
       continuous: whether it has a finite form as Δ → 0 (only `mean` has not).
+      needs_signal: whether it divides by α, so that it has no form where SNR = 0 (`eps` and `score`).
     """
 
-    mix: Callable[[Interval], Mix]
-    target: Callable[[Interval], Target]
+    mix: Callable[[Interval], Preconditioning]
+    target: Callable[[Interval], TargetCoefficients]
     continuous: bool = True
+    needs_signal: bool = False
 
-    def __call__(self, interval: Interval) -> Mix:
+    def __call__(self, interval: Interval) -> Preconditioning:
         return self.mix(interval)
 
 
-def to_x0(F: Data, xt: Data, mix: Mix) -> Data:
-    """The prediction x̂_0 that a network output F stands for.
+def to_x0(output: Data, xt: Data, mix: Preconditioning) -> Data:
+    """Return the prediction x̂_0 of a network's output F.
+
+    Raises:
+      ValueError: the output and x_t have different shapes.
+      TypeError: no real arrays, no `Preconditioning`.
 
     Examples:
       >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
       >>> x0, eps = jnp.asarray([0.25]), jnp.asarray([-1.0])
       >>> xt = jnp.sqrt(0.5) * (x0 + eps)
-      >>> print(np.asarray(vdm.to_x0(eps, xt, vdm.PARAMETERIZATIONS["eps"]()(step))).round(3))
+      >>> print(np.asarray(vdm.to_x0(eps, xt, vdm.parameterizations.eps()(step))).round(3))
       [0.25]
     """
-    return mix.skip * xt + mix.out * F
+    check_instance(mix, Preconditioning, "mix", "vdm.parameterizations.eps()(interval)")
+    for name, array in (("output", output), ("xt", xt)):
+        check_real(array, name)
+    check_shape(jnp.shape(output), jnp.shape(xt), "to_x0: output")
+    return mix.skip * xt + mix.out * output
 
 
-def regression_target(x0: Data, eps: Data, target: Target) -> Data:
-    """What F is regressed on, from the data and the noise."""
+def regression_target(x0: Data, eps: Data, target: TargetCoefficients) -> Data:
+    """Return the regression target of F, from the data and the noise."""
     return target.x0 * x0 + target.eps * eps
 
 
-def exact_weight(interval: Interval, mix: Mix) -> Scalar:
-    """The weight of ‖F − target‖² in one matching term, eq. (13): ½ e^{−γ_t} expm1(Δ) out².
+class ErrorWeight(NamedTuple):
+    """weight · ‖scale · error‖²: a pair, for the product may leave the range of float32."""
+
+    weight: Real
+    scale: Reals
+
+
+def bound_weight(interval: Interval, time_weight: Real, out: Real) -> ErrorWeight:
+    """Return the weight of an error F − target in the bound: ½ time_weight e^{−γ_t} out², eq. (13), (14).
+
+    Args:
+      interval: where the error was made.
+      time_weight: T expm1(Δ) of a chain of T steps, γ'(t) in continuous time.
+      out: of the error's parameterization; 1 for an error of x_0.
+    """
+    return ErrorWeight(0.5 * time_weight, jnp.exp(-0.5 * interval.gamma_t) * out)
+
+
+def exact_weight(
+    interval: Interval, mix: Preconditioning, time_weight: Real | None = None
+) -> Scalar:
+    """Return the weight of ‖F − target‖² in the bound, eq. (13): ½ e^{−γ_t} expm1(Δ) out².
+
+    Args:
+      interval, mix: of one step.
+      time_weight: as `bound_weight` takes it, by default that of one matching term, expm1(Δ).
 
     Examples:
       >>> from vdm_jax.parameterizations import exact_weight
       >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
-      >>> print(f"{exact_weight(step, vdm.PARAMETERIZATIONS['eps']()(step)):.3f}")  # ½ expm1(Δ)
+      >>> print(f"{exact_weight(step, vdm.parameterizations.eps()(step)):.3f}")  # ½ expm1(Δ)
       3.195
     """
-    return 0.5 * jnp.expm1(interval.delta) * snr_weight(interval, mix)
-
-
-def snr_weight(interval: Interval, mix: Mix) -> Scalar:
-    """e^{−γ_t} out²: turns ‖F − target‖² into ‖x_0 − x̂_0‖² · SNR."""
-    return jnp.square(jnp.exp(-0.5 * interval.gamma_t) * mix.out)
+    time_weight = jnp.expm1(interval.delta) if time_weight is None else time_weight
+    weight, scale = bound_weight(interval, time_weight, mix.out)
+    return weight * jnp.square(scale)
 
 
 def x0() -> Parameterization:
@@ -102,11 +138,11 @@ def x0() -> Parameterization:
 
     def mix(interval):
         one = jnp.ones_like(interval.gamma_t)
-        return Mix(0 * one, one)
+        return Preconditioning(0 * one, one)
 
     def target(interval):
         one = jnp.ones_like(interval.gamma_t)
-        return Target(one, 0 * one)
+        return TargetCoefficients(one, 0 * one)
 
     return Parameterization(mix, target)
 
@@ -116,27 +152,32 @@ def eps() -> Parameterization:
 
     def mix(interval):
         g = interval.gamma_t
-        return Mix(jnp.exp(-log_alpha(g)), -jnp.exp(0.5 * g))
+        return Preconditioning(jnp.exp(-log_alpha(g)), -jnp.exp(0.5 * g))
 
     def target(interval):
         one = jnp.ones_like(interval.gamma_t)
-        return Target(0 * one, one)
+        return TargetCoefficients(0 * one, one)
 
-    return Parameterization(mix, target)
+    return Parameterization(mix, target, needs_signal=True)
 
 
 def mean() -> Parameterization:
-    """F predicts the mean of the posterior (9); it needs s < t."""
+    """F predicts the mean of the posterior (9); it needs s < t.
+
+    Where the schedule is flat (Δ = 0) the mean is x_t and says nothing of x_0; the row is that of Δ = `FLAT`.
+    """
 
     def mix(interval):
         gamma_s, gamma_t, delta = interval
+        delta = jnp.maximum(delta, FLAT)
         skip = -jnp.exp(-log_alpha(gamma_t)) / jnp.expm1(delta)
-        return Mix(skip, -jnp.exp(-log_alpha(gamma_s)) / jnp.expm1(-delta))
+        return Preconditioning(skip, -jnp.exp(-log_alpha(gamma_s)) / jnp.expm1(-delta))
 
     def target(interval):
         gamma_s, gamma_t, delta = interval
+        delta = jnp.maximum(delta, FLAT)  # as in `mix`: both then describe one x̂_0
         log_eps = log_alpha(gamma_s) + 0.5 * gamma_t - delta
-        return Target(alpha(gamma_s), jnp.exp(log_eps))
+        return TargetCoefficients(alpha(gamma_s), jnp.exp(log_eps))
 
     return Parameterization(mix, target, continuous=False)
 
@@ -145,10 +186,10 @@ def v() -> Parameterization:
     """F predicts the velocity α ε − σ x_0."""
 
     def mix(interval):
-        return Mix(alpha(interval.gamma_t), -sigma(interval.gamma_t))
+        return Preconditioning(alpha(interval.gamma_t), -sigma(interval.gamma_t))
 
     def target(interval):
-        return Target(-sigma(interval.gamma_t), alpha(interval.gamma_t))
+        return TargetCoefficients(-sigma(interval.gamma_t), alpha(interval.gamma_t))
 
     return Parameterization(mix, target)
 
@@ -158,34 +199,45 @@ def score() -> Parameterization:
 
     def mix(interval):
         g = interval.gamma_t
-        return Mix(jnp.exp(-log_alpha(g)), jnp.exp(0.5 * g + log_sigma(g)))
+        return Preconditioning(jnp.exp(-log_alpha(g)), jnp.exp(0.5 * g + log_sigma(g)))
 
     def target(interval):
         inverse = jnp.exp(-log_sigma(interval.gamma_t))
-        return Target(0 * inverse, -inverse)
+        return TargetCoefficients(0 * inverse, -inverse)
 
-    return Parameterization(mix, target)
+    return Parameterization(mix, target, needs_signal=True)
 
 
 def stacked(rows: Sequence[Parameterization], index: int | Int[Array, ""]) -> Parameterization:
     """Row `index` of `rows`, where `index` may be traced: `vmap` over it evaluates all of them.
 
+    Raises:
+      ValueError: no rows, or an index that is none of theirs.
+      TypeError: something else than rows.
+
     Examples:
-      >>> rows = [build() for build in vdm.PARAMETERIZATIONS.values()]
+      >>> rows = [build() for build in vdm.parameterizations.PARAMETERIZATIONS.values()]
       >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
-      >>> mixes = jax.vmap(lambda index: vdm.stacked(rows, index)(step))(jnp.arange(5))
+      >>> mixes = jax.vmap(lambda index: vdm.parameterizations.stacked(rows, index)(step))(jnp.arange(5))
       >>> print(np.asarray(mixes.out).round(3))  # mean, x0, eps, v, score
       [ 1.232  1.    -1.    -0.707  0.707]
     """
-
+    rows = list(rows)
+    if not rows:
+        raise ValueError("rows: expected at least 1, found none")
+    for row in rows:
+        check_instance(row, Parameterization, "rows", "vdm.parameterizations.eps()")
+    if not is_traced(index):
+        index = whole_number(np.asarray(index)[()], "index", 0, len(rows) - 1)
     return Parameterization(
-        selected([row.mix for row in rows], index),
-        selected([row.target for row in rows], index),
+        switch_by_index([row.mix for row in rows], index),
+        switch_by_index([row.target for row in rows], index),
         all(row.continuous for row in rows),
+        any(row.needs_signal for row in rows),
     )
 
 
-def selected(functions: Sequence[Callable[..., Any]], index: Any) -> Callable[..., Any]:
+def switch_by_index(functions: Sequence[Callable[..., Any]], index: Any) -> Callable[..., Any]:
     """Function `index` of several that return alike; `index` may be traced, and all are evaluated."""
 
     def select(*values):

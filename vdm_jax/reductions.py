@@ -29,7 +29,7 @@ def warn_of_wrong_reductions() -> None:
 
 
 def _right() -> bool:
-    """Whether a cross-entropy, compiled for many examples, is what it is for each alone."""
+    """Return True if a cross-entropy, compiled for many examples, equals that of each alone."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, EXAMPLES, 4)).astype(np.float32)
     at = rng.uniform([[-10.0], [0.1]], [[3.0], [1.0]], (2, EXAMPLES)).astype(np.float32)

@@ -3,7 +3,9 @@
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args, get_origin
+
+from vdm_jax.checks import describe, takes
 
 
 def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
@@ -31,15 +33,20 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
     Raises:
       ValueError: an unknown name (with the choices), an unknown or missing argument (with the nearest), a
         factory that is not called, or what the factory itself refuses.
+      TypeError: an object of another kind than the table's factories return, or no table.
 
     Examples:
-      >>> schedule = vdm.build(vdm.SCHEDULES, {"name": "linear", "gamma_max": 4.0})
+      >>> schedule = vdm.build(vdm.schedules.SCHEDULES, {"name": "linear", "gamma_max": 4.0})
       >>> float(schedule.gamma(None, 1.0))
       4.0
-      >>> vdm.build(vdm.SCHEDULES, "cosin", "config.model.schedule")
+      >>> vdm.build(vdm.schedules.SCHEDULES, "cosin", "config.model.schedule")
       Traceback (most recent call last):
       ValueError: config.model.schedule: unknown name 'cosin'; did you mean 'cosine'? choices: cosine, ...
     """
+    if not isinstance(table, Mapping):
+        raise TypeError(
+            f"{where}: expected a table such as vdm.schedules.SCHEDULES, found {describe(table)}"
+        )
     if spec is None or type(spec) in (bool, int, float, list, tuple):
         raise ValueError(f"{where}: expected a name or {{'name': ...}}, found {spec!r}")
     if not isinstance(spec, str | Mapping):
@@ -48,6 +55,7 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
                 raise ValueError(
                     f"{where}: expected the name {name!r} or what its factory returns, found the factory"
                 )
+        _check_kind(table, spec, where)
         return spec
     kwargs = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "name" not in kwargs:
@@ -74,6 +82,29 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
         kind = TypeError if isinstance(error, TypeError) else ValueError
         line = str(error)
         raise kind(line if line.startswith(where) else f"{where}: {line}") from error
+
+
+def _check_kind(table: Mapping[str, Callable], spec: Any, where: str) -> None:
+    """Refuse an object that is not what the factories of a table say they return."""
+    kinds = {inspect.signature(factory).return_annotation for factory in table.values()}
+    classes = tuple(kind for kind in kinds if isinstance(kind, type))
+    if any(isinstance(spec, kind) for kind in classes if kind is not inspect.Parameter.empty):
+        return
+    for kind in kinds:
+        arguments = get_args(kind)[:1] if get_origin(kind) is Callable else ()
+        if arguments and not isinstance(spec, type) and callable(spec):
+            if takes(spec, len(arguments[0])):
+                return
+            raise TypeError(
+                f"{where}: expected a function of {len(arguments[0])} arguments, "
+                f"found one that takes {inspect.signature(spec)}"
+            )
+    names = [kind.__name__ for kind in classes if kind is not inspect.Parameter.empty]
+    if names or any(get_origin(kind) is Callable for kind in kinds):
+        expected = " or ".join(["a name", "{'name': ...}", *(f"a {n}" for n in sorted(names))])
+        raise TypeError(
+            f"{where}: expected {expected if names else expected + ' or a function'}, found {describe(spec)}"
+        )
 
 
 def name_of(spec: Any) -> str:

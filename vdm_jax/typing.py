@@ -7,8 +7,10 @@ cost nothing at run time; the tests check them at every call.
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from jaxtyping import Key as TypedKey
+
+from vdm_jax.checks import check_array
 
 Data = Float[Array, "*d"]
 """One example, or a latent of it, in the data's own shape."""
@@ -20,7 +22,7 @@ Real = float | int | Float[Array, "..."] | Int[Array, "..."]
 """A real number, or an array of them where a function is elementwise (times of a schedule)."""
 
 Reals = Float[Array, "..."]
-"""What such a function returns."""
+"""The result of an elementwise function of a `Real`."""
 
 Key = PRNGKeyArray
 """A typed key, `jax.random.key(...)`."""
@@ -33,6 +35,7 @@ Params = PyTree
 __all__ = [
     "Array",
     "Batch",
+    "Bool",
     "Data",
     "Float",
     "Int",
@@ -45,6 +48,7 @@ __all__ = [
     "Scalar",
     "as_batch",
     "as_float",
+    "in_precision_of",
 ]
 
 
@@ -71,17 +75,19 @@ def as_batch(batch: Batch | Any) -> Batch:
     """Give a plain array [B, *d] the places of a batch that is global by itself.
 
     Raises:
-      TypeError: neither a batch nor an array of examples.
+      TypeError: neither a batch nor an array of examples; a masked array.
 
     Examples:
       >>> from vdm_jax.typing import as_batch
       >>> as_batch(jnp.zeros((4, 3))).phase.tolist()
       [0.0, 0.25, 0.5, 0.75]
     """
+    x = batch.x if isinstance(batch, Batch) else batch
+    if not hasattr(x, "shape") or not x.shape:
+        raise TypeError(f"batch: expected a `Batch` or an array [B, *d], found {_kind(x)}")
+    check_array(x, "batch")
     if isinstance(batch, Batch):
         return batch
-    if not hasattr(batch, "shape") or not batch.shape:
-        raise TypeError(f"batch: expected a `Batch` or an array [B, *d], found {_kind(batch)}")
     index = jnp.arange(batch.shape[0], dtype=jnp.int32)
     return Batch(batch, index, index.astype(jnp.float32) / batch.shape[0])
 
@@ -93,6 +99,13 @@ def _kind(value: Any) -> str:
     return type(value).__name__ + keys
 
 
+def in_precision_of(x: Array, like: Array) -> Array:
+    """Return floats `x` in the type of `like` if that is wider, which loses nothing."""
+    wider = jnp.finfo(like.dtype).bits > jnp.finfo(x.dtype).bits
+    return x.astype(like.dtype) if wider else x
+
+
 def as_float(x: Any) -> Array:
     """Return `x` as an array of its own float type, or of JAX's default one if it has none."""
-    return jnp.asarray(x, jnp.result_type(float, x))
+    dtype = jnp.result_type(x)
+    return jnp.asarray(x, dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float))

@@ -1,4 +1,4 @@
-"""What one has to know of XLA:CPU: an optimisation that returns wrong numbers, switched off, and its cores.
+"""Workarounds for XLA:CPU: an optimization that returns wrong numbers is switched off; its cores are counted.
 
 From jaxlib 0.10.2 on, reductions on the CPU may be offloaded to YNNPACK, and some fused ones come out wrong
 without an error: a sum of squares over the last axis of a few thousand rows is off by orders of magnitude
@@ -24,7 +24,7 @@ def avoid_wrong_cpu_reductions() -> None:
 
 
 def came_late() -> bool:
-    """Whether the flag may not have been read: JAX was imported before, and this jaxlib needs it."""
+    """Return True if JAX was imported before the flag was set, and this jaxlib needs it."""
     return JAX_WAS_THERE and _fails()
 
 
@@ -35,5 +35,5 @@ def _fails() -> bool:
 
 
 def cores() -> int:
-    """That this process may use, and that XLA:CPU compiles for."""
+    """Return the cores that this process may use, and that XLA:CPU compiles for."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,22 +6,17 @@ examples, times and noise too, so that their differences are paired, far less no
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-import vdm_jax.comparison.measure as measure
+from vdm_jax.checks import check_callable, check_steps, describe, whole_number
+from vdm_jax.comparison.evaluation import Plan, measured
 from vdm_jax.comparison.fitting import fit
 from vdm_jax.comparison.quality import Features, quality_of
 from vdm_jax.comparison.result import Comparison
-from vdm_jax.comparison.setup import Setup, check_whole, prepare
-from vdm_jax.elbo import check_steps
-from vdm_jax.objectives import effective_weights
-from vdm_jax.schedules import SCHEDULES
-from vdm_jax.specs import build
+from vdm_jax.comparison.setup import Setup, setup_comparison
 
 SAMPLING_STEPS = (10, 50, 1000)
 
@@ -80,7 +75,7 @@ def compare(
       samples: drawn of each variant and seed, for each number of steps.
       features: (data as stored [n, *d]) -> [n, f], for the distance of samples from images; pixels by default.
       reference: the variant that differences are taken to; the one with the lowest bound by default.
-      config: of `vdm_jax.config`; what is not given above is taken from its data, model, runs, optimizer and
+      config: of `vdm_jax.config`; what is not given above is taken from its data, model, sweep, optimizer and
         evaluate, and the steps, the batch size and the average from its train. The rest of train and its
         sample are not: all devices share the batch, and samples are ancestral.
       progress: show a bar on stderr.
@@ -91,100 +86,42 @@ def compare(
     Raises:
       ValueError, TypeError, OSError: a mistake in the arguments or the data, in one line, before compilation.
     """
-    setup = prepare(
-        parameterizations=parameterizations,
-        data=data,
-        seeds=seeds,
-        steps=steps,
-        weightings=weightings,
-        heads=heads,
-        base=base,
-        network=network,
-        schedule=schedule,
-        timesteps=timesteps,
-        likelihood=likelihood,
-        levels=levels,
-        optimizer=optimizer,
-        batch_size=batch_size,
-        draws=draws,
-        config=config,
-    )
+    axes = {"parameterizations": parameterizations, "weightings": weightings, "heads": heads}
+    given = {"data": data, "levels": levels, "seeds": seeds, "steps": steps, "optimizer": optimizer}
+    given |= {"batch_size": batch_size, "draws": draws, "network": network, "schedule": schedule}
+    given |= {"base": base, "likelihood": likelihood, "timesteps": timesteps}
+    setup = setup_comparison(config=config, **axes, **given)
     check_steps(bins, "bins: expected at least 1")
+    if features is not None:
+        check_callable(features, ("data",), "features")
     if gradient_batches:
-        check_whole("gradient_batches", gradient_batches, least=2)
-    sampling = _sampling_steps(setup, sampling_steps, samples)
-    many, dataset = setup.many, setup.dataset
-    quality = quality_of(dataset, setup.law, features, samples)
-    variants = _variants(setup)
-    if reference is not None and reference not in variants:
-        raise ValueError(f"reference: expected one of {', '.join(variants)}, found {reference!r}")
-
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "training"):
-        fitted = fit(setup, progress)
-    params = measure.grid(many, fitted.state.ema_params)
-    edges = measure.bins(many, params, bins)
-    with _timed(seconds, "evaluation"):
-        bounds = measure.bounds(
-            many, params, dataset.test, edges, draws=setup.draws, batch_size=setup.evaluate_batch
-        )
-    gradients = at_start = milliseconds = None
-    if jax.tree.leaves(params):
-        own = {"batch_size": setup.batch_size, "batches": gradient_batches}
-        with _timed(seconds, "gradients"):
-            if gradient_batches:
-                at_start, gradients = measure.gradients(
-                    many, [fitted.start, params], dataset.train, edges, **own
-                )
-            milliseconds = measure.milliseconds(many, fitted.state, dataset.train, setup.batch_size)
-    with _timed(seconds, "sampling"):
-        drawn = {n: measure.samples(many, params, samples, n) for n in sampling}
-        distances = {
-            n: np.asarray([[quality.distance(x) for x in row] for row in found])
-            for n, found in drawn.items()
-        }
-        real = quality.real(samples) if sampling else float("nan")
-    return Comparison(
-        about=setup.about,
-        variants=variants,
-        reference=reference or _best(variants, bounds),
-        seeds=many.seeds,
-        edges=edges,
-        bounds=bounds,
-        weights={name: _weights(setup, i) for i, name in enumerate(variants)},
-        gains=measure.gains(many, params, edges),
-        gradients=gradients,
-        at_start=at_start,
-        quality=distances,
-        distance=quality.name,
-        real=real,
-        samples=drawn,
-        curve=fitted.curve,
-        curve_steps=fitted.steps,
-        skipped=fitted.skipped,
-        milliseconds=milliseconds,
-        seconds=seconds,
-        notes=[
-            *setup.notes,
-            *_lost(variants, fitted.skipped),
-            *_left_out(sampling, sampling_steps),
-        ],
-        params=params,
-        statistics=many.statistics,
+        whole_number(gradient_batches, "gradient_batches", 2)
+    plan = Plan(
+        variants=_variants(setup),
+        reference=reference,
+        bins=bins,
+        gradient_batches=gradient_batches,
+        sampling=_sampling_steps(setup, sampling_steps, samples),
+        samples=samples,
+        quality=quality_of(setup.dataset, setup.law, features, samples),
     )
-
-
-def _best(variants: Mapping[str, Any], bounds: measure.Bounds) -> str:
-    totals = sum(part.mean((1, 2)) for part in bounds.parts)
-    return [*variants][int(np.argmin(np.where(np.isfinite(totals), totals, np.inf)))]
+    if reference is not None and reference not in plan.variants:
+        raise ValueError(
+            f"reference: expected one of {', '.join(plan.variants)}, found {reference!r}"
+        )
+    began = time.perf_counter()
+    fitted = fit(setup, progress)
+    seconds = {"training": time.perf_counter() - began}
+    notes = [*_lost(plan.variants, fitted.skipped), *_left_out(plan.sampling, sampling_steps)]
+    return measured(setup, plan, fitted, seconds, [*setup.notes, *notes])
 
 
 def _variants(setup: Setup) -> dict[str, dict[str, str]]:
-    """What each variant consists of, by name."""
-    many = setup.many
-    runs = many.config["runs"]
+    """Return the components of each variant, by name."""
+    sweep = setup.sweep
+    runs = sweep.config["sweep"]
     found = {}
-    for variant in many.variants:
+    for variant in sweep.each_variant:
         row, head, weighting = (
             runs[axis][variant.choices[axis]]
             for axis in ("parameterizations", "heads", "weightings")
@@ -194,30 +131,13 @@ def _variants(setup: Setup) -> dict[str, dict[str, str]]:
     return found
 
 
-def _weights(setup: Setup, variant: int) -> Any:
-    """Of one variant's training loss, at the start of a learned schedule."""
-    many, components = setup.many, setup.components
-    parts = {
-        axis: components[axis][many.config["runs"][axis][many.variants[variant].choices[axis]]]
-        for axis in ("parameterizations", "weightings")
-    }
-    model = many.config["model"]
-    schedule = build(SCHEDULES, model["train_schedule"] or model["schedule"], "train_schedule")
-    return effective_weights(
-        parts["parameterizations"],
-        parts["weightings"],
-        space=model["space"],
-        schedule=schedule,
-        schedule_params=schedule.init(jax.random.key(0)),
-        timesteps=model["timesteps"],
-    )
-
-
 def _sampling_steps(setup: Setup, asked: Sequence[int] | None, samples: int) -> list[int]:
-    check_whole("samples", samples, least=2)
+    whole_number(samples, "samples", 2)
+    if asked is not None and (isinstance(asked, str) or not isinstance(asked, Iterable)):
+        raise ValueError(f"sampling_steps: expected a list of numbers, found {describe(asked)}")
     for steps in asked or ():
         check_steps(steps, "sampling_steps: expected numbers of at least 1")
-    timesteps = setup.many.config["model"]["timesteps"]
+    timesteps = setup.sweep.config["model"]["timesteps"]
     rows = setup.components["parameterizations"].values()
     chain = timesteps if any(not row.continuous for row in rows) else None
     wanted = SAMPLING_STEPS if asked is None else asked
@@ -245,10 +165,3 @@ def _lost(variants: Mapping[str, Any], skipped: np.ndarray) -> list[str]:
         for name, row in zip(variants, skipped, strict=True)
         if row.sum()
     ]
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""The pictures of a `Comparison`. Colours are parameterizations, lines are weightings, marks are heads."""
+"""The figures of a `Comparison`. Colours are parameterizations, lines are weightings, marks are heads."""
 
 import io
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vdm_jax.comparison.measure import known_mean
-from vdm_jax.training.pictures import tile
+from vdm_jax.runs.plots import tile
 
 
 class Picture(Figure):
@@ -105,7 +105,7 @@ def sample_rows(result: Any, steps: int) -> Picture:
 
 
 def _styles(result: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """How each variant is drawn."""
+    """Return the color and line style of each variant."""
     for name, what in result.variants.items():
         row, head, weighting = (_place(result, axis, value) for axis, value in what.items())
         yield (

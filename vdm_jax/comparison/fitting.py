@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from vdm_jax.comparison.measure import grid
 from vdm_jax.comparison.setup import Setup
+from vdm_jax.training.dispatch import check_batch, dispatcher, make_layout
 from vdm_jax.training.layout import shardings
-from vdm_jax.training.parallel import check_batch, dispatcher, make_layout
 from vdm_jax.training.state import TrainState
 
 STACK = 20  # steps a dispatch, which allocates its memory once
@@ -18,7 +18,7 @@ CURVE = 50  # points
 
 
 class Fitted(NamedTuple):
-    """What training left.
+    """The result of training: states, metrics and times.
 
     Attributes:
       start: the initial parameters, a tree of arrays [V, S, ...].
@@ -36,16 +36,16 @@ class Fitted(NamedTuple):
 
 def fit(setup: Setup, progress: bool) -> Fitted:
     """Train all runs for the steps that were asked for; what has no parameters is left as it is."""
-    many, steps = setup.many, setup.steps
+    sweep, steps = setup.sweep, setup.steps
     layout = make_layout()
     check_batch(layout, setup.batch_size)
-    state = jax.jit(many.start, out_shardings=shardings(layout, jax.eval_shape(many.start)))()
-    start = grid(many, jax.tree.map(np.asarray, state.params))  # the state is donated
+    state = jax.jit(sweep.start, out_shardings=shardings(layout, jax.eval_shape(sweep.start)))()
+    start = grid(sweep, jax.tree.map(np.asarray, state.params))  # the state is donated
     rows = []
     if steps and jax.tree.leaves(start):
         stack = 1 if jax.default_backend() == "cpu" and _convolves(setup) else STACK
-        run = dispatcher(layout, many.step(layout, **setup.ema), state, stack)
-        batches = many.batches(
+        run = dispatcher(layout, sweep.step(layout), state, stack)
+        batches = sweep.batches(
             setup.dataset.train,
             batch_size=setup.batch_size,
             start_step=0,
@@ -58,8 +58,8 @@ def fit(setup: Setup, progress: bool) -> Fitted:
                 rows.append(jnp.stack([metrics["bits_per_dim"], metrics["skipped"]], 1))
                 bar.update(len(batch.index))
         jax.block_until_ready(state)
-    found = np.concatenate([np.zeros((0, 2, len(many.names))), *jax.device_get(rows)])
-    found = found.astype(np.float64).reshape(-1, 2, len(many.variants), len(many.seeds))
+    found = np.concatenate([np.zeros((0, 2, len(sweep.names))), *jax.device_get(rows)])
+    found = found.astype(np.float64).reshape(-1, 2, len(sweep.each_variant), len(sweep.seeds))
     parts = [part for part in np.array_split(np.arange(len(found)), CURVE) if len(part)]
     return Fitted(
         start,
@@ -71,8 +71,8 @@ def fit(setup: Setup, progress: bool) -> Fitted:
 
 
 def _convolves(setup: Setup) -> bool:
-    """Whether the network has convolutions, whose gradients are slow inside the loops of XLA:CPU."""
-    model = setup.many.model_of(setup.many.variants[0])
+    """Return True if the network has convolutions, whose gradients are slow inside the loops of XLA:CPU."""
+    model = setup.sweep.model_of(setup.sweep.each_variant[0])
     params, key = jax.eval_shape(model.init, jax.random.key(0)), jax.random.key(0)
     x = setup.dataset.train.images[np.arange(1)]
     return "conv_general_dilated" in str(jax.make_jaxpr(model.loss)(params, key, x))

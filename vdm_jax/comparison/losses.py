@@ -8,19 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.bases import BASES
+from vdm_jax.checks import check_array, check_key, check_steps
 from vdm_jax.config import as_spec
-from vdm_jax.elbo import Elbo, check_steps
+from vdm_jax.elbo import Elbo
 from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.models import Statistics, vdm
-from vdm_jax.nets import network_of
-from vdm_jax.nets.own import as_network, carries_weights, try_params
+from vdm_jax.nets import Network, network_of
+from vdm_jax.nets.adapters import as_network, carries_weights
+from vdm_jax.nets.trial import try_params
 from vdm_jax.parameterizations import PARAMETERIZATIONS
+from vdm_jax.schedules import SCHEDULES, check_schedule_params
 from vdm_jax.specs import build
 from vdm_jax.typing import Array, Key, Params
 
 
 class Losses(NamedTuple):
-    """Of one denoiser on n examples; each an average over the draws.
+    """Losses of one denoiser on n examples; each is an average over the draws.
 
     Attributes:
       elbo: the parts of −ELBO, arrays [n], nats.
@@ -52,9 +55,9 @@ def parameterization_losses(
     """Evaluate denoisers of several parameterizations, without training; pure, so that `jit` and `grad` apply.
 
     Args:
-      denoisers_or_params: by parameterization, what predicts F: a callable (xt, gamma_t) -> F of one example,
-        or what else `vdm_jax.nets.as_network` takes; with `network`, its parameters. One callable alone is read
-        as each of the parameterizations that the timesteps allow.
+      denoisers_or_params: by parameterization, what predicts F: a callable (xt, gamma_t) -> F, of one example
+        or of batches, or what else `vdm_jax.nets.as_network` takes; with `network`, its parameters. One
+        callable alone is read as each of the parameterizations that the timesteps allow.
       x: [n, *d], stored as the likelihood has it.
       key: of times and noise, the same for all.
       schedule, schedule_params, timesteps: as in `negative_elbo`.
@@ -78,35 +81,30 @@ def parameterization_losses(
       >>> bool(abs(difference.mean()) < 1e-4)
       True
     """
+    check_key(key)
+    check_array(x, "x")
     x = jnp.asarray(x)
     check_steps(draws, "draws: expected at least 1")
     if x.ndim < 2 or not x.size:
         raise ValueError(f"x: expected examples [n, *d], found shape {x.shape}")
     if statistics is None:
-        if head != "raw" or base not in ("zero", "input"):
-            raise ValueError(
-                f"statistics: are needed for base {base!r} with head {head!r}, found None"
-            )
-        discrete = not jnp.issubdtype(x.dtype, jnp.floating)
-        likelihood = likelihood or ({"name": "softmax", "levels": 256} if discrete else "gaussian")
-        statistics = Statistics(x.shape[1:], build(LIKELIHOODS, likelihood, "likelihood").levels)
+        statistics, likelihood = _minimal_statistics(x, likelihood, base, head)
     likelihood = likelihood or ("gaussian" if statistics.levels is None else "softmax")
     built = build(BASES, base, "base", **statistics._asdict())
-    own = network if network is None else network_of(as_spec(network), statistics.shape)
-    found = {}
+    schedule = build(SCHEDULES, schedule, "schedule")
+    check_schedule_params(schedule, schedule_params)
+    shared = None if network is None else network_of(as_spec(network), statistics.shape)
+    losses, nets = {}, {}
     for name, given in _by_row(denoisers_or_params, timesteps).items():
         where = f"denoisers_or_params[{name!r}]"
-        if own is not None:
-            net, params = own, given
+        if shared is not None:
+            net, params = shared, given
             try_params(net, params, statistics.shape, where, extra=built.informative)
-        elif carries_weights(given):
-            net = as_network(given, statistics.shape, where)
-            params = net.init(jax.random.key(0), x[:1], jnp.zeros((1,)), None)
         else:
-            raise ValueError(
-                f"{where}: expected a callable (xt, gamma_t), or its parameters beside network=..., "
-                f"found {type(given).__name__}"
-            )
+            if id(given) not in nets:  # one callable for all is tried once
+                nets[id(given)] = _network(given, statistics.shape, where)
+            net = nets[id(given)]
+            params = net.init(jax.random.key(0), x[:1], jnp.zeros((1,)), None)
         model = vdm(
             statistics,
             network=net,
@@ -118,14 +116,34 @@ def parameterization_losses(
             timesteps=timesteps,
             where="losses",
         )
-        every = {"network": params, "schedule": schedule_params or {}}
-        found[name] = _average(model, every, x, key, draws)
-    return found
+        all_params = {"network": params, "schedule": schedule_params or {}}
+        losses[name] = _average(model, all_params, x, key, draws)
+    return losses
+
+
+def _minimal_statistics(x: Array, likelihood: Any, base: Any, head: Any) -> tuple[Statistics, Any]:
+    """Return statistics of examples without a training split, and their likelihood."""
+    if head != "raw" or base not in ("zero", "input"):
+        raise ValueError(f"statistics: are needed for base {base!r} with head {head!r}, found None")
+    discrete = not jnp.issubdtype(x.dtype, jnp.floating)
+    likelihood = likelihood or ({"name": "softmax", "levels": 256} if discrete else "gaussian")
+    levels = build(LIKELIHOODS, likelihood, "likelihood").levels
+    return Statistics(x.shape[1:], levels), likelihood
+
+
+def _network(given: Any, shape: tuple[int, ...], where: str) -> Network:
+    """Return the network of an object that holds its weights."""
+    if not carries_weights(given):
+        raise ValueError(
+            f"{where}: expected a callable (xt, gamma_t), or its parameters beside network=..., "
+            f"found {type(given).__name__}"
+        )
+    return as_network(given, shape, where)
 
 
 def _average(model: Any, params: Params, x: Array, key: Key, draws: int) -> Losses:
     def one(i):
-        drawn = model.by_noise.draw(params, jax.random.fold_in(key, i), x, dropout=False)
+        drawn = model.per_noise_level.draw(params, jax.random.fold_in(key, i), x, dropout=False)
         return drawn.bound, drawn.squared_error
 
     elbo, error = jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(one, jnp.arange(draws)))

@@ -1,4 +1,4 @@
-"""How far samples are from data: moments where the data are continuous, features where they are images.
+"""Distances of samples from data: of moments where the data are continuous, of features where they are images.
 
     moments    KL of the Gaussian with the samples' mean and covariance from that of the data, nats; against
                the exact moments of a `Mixture`, else those of the test split

@@ -1,22 +1,23 @@
-"""What a comparison found: numbers by variant, as a table, as files, and drawn."""
+"""The results of a comparison: numbers by variant, as a table, as files and as figures."""
 
 import base64
 import csv
-import html
 import io
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vdm_jax.comparison import tables
 from vdm_jax.comparison.figure import overview, sample_rows
-from vdm_jax.comparison.measure import Bounds, Gradients, known_mean
+from vdm_jax.comparison.gradients import Gradients
+from vdm_jax.comparison.measure import Bounds, known_mean
+from vdm_jax.effective_weights import EffectiveWeights
 from vdm_jax.models import Statistics
-from vdm_jax.objectives import EffectiveWeights
-from vdm_jax.training.evaluate import PARTS
+from vdm_jax.runtime.files import finite_json, to_json, write_file, write_text
 
 
 class Estimate(NamedTuple):
@@ -54,6 +55,7 @@ class Comparison(Mapping[str, dict[str, Any]]):
       seconds: what the parts took.
       notes: what a reader must know.
       params: the average weights, a tree of [V, S, ...].
+      model_state: of learned training times, [V, S, ...], or None.
       statistics: of the training data, which the models know.
     """
 
@@ -78,13 +80,14 @@ class Comparison(Mapping[str, dict[str, Any]]):
     seconds: dict[str, float]
     notes: list[str]
     params: Any
+    model_state: Any
     statistics: Statistics
 
     # ------------------------------------------------------------ numbers
 
     @property
     def names(self) -> list[str]:
-        """Of the variants."""
+        """Names of the variants."""
         return [*self.variants]
 
     @property
@@ -102,7 +105,7 @@ class Comparison(Mapping[str, dict[str, Any]]):
         return self._estimate(self._examples(name))
 
     def difference(self, name: str, other: str | None = None) -> Estimate:
-        """How far its bound is above another's (`reference` by default), bits/dim.
+        """Return how far the bound is above that of another variant (`reference` by default), bits/dim.
 
         The two are paired: they share data, times and noise, example by example and seed by seed.
         """
@@ -110,7 +113,7 @@ class Comparison(Mapping[str, dict[str, Any]]):
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         i = self._index(name)
-        parts = {part: float(values[i].mean()) for part, values in self._parts().items()}
+        parts = {part: float(values[i].mean()) for part, values in self.parts().items()}
         row: dict[str, Any] = dict(self.variants[name])
         row |= self.bound(name)._asdict() | parts
         row["bits_per_dim"] = row.pop("mean")
@@ -162,51 +165,17 @@ class Comparison(Mapping[str, dict[str, Any]]):
             found["gradient_cosine_between_variants_at_start"] = (
                 self.at_start.between_variants.tolist()
             )
-        return _finite(found)
+        return finite_json(found)
 
     # ------------------------------------------------------------ words
 
     def table(self, timing: bool = False) -> str:
-        """A Markdown table with a line for each variant, and what it says; the same for the same seeds.
-
-        Args:
-          timing: with a column of the time of a step, which is another one each time.
-        """
-        columns = ["variant", "test bits/dim", f"paired difference to {self.reference}", *PARTS]
-        columns += (
-            ["weight/bound", "gradient noise"] if self.gradients is not None else ["weight/bound"]
-        )
-        columns += [f"samples, {steps} steps" for steps in self.quality]
-        columns += ["ms/step"] * (timing and self.milliseconds is not None)
-        lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-        for i, name in enumerate(self):
-            relative = np.asarray(self.weights[name].relative)
-            cells = [
-                name,
-                str(self.bound(name)),
-                "–" if name == self.reference else f"{self.difference(name)}",
-            ]
-            cells += [f"{values[i].mean():.4f}" for values in self._parts().values()]
-            cells.append(_range(relative))
-            if self.gradients is not None:
-                cells.append(_noise(self.gradients, i))
-            cells += [_spread(values[i]) for values in self.quality.values()]
-            if timing and self.milliseconds is not None:
-                cells.append(f"{self.milliseconds[i]:.2f}")
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join([*lines, "", *self._explained()])
+        """Return a Markdown table with a line for each variant and a legend; see `tables.table`."""
+        return tables.table(self, timing)
 
     def bins_table(self) -> str:
-        """A Markdown table of the matching term's bits/dim by log-SNR; with the other parts it is the bound."""
-        head = [
-            f"{a:.1f} … {b:.1f}" for a, b in zip(-self.edges[:-1], -self.edges[1:], strict=True)
-        ]
-        lines = [f"| variant | {' | '.join(head)} | sum |", f"|{'---|' * (len(head) + 2)}"]
-        for i, name in enumerate(self):
-            values = self.bounds.matching[i].mean(0)
-            cells = [f"{value:.4f}" for value in [*values, values.sum()]]
-            lines.append(f"| {' | '.join([name, *cells])} |")
-        return "\n".join([*lines, "", "Matching term in bits/dim by log-SNR, from clean to noisy."])
+        """Return a Markdown table of the matching term's bits/dim by log-SNR."""
+        return tables.bins_table(self)
 
     def __str__(self) -> str:
         return self.table()
@@ -221,10 +190,11 @@ class Comparison(Mapping[str, dict[str, Any]]):
         picture = io.BytesIO()
         self.plot().savefig(picture, format="png", dpi=90)
         data = base64.b64encode(picture.getvalue()).decode()
-        tables = "".join(_html(text) for text in (self.table(timing=True), self.bins_table()))
-        return f'{tables}<img alt="comparison" src="data:image/png;base64,{data}"/>'
+        texts = self.table(timing=True), self.bins_table()
+        html = "".join(map(tables.as_html, texts))
+        return f'{html}<img alt="comparison" src="data:image/png;base64,{data}"/>'
 
-    # ------------------------------------------------------------ pictures and files
+    # ------------------------------------------------------------ plots and files
 
     def plot(self) -> Any:
         """Draw the comparison: a matplotlib `Figure` that a notebook shows."""
@@ -237,29 +207,38 @@ class Comparison(Mapping[str, dict[str, Any]]):
     def save(self, folder: str | Path) -> list[Path]:
         """Write comparison.json, .csv, .md and .png and, of images, samples.png; return where they are.
 
-        The .csv has a line for each variant and seed.
+        The .csv has a line for each variant and seed. Each file is written whole or not at all, in place of a
+        file or a link of its name.
+
+        Raises:
+          OSError: the folder or a file cannot be written.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"comparison.{ending}" for ending in ("json", "csv", "md", "png")]
-        paths[0].write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
-        with paths[1].open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(self._lines())
-        paths[2].write_text(f"{self.table()}\n\n{self.bins_table()}\n", encoding="utf-8")
-        self.plot().savefig(paths[3], dpi=150)
+        table = io.StringIO(newline="")
+        csv.writer(table, lineterminator="\n").writerows(tables.csv_rows(self))
+        texts = {
+            "comparison.json": to_json(self.to_dict()) + "\n",
+            "comparison.csv": table.getvalue(),
+            "comparison.md": f"{self.table()}\n\n{self.bins_table()}\n",
+        }
+        plots = {"comparison.png": self.plot}
         if self.samples:
-            paths.append(folder / "samples.png")
-            self.plot_samples().savefig(paths[-1], dpi=150)
-        return paths
-
-    # ------------------------------------------------------------ pieces
+            plots["samples.png"] = self.plot_samples
+        for name, text in texts.items():
+            write_text(folder / name, text)
+        for name, draw in plots.items():
+            figure = draw()
+            write_file(folder / name, partial(figure.savefig, format="png", dpi=150))
+        return [folder / name for name in (*texts, *plots)]
 
     def _index(self, name: str) -> int:
         if name not in self.variants:
             raise KeyError(f"{name!r} is none of {', '.join(self.variants)}")
         return self.names.index(name)
 
-    def _parts(self) -> dict[str, np.ndarray]:
+    def parts(self) -> dict[str, np.ndarray]:
+        """Return the means of the parts of the bound over the examples, [V, S] each, by name."""
         return {part: values.mean(-1) for part, values in self.bounds.parts._asdict().items()}
 
     def _examples(self, name: str) -> np.ndarray:
@@ -267,7 +246,7 @@ class Comparison(Mapping[str, dict[str, Any]]):
         return sum(part[i] for part in self.bounds.parts)  # type: ignore[return-value]
 
     def _estimate(self, values: np.ndarray) -> Estimate:
-        """Of values [S, n]."""
+        """Return the mean and the standard errors of values [S, n]."""
         over = values.mean(-1) if len(self.seeds) > 1 else values[0]
         error = over.std(ddof=1) / np.sqrt(len(over)) if len(over) > 1 else np.nan
         return Estimate(float(values.mean()), float(error))
@@ -278,86 +257,3 @@ class Comparison(Mapping[str, dict[str, Any]]):
             found["gradient_norm"] = known_mean(self.gradients.norm[i], 0)
             found["gradient_deviation"] = self.gradients.deviation[i].mean(0)
         return {key: np.asarray(value, float).tolist() for key, value in found.items()}
-
-    def _explained(self) -> list[str]:
-        n = self.bounds.parts.matching.shape[-1]
-        over = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"the {n} examples"
-        lines = [
-            f"± standard error over {over}; {self.about['bound']}, {self.about['draws']} draws per example; "
-            f"{self.about['data']}, {n} examples; {self.about['components']}; {self.about['training']}.",
-            self._warning(),
-            "weight/bound: the training weight in units of the bound's, least and largest over noise levels.",
-        ]
-        if self.gradients is not None:
-            lines.append(
-                "gradient noise: standard deviation of a batch's gradient over its mean's norm."
-            )
-        if self.quality:
-            lines.append(f"samples: {self.distance}; as many real examples: {self.real:.3g}.")
-        return lines + [f"Note: {note}." for note in self.notes]
-
-    def _warning(self) -> str:
-        count, line = (
-            len(self.seeds),
-            "Differences are paired: example by example, same times and noise.",
-        )
-        if count == 1:
-            return line
-        rough = round(100 / np.sqrt(2 * (count - 1)))
-        return f"{line} An error from {count} seeds is itself uncertain by {rough} %."
-
-    def _lines(self) -> Iterator[list[Any]]:
-        quality = [f"samples_{steps}_steps" for steps in self.quality]
-        yield [
-            "variant",
-            *next(iter(self.variants.values())),
-            "seed",
-            "bits_per_dim",
-            *PARTS,
-            *quality,
-        ]
-        parts = self._parts()
-        for i, (name, what) in enumerate(self.variants.items()):
-            for j, seed in enumerate(self.seeds):
-                own = [values[i, j] for values in (self.bits_per_dim, *parts.values())]
-                own += [values[i, j] for values in self.quality.values()]
-                yield [name, *what.values(), seed, *map(float, own)]
-
-
-def _spread(values: np.ndarray) -> str:
-    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}" if len(values) > 1 else ""
-    return f"{values.mean():.3g}{error}"
-
-
-def _range(values: np.ndarray) -> str:
-    low, high = values.min(), values.max()
-    return f"{low:.2g}" if np.isclose(low, high, rtol=1e-3) else f"{low:.1e} … {high:.1e}"
-
-
-def _noise(gradients: Gradients, i: int) -> str:
-    norm, deviation = known_mean(gradients.total_norm[i], 0), gradients.total_deviation[i].mean()
-    return f"{deviation / norm:.2g}" if norm > 0 else "–"  # NaN, too
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity as None, which JSON has."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _html(markdown: str) -> str:
-    rows = [
-        line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("| ")
-    ]
-    words = [
-        html.escape(line) for line in markdown.splitlines() if line and not line.startswith("|")
-    ]
-    cells = [
-        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-        for tag, row in zip(["th", *["td"] * len(rows)], rows, strict=False)
-    ]
-    body = "".join(f"<tr>{line}</tr>" for line in cells)
-    return f"<table>{body}</table><p>{'<br>'.join(words)}</p>"

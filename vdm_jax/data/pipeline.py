@@ -11,6 +11,7 @@ from functools import lru_cache
 import grain
 import numpy as np
 
+from vdm_jax.checks import check_array
 from vdm_jax.data.datasets import Split
 from vdm_jax.typing import Batch
 
@@ -74,6 +75,7 @@ def train_batches(
       [(1, 4, 2), (1, 4, 2), (1, 4, 2)]
     """
     size = len(split.images)
+    check_array(split.images, split.name)
     if prefetch is None:
         prefetch = 0 if isinstance(split.images, np.ndarray) else 2
     _at_least(0, seed=seed, start_step=start_step, prefetch=prefetch)
@@ -115,6 +117,7 @@ def eval_batches(
     """
     block = _block(batch_size, process_index, process_count)
     size = len(split.images)
+    check_array(split.images, split.name)
 
     def batches() -> Iterator[tuple[Batch, np.ndarray]]:
         for start in range(0, size, batch_size):

@@ -4,28 +4,39 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vdm_jax.bases import BASES
+from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.models.chain import CHAINS, Chain
 from vdm_jax.models.mhvae import mhvae
-from vdm_jax.models.model import ByNoise, Model, Statistics
+from vdm_jax.models.model import Model, PerNoiseLevel, Statistics, with_model_state
 from vdm_jax.models.vae import vae
 from vdm_jax.models.vdm import vdm
 from vdm_jax.specs import choose, nearest
 
 MODELS: dict[str, Callable[..., Model]] = {"vdm": vdm, "vae": vae, "mhvae": mhvae}
 
+PARTS: dict[str, Mapping[str, Callable]] = {
+    "base": BASES,
+    "likelihood": LIKELIHOODS,
+    "chain": CHAINS,
+}
+"""Fields of a spec whose factories may take fields of `Statistics` -> their tables."""
+
 __all__ = [
     "CHAINS",
     "MODELS",
-    "ByNoise",
     "Chain",
     "Model",
+    "PerNoiseLevel",
     "Statistics",
     "base_of",
     "build_model",
-    "completed",
     "mhvae",
+    "statistics_needed",
     "vae",
     "vdm",
+    "with_defaults",
+    "with_model_state",
 ]
 
 
@@ -33,6 +44,24 @@ def base_of(spec: Mapping[str, Any]) -> Any:
     """The spec of the base whose error is to be measured before training, or None."""
     chain = spec.get("chain")
     return spec.get("base") or (chain.get("base") if isinstance(chain, Mapping) else None)
+
+
+def statistics_needed(spec: Any, table: Mapping[str, Callable] = MODELS) -> set[str]:
+    """Return the names of the fields of `Statistics` that the components of a model's spec take as arguments.
+
+    Objects that are built already take none; what is wrong with a spec is left to `build_model`.
+
+    Examples:
+      >>> from vdm_jax.models import statistics_needed
+      >>> sorted(statistics_needed({"name": "vdm", "base": "histogram"}))
+      ['levels', 'log_counts', 'residual', 'second_moment']
+    """
+    given = {"name": spec} if isinstance(spec, str) else spec
+    if not isinstance(given, Mapping) or given.get("name") not in [*table]:
+        return set()
+    known = inspect.signature(table[given["name"]]).parameters
+    parts = [(given.get(name, known[name].default), PARTS[name]) for name in PARTS if name in known]
+    return {*known}.intersection(Statistics._fields).union(*(statistics_needed(*p) for p in parts))
 
 
 def build_model(
@@ -51,7 +80,7 @@ def build_model(
     return family(statistics, **fields, where=where)
 
 
-def completed(spec: Mapping[str, Any], where: str = "config.model") -> dict[str, Any]:
+def with_defaults(spec: Mapping[str, Any], where: str = "config.model") -> dict[str, Any]:
     """A spec with what it leaves to its family: the defaults of the fields that it does not give.
 
     Raises:

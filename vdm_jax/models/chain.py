@@ -8,21 +8,22 @@ learned chain is that of a VAE, eq. (2); the diffusion's is the one whose restri
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.checks import check_key, check_sizes
 from vdm_jax.diffusion import data_interval, marginal, posterior, transition
-from vdm_jax.elbo import check_timesteps
+from vdm_jax.elbo import check_ends, check_timesteps
 from vdm_jax.gaussian import Gaussian
-from vdm_jax.likelihoods import Likelihood, least_noisy
+from vdm_jax.likelihoods import Likelihood, observation
 from vdm_jax.models.denoiser import denoiser, same_for_all
 from vdm_jax.models.keys import fold_each
 from vdm_jax.models.model import Statistics
 from vdm_jax.nets import NETS, Network
-from vdm_jax.nets.own import as_map
+from vdm_jax.nets.adapters import as_map
 from vdm_jax.schedules import SCHEDULES, interval
 from vdm_jax.specs import build
 from vdm_jax.typing import Array, Key, Params
@@ -81,16 +82,12 @@ def gaussian(
         raise ValueError(
             f"{where}.latents: expected the dimensions of T ≥ 1 latents such as [16], found {latents!r}"
         )
-    if not all(isinstance(d, int) and not isinstance(d, bool) and d >= 1 for d in latents):
-        raise ValueError(
-            f"{where}.latents: every dimension must be at least 1, found {list(latents)}"
-        )
-    sizes = tuple(latents)
+    sizes = check_sizes(latents, f"{where}.latents")
     data = statistics.shape
 
     def network(spec, name, inputs, outputs, zero):
-        made = spec  # a pair is for no table
-        if not isinstance(spec, tuple):
+        made = spec
+        if isinstance(spec, str | Mapping):
             made = build(NETS, spec, f"{where}.{name}", outputs=outputs, zero=zero)
         net = as_map(made, f"{where}.{name}")
         _check_map(net, inputs, outputs, f"{where}.{name}")
@@ -107,6 +104,7 @@ def gaussian(
         inputs |= {f"up_{t}": (below,), f"down_{t}": (above,)}
 
     def init(key):
+        check_key(key)
         keys = jax.random.split(key, len(nets))
         return {
             name: net.init(k, jnp.zeros((1, *inputs[name])))
@@ -197,7 +195,8 @@ def diffusion(
         where=where,
     )
     schedule = build(SCHEDULES, schedule, f"{where}.schedule")
-    check_timesteps(timesteps, net.row)
+    check_timesteps(timesteps, net.parameterization)
+    check_ends(schedule, net.parameterization, f"{where}.schedule", f"{where}.parameterization")
     if timesteps is None:
         raise ValueError(f"{where}.timesteps: a chain has at least 1 step, found None")
 
@@ -209,6 +208,7 @@ def diffusion(
         return interval(schedule, params["schedule"], times[0], times[1])
 
     def init(key):
+        check_key(key)
         network_key, schedule_key = jax.random.split(key)
         return {"network": net.init(network_key), "schedule": schedule.init(schedule_key)}
 
@@ -223,8 +223,8 @@ def diffusion(
     def down(params, above, t, keys=None):
         at = step(params, t)
         if t == 1:
-            x0_hat = predict(params, above, 1, keys) if likelihood.denoised else None
-            return _batched(least_noisy(likelihood, above, x0_hat, at.gamma_t))
+            x0_hat = predict(params, above, 1, keys) if likelihood.uses_prediction else None
+            return _batched(observation(likelihood, above, x0_hat, at.gamma_t))
         return _batched(posterior(above, predict(params, above, t, keys), at))
 
     def given_data(params, x0, above, t):

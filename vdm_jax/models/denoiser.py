@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.bases import BASES, HEADS
+from vdm_jax.checks import check_floats
 from vdm_jax.diffusion import Interval
-from vdm_jax.elbo import Probe
+from vdm_jax.elbo import NoisySample
 from vdm_jax.models.model import Statistics
 from vdm_jax.nets import network_of
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization
 from vdm_jax.specs import build
-from vdm_jax.typing import Array, Key, Params
+from vdm_jax.typing import Array, Key, Params, in_precision_of
 
 
 class Denoiser(NamedTuple):
@@ -22,10 +23,10 @@ class Denoiser(NamedTuple):
     Attributes:
       init: key -> params of the network.
       predict: (params, xt, intervals, keys=None) -> x̂_0; `Interval` of arrays [B], `keys` [B] of dropout.
-      error: (params, probes, keys=None) -> x_0 − x̂_0, without the cancellation of computing x̂_0 first.
+      error: (params, noisy, keys=None) -> x_0 − x̂_0, without the cancellation of computing x̂_0 first.
       gain: intervals -> out·c [B], what the network's output is multiplied by in x̂_0.
       deviation: intervals -> [B], root mean square of x_0 − b per position: the error of an output of zero.
-      row: the parameterization.
+      parameterization: of the network's output.
     """
 
     init: Callable[[Key], Params]
@@ -33,7 +34,7 @@ class Denoiser(NamedTuple):
     error: Callable[..., Array]
     gain: Callable[[Interval], Array]
     deviation: Callable[[Interval], Array]
-    row: Parameterization
+    parameterization: Parameterization
 
 
 def denoiser(
@@ -66,18 +67,22 @@ def denoiser(
         estimate = jax.vmap(base.estimate)(xt, steps.gamma_t, jax.vmap(row)(steps))
         extra = estimate if base.informative else None
         output = net.apply(params, xt, steps.gamma_t, extra, keys)
+        check_floats(output, f"{where}.network: output")
         if output.shape != xt.shape:
             raise ValueError(f"{where}.network: gives {output.shape[1:]} for data {xt.shape[1:]}")
+        output = in_precision_of(output, xt)
         return estimate, jax.vmap(jnp.multiply)(gain(steps), output)
 
     def predict(params, xt, steps, keys=None):
         estimate, change = correction(params, xt, steps, keys)
         return estimate + change
 
-    def error(params, at: Probe, keys=None):
-        _, change = correction(params, at.xt, at.interval, keys)
-        mix, target = jax.vmap(row)(at.interval), jax.vmap(row.target)(at.interval)
-        own = jax.vmap(base.error)(at.x0, at.eps, at.xt, at.interval.gamma_t, mix, target)
+    def error(params, noisy: NoisySample, keys=None):
+        _, change = correction(params, noisy.xt, noisy.interval, keys)
+        mix, target = jax.vmap(row)(noisy.interval), jax.vmap(row.target)(noisy.interval)
+        own = jax.vmap(base.error)(
+            noisy.x0, noisy.eps, noisy.xt, noisy.interval.gamma_t, mix, target
+        )
         return own - change
 
     return Denoiser(init, predict, error, gain, deviation, row)

@@ -4,11 +4,13 @@ from typing import Any
 
 import jax
 
+from vdm_jax.checks import check_key
 from vdm_jax.typing import Key, Keys
 
 
 def example_keys(key: Key, index: Any, n: int) -> tuple[Keys, ...]:
-    """`n` keys [B] for each example, from its index [B] in the global batch."""
+    """Return `n` keys [B] for each example, from its index [B] in the global batch."""
+    check_key(key)
     return split_each(jax.vmap(jax.random.fold_in, (None, 0))(key, index), n)
 
 

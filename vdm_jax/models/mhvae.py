@@ -8,7 +8,7 @@ from typing import Any
 
 from vdm_jax.models.chain import CHAINS
 from vdm_jax.models.hierarchy import hierarchy
-from vdm_jax.models.model import Model, Statistics, likelihood_for
+from vdm_jax.models.model import Model, Statistics, check_statistics, likelihood_for
 from vdm_jax.specs import build, name_of
 
 
@@ -36,6 +36,7 @@ def mhvae(
       ValueError: no latent or a dimension below 1, draws below 1, a negative prior_weight, a likelihood of
         another kind than the data, networks that do not fit these shapes.
     """
+    check_statistics(statistics, where)
     built = likelihood_for(statistics, likelihood, where)
     levels = build(
         CHAINS,

@@ -7,10 +7,10 @@ It is the hierarchy of one latent. Source: Kingma & Welling 2013, arXiv 1312.611
 
 from typing import Any
 
-from vdm_jax.elbo import check_steps
+from vdm_jax.checks import check_steps
 from vdm_jax.models.chain import gaussian
 from vdm_jax.models.hierarchy import hierarchy
-from vdm_jax.models.model import Model, Statistics, likelihood_for
+from vdm_jax.models.model import Model, Statistics, check_statistics, likelihood_for
 from vdm_jax.specs import name_of
 
 
@@ -43,6 +43,7 @@ def vae(
       ValueError: a dimension or draws below 1, a negative prior_weight, a likelihood of another kind than
         the data, a network that cannot map between these shapes.
     """
+    check_statistics(statistics, where)
     likelihood_spec = likelihood
     likelihood = likelihood_for(statistics, likelihood, where)
     check_steps(latent, f"{where}.latent: expected a dimension of at least 1")

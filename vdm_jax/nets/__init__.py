@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vdm_jax.nets.adapters import as_network, complete
+from vdm_jax.nets.callables import from_callable
 from vdm_jax.nets.conv import conv_decoder, conv_encoder
 from vdm_jax.nets.mlp import mlp
-from vdm_jax.nets.network import Network
-from vdm_jax.nets.own import as_network, complete
+from vdm_jax.nets.network import Network, Pretrained, from_linen
 from vdm_jax.nets.unet import unet, vdm_unet
 from vdm_jax.specs import build
 
@@ -25,6 +26,8 @@ __all__ = [
     "as_network",
     "conv_decoder",
     "conv_encoder",
+    "from_callable",
+    "from_linen",
     "mlp",
     "network_of",
     "unet",
@@ -40,4 +43,5 @@ def network_of(given: Any, shape: tuple[int, ...], where: str = "network") -> Ne
     """
     if isinstance(given, str | Mapping):
         given = build(NETS, given, where)
-    return (complete if isinstance(given, Network) else as_network)(given, shape, where)
+    initialized = isinstance(given, Network) and not isinstance(given, Pretrained)
+    return (complete if initialized else as_network)(given, shape, where)

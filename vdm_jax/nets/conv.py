@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.nets.backend import Conv
-from vdm_jax.nets.blocks import ResnetBlock, norm
+from vdm_jax.nets.layers import ResnetBlock, norm
 from vdm_jax.nets.network import Network, as_tuple, check_settings, from_linen
+from vdm_jax.nets.ops import Conv
 
 
 class EncoderModule(nn.Module):

@@ -5,7 +5,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vdm_jax.nets.blocks import ZEROS
+from vdm_jax.nets.layers import ZEROS
 from vdm_jax.nets.network import Network, check_settings, dropout, from_linen, gamma_features
 
 
@@ -31,7 +31,7 @@ class MLPModule(nn.Module):
         for i in range(self.depth):
             plain = condition is None  # then the norm's own scale and bias
             y = nn.LayerNorm(use_bias=plain, use_scale=plain, dtype=jnp.float32, name=f"norm_{i}")(
-                h
+                h.astype(jnp.float32)
             ).astype(h.dtype)
             if not plain:
                 film = nn.Dense(2 * self.width, dtype=self.dtype, name=f"film_{i}")(condition)
@@ -40,7 +40,7 @@ class MLPModule(nn.Module):
             y = nn.silu(nn.Dense(self.width, dtype=self.dtype, name=f"up_{i}")(nn.silu(y)))
             y = dropout(y, keys, rate=self.dropout, layer=i)
             h = h + nn.Dense(self.width, dtype=self.dtype, kernel_init=ZEROS, name=f"down_{i}")(y)
-        h = nn.silu(nn.LayerNorm(dtype=jnp.float32, name="norm_out")(h))
+        h = nn.silu(nn.LayerNorm(dtype=jnp.float32, name="norm_out")(h.astype(jnp.float32)))
         start = ZEROS if self.zero else nn.initializers.lecun_normal()
         out = nn.Dense(math.prod(shape), dtype=jnp.float32, kernel_init=start, name="out")(h)
         return out.reshape(batch, *shape).astype(x.dtype)
@@ -69,7 +69,7 @@ def mlp(
       ValueError: a size below 1, a dropout outside [0, 1), an unknown dtype.
 
     Examples:
-      >>> net = vdm.NETS["mlp"](width=8, depth=1)
+      >>> net = vdm.nets.mlp(width=8, depth=1)
       >>> xt, gamma_t = jnp.ones((2, 4, 4, 1)), jnp.zeros(2)
       >>> params = net.init(jax.random.key(0), xt, gamma_t)
       >>> net.apply(params, xt, gamma_t).shape

@@ -1,4 +1,4 @@
-"""What a network is to the rest of the framework: two pure functions on whole batches."""
+"""The interface of a network: two pure functions on whole batches."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.checks import describe
+from vdm_jax.nets.signatures import named
 from vdm_jax.typing import Params
 
 DTYPES = ("bfloat16", "float32")
@@ -36,14 +38,46 @@ class Network(NamedTuple):
     apply: Callable[..., Any]
 
 
-def from_linen(module: nn.Module) -> Network:
-    """Wrap a Linen module whose call is (xt, gamma_t, extra, keys)."""
+class Pretrained(Network):
+    """A `Network` whose `init` returns the weights that a callable came with, whatever the key."""
+
+    __slots__ = ()
+
+
+def from_linen(module: nn.Module, *, inputs: int = 2) -> Network:
+    """Make a `Network` of a Linen module, called on batches as module(xt, gamma_t).
+
+    `extra` and `keys` are passed to a module whose `__call__` has arguments of these names.
+
+    Args:
+      module: with parameters and no other variables.
+      inputs: 2 for a denoiser, 1 for a map of latent variables, called as module(x).
+
+    Raises:
+      TypeError: no Linen module.
+      ValueError: in `init`, a module with other variables than parameters.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"from_linen: expected a Linen module, found {describe(module)}")
+    names = named(type(module).__call__)
+
+    def others(gamma_t, extra, keys) -> dict[str, Any]:
+        values = {"extra": extra, "keys": keys} | ({"gamma_t": gamma_t} if inputs < 2 else {})
+        return {name: value for name, value in values.items() if name in names}
 
     def init(key, xt, gamma_t=None, extra=None):
-        return module.init(key, xt, gamma_t, extra, None)["params"]
+        first = (xt, gamma_t)[:inputs]
+        variables = module.init(key, *first, **others(gamma_t, extra, None))
+        if more := sorted({*variables} - {"params"}):
+            raise ValueError(
+                f"the Linen module {type(module).__name__} has variables besides its parameters, {more}, as "
+                "those of BatchNorm: expected 'params' alone"
+            )
+        return variables.get("params", {})
 
     def apply(params, xt, gamma_t=None, extra=None, keys=None):
-        return module.apply({"params": params}, xt, gamma_t, extra, keys)
+        first = (xt, gamma_t)[:inputs]
+        return module.apply({"params": params}, *first, **others(gamma_t, extra, keys))
 
     return Network(init, apply)
 
@@ -52,7 +86,7 @@ def check_settings(name: str, *, dropout: float, dtype: str, **sizes: Any) -> No
     """Raise ValueError for a setting that no network takes; `sizes` are whole numbers or tuples of them."""
     for key, value in sizes.items():
         values = value if isinstance(value, tuple) else (value,)
-        if not values or not all(isinstance(n, int) and n > 0 for n in values):
+        if not values or not all(type(n) is int and n > 0 for n in values):
             raise ValueError(f"{name}: {key} must be positive, found {value!r}")
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ValueError(f"{name}: dropout must lie in [0, 1), found {dropout!r}")

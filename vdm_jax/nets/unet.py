@@ -5,15 +5,14 @@ and attention in the middle. They take any H×W×C with channels last.
 """
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.nets.backend import Conv
-from vdm_jax.nets.blocks import REMAT, ZEROS, Attention, ResnetBlock, Stage, looped, norm
+from vdm_jax.nets.layers import REMAT, ZEROS, Attention, ResnetBlock, Stage, looped, norm
 from vdm_jax.nets.network import (
     Network,
     as_tuple,
@@ -22,7 +21,9 @@ from vdm_jax.nets.network import (
     from_linen,
     gamma_features,
 )
+from vdm_jax.nets.ops import Conv
 from vdm_jax.specs import choose
+from vdm_jax.typing import Array, Keys
 
 
 def to_patches(x, size: int):
@@ -72,69 +73,21 @@ class UNetModule(nn.Module):
                 f"unet: expected data H×W×C with H and W multiples of patch = {self.patch}, "
                 f"found shape {xt.shape[1:]}"
             )
-        layers = itertools.count()
-        again = REMAT[self.remat]
-        settings = {"dropout": self.dropout, "dtype": self.dtype}
-        condition = self.condition(gamma_t)
-
-        def block(h, level, attention=False):
-            i = next(layers)
-            module = again(ResnetBlock)(self.channels[level], **settings, name=f"block_{i}")
-            h = module(h, condition, keys, i)
-            return again(Attention)(self.dtype, name=f"attention_{i}")(h) if attention else h
-
-        def loop(h, level, count, skips=None):
-            """So many blocks of equal shapes as one loop, and, going down, their inputs [count, ...]."""
-            numbers = jnp.asarray([next(layers) for _ in range(count)])
-            up = skips is not None
-            stage = looped(again(Stage), reverse=up)(
-                self.channels[level],
-                level in self.attention,
-                **settings,
-                name=f"{'up' if up else 'down'}_blocks_{level}",
-            )
-            # the newest skip comes first, and so does its layer's number
-            return stage(h, skips, numbers[::-1] if up else numbers, condition, keys)
-
-        def down(h, level):
-            """The blocks of a level, and where skips start: pieces, each the inputs of some blocks [n, ...]."""
-            pieces, left = [], self.blocks
-            while left > 0:
-                piece = h[None]
-                if self.scan and h.shape[-1] == self.channels[level]:
-                    h, piece = loop(h, level, left)
-                else:
-                    h = block(h, level, level in self.attention)
-                pieces.append(piece)
-                left -= len(piece)
-            return h, [*pieces, h[None]]
-
-        def up(h, level, pieces):
-            """The same with a skip for each block, the newest first."""
-            while pieces:
-                piece = pieces.pop()
-                if self.scan and len(piece) > 1 and h.shape[-1] == self.channels[level]:
-                    h, _ = loop(h, level, len(piece), piece)
-                    continue
-                h = block(jnp.concatenate([h, piece[-1]], -1), level, level in self.attention)
-                if len(piece) > 1:
-                    pieces.append(piece[:-1])
-            return h
-
+        stages = _Stages(self, self.condition(gamma_t), keys, itertools.count())
         h = self.first(xt, extra)
         last, skips = len(self.channels) - 1, []
         for level, channels in enumerate(self.channels):
-            h, pieces = down(h, level)
+            h, pieces = stages.down(h, level)
             skips.append(pieces)
             if level < last:
                 h = Conv(channels, strides=(2, 2), dtype=self.dtype, name=f"down_{level}")(h)
 
-        h = block(h, last)
+        h = stages.block(h, last)
         h = Attention(self.dtype, name="middle")(h)
-        h = block(h, last)
+        h = stages.block(h, last)
 
         for level, channels in reversed(list(enumerate(self.channels))):
-            h = up(h, level, skips[level])
+            h = stages.up(h, level, skips[level])
             if level > 0:
                 size = (h.shape[0], *skips[level - 1][0].shape[2:4], channels)
                 h = jax.image.resize(h, size, "nearest")
@@ -144,6 +97,72 @@ class UNetModule(nn.Module):
         channels = xt.shape[-1] * self.patch**2
         h = Conv(channels, kernel_init=ZEROS, dtype=jnp.float32, name="conv_out")(h)
         return from_patches(h, self.patch).astype(xt.dtype)
+
+
+class _Stages(NamedTuple):
+    """The residual blocks of a U-Net by level; its methods add submodules to the network that calls them.
+
+    Attributes:
+      net: the U-Net.
+      condition: of γ, [B, n].
+      keys: of dropout, [B], or None.
+      layers: numbers the blocks in the order of their calls.
+    """
+
+    net: UNetModule
+    condition: Array
+    keys: Keys | None
+    layers: Iterator[int]
+
+    def block(self, h, level, attention=False):
+        """Apply one block, and attention after it."""
+        net, i = self.net, next(self.layers)
+        again = REMAT[net.remat]
+        settings = {"dropout": net.dropout, "dtype": net.dtype}
+        module = again(ResnetBlock)(net.channels[level], **settings, name=f"block_{i}")
+        h = module(h, self.condition, self.keys, i)
+        return again(Attention)(net.dtype, name=f"attention_{i}")(h) if attention else h
+
+    def loop(self, h, level, count, skips=None):
+        """Apply blocks of equal shapes as one loop; return, going down, their inputs [count, ...] as well."""
+        net, up = self.net, skips is not None
+        numbers = jnp.asarray([next(self.layers) for _ in range(count)])
+        stage = looped(REMAT[net.remat](Stage), reverse=up)(
+            net.channels[level],
+            level in net.attention,
+            dropout=net.dropout,
+            dtype=net.dtype,
+            name=f"{'up' if up else 'down'}_blocks_{level}",
+        )
+        # the newest skip comes first, and so does its layer's number
+        return stage(h, skips, numbers[::-1] if up else numbers, self.condition, self.keys)
+
+    def down(self, h, level):
+        """Apply the blocks of a level; return, too, the starts of skips: the inputs of some blocks each."""
+        net = self.net
+        pieces, left = [], net.blocks
+        while left > 0:
+            piece = h[None]
+            if net.scan and h.shape[-1] == net.channels[level]:
+                h, piece = self.loop(h, level, left)
+            else:
+                h = self.block(h, level, level in net.attention)
+            pieces.append(piece)
+            left -= len(piece)
+        return h, [*pieces, h[None]]
+
+    def up(self, h, level, pieces):
+        """Apply blocks that take one skip connection each, the newest first."""
+        net = self.net
+        while pieces:
+            piece = pieces.pop()
+            if net.scan and len(piece) > 1 and h.shape[-1] == net.channels[level]:
+                h, _ = self.loop(h, level, len(piece), piece)
+                continue
+            h = self.block(jnp.concatenate([h, piece[-1]], -1), level, level in net.attention)
+            if len(piece) > 1:
+                pieces.append(piece[:-1])
+        return h
 
 
 def vdm_unet(

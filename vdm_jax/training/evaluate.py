@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.elbo import Elbo, check_steps
+from vdm_jax.checks import check_steps
+from vdm_jax.elbo import Elbo
 from vdm_jax.models import Model
-from vdm_jax.training.interrupt import check, deferred, is_command
-from vdm_jax.training.layout import Layout, whole
-from vdm_jax.training.processes import STALL_SECONDS, Patience
+from vdm_jax.runtime.interrupt import check, defer_signals, is_command
+from vdm_jax.runtime.processes import STALL_SECONDS, Watchdog
+from vdm_jax.training.layout import Layout, jit_replicated
 from vdm_jax.typing import Batch, Key, Params, as_batch
 
 
@@ -39,6 +40,22 @@ class Evaluation(NamedTuple):
     estimator: str
     data: str
     step: int
+
+    @classmethod
+    def from_json(cls, row: Any) -> "Evaluation":
+        """Read an evaluation from JSON, where numbers that are not finite are null.
+
+        Raises:
+          TypeError, ValueError: the row is none.
+        """
+        known = cls(**row)
+        for name in ("bits_per_dim", "standard_error"):
+            value = getattr(known, name)
+            known = known._replace(**{name: math.nan if value is None else float(value)})
+        for name in PARTS:
+            if (value := getattr(known, name)) is not None:
+                known = known._replace(**{name: float(value)})
+        return known
 
     def __str__(self) -> str:
         parts = {name: getattr(self, name) for name in PARTS}
@@ -70,12 +87,12 @@ def make_evaluator(
     Raises:
       ValueError: a model without that bound.
     """
-    if model.refusal is not None:
-        raise ValueError(f"{model.components}: {model.refusal}")
+    if model.unsupported is not None:
+        raise ValueError(f"{model.components}: {model.unsupported}")
     check_steps(draws, "evaluate.draws: must be at least 1")
     check_steps(importance_samples, "evaluate.importance_samples: must be at least 1")
 
-    compile = jax.jit if layout is None else partial(whole, layout)
+    compile = jax.jit if layout is None else partial(jit_replicated, layout)
     if importance_samples == 1:
         return compile(
             lambda params, key, batch: (
@@ -126,8 +143,8 @@ def evaluate(
     """
     columns: dict[str, list[np.ndarray]] = {}
     with (
-        deferred(),
-        Patience(STALL_SECONDS, command=is_command()) as patience,
+        defer_signals(),
+        Watchdog(STALL_SECONDS, command=is_command()) as patience,
     ):  # several processes end at the same batch
         for batch, mask in batches:
             check()

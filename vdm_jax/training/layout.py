@@ -1,4 +1,4 @@
-"""How arrays lie on devices: a state whole or divided, a batch divided, what a program returns whole.
+"""Layouts of arrays on devices: a state replicated or divided, a batch divided, results replicated.
 
 Every mesh has two axes. A batch is divided over both; a state lies whole on every device, or is divided over
 `fsdp`.
@@ -15,14 +15,14 @@ from vdm_jax.training.state import TrainState
 from vdm_jax.typing import Batch, PyTree
 
 Devices = Sequence[Any]
-"""Of `jax.Device`, which type checkers do not take for a type."""
+"""A sequence of `jax.Device`, which type checkers do not accept as a type."""
 
 AXES = ("data", "fsdp")
-"""Of every mesh; a batch is divided over both."""
+"""Axes of every mesh; a batch is divided over both."""
 
 
 class Layout(NamedTuple):
-    """How a state and the batches lie on devices.
+    """The layout of a state and of batches on devices.
 
     Attributes:
       mesh: devices [data, fsdp].
@@ -55,7 +55,7 @@ def divided(layout: Layout, axis: int = 0) -> NamedSharding:
 
 
 def shardings(layout: Layout, state: TrainState) -> TrainState:
-    """How a state lies: each array divided along its largest axis that `fsdp` divides, if there is one.
+    """Return the shardings of a state: each array divided along its largest axis that `fsdp` divides, if any.
 
     The leading axis of runs side by side is not divided: what is a number of each of them, every device has.
     """
@@ -68,7 +68,10 @@ def shardings(layout: Layout, state: TrainState) -> TrainState:
         largest = max(axes, key=lambda i: leaf.shape[i])
         return NamedSharding(layout.mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
-    return jax.tree.map(place, state)
+    # small, and read by every device
+    whole = jax.tree.map(lambda _: replicated(layout), state.model_state)
+    places = jax.tree.map(place, state)
+    return places._replace(model_state=whole)
 
 
 def put(layout: Layout, batch: PyTree, axis: int = 0) -> PyTree:
@@ -79,8 +82,8 @@ def put(layout: Layout, batch: PyTree, axis: int = 0) -> PyTree:
     )
 
 
-def gathered(layout: Layout, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of parameters that are divided: they are put together once, before it is computed.
+def with_full_params(layout: Layout, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Gather divided parameters once, before a function of them is computed.
 
     Left to itself the compiler may divide the layers' arithmetic instead of their parameters.
     """
@@ -94,14 +97,16 @@ def gathered(layout: Layout, function: Callable[..., Any]) -> Callable[..., Any]
     return together
 
 
-def whole(layout: Layout, function: Callable[..., Any], examples: int = 0) -> Callable[..., Any]:
+def jit_replicated(
+    layout: Layout, function: Callable[..., Any], examples: int = 0
+) -> Callable[..., Any]:
     """Jit a function of parameters; what it returns is whole on every device.
 
     Its result is `examples` data [n, ...] that are computed in parts, if the devices divide their number: the
     compiler divides all that leads to them.
     """
     in_parts = examples > 0 and examples % layout.mesh.size == 0
-    function = gathered(layout, function)
+    function = with_full_params(layout, function)
 
     def run(*arguments):
         result = function(*arguments)

@@ -1,8 +1,10 @@
-"""Metrics to JSON lines and to TensorBoard event files (written without TensorFlow)."""
+"""Metrics as JSON lines and as TensorBoard event files (written without TensorFlow)."""
 
 import json
+import math
 import os
 import time
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,31 +13,51 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
-from vdm_jax.training.console import warn
+from vdm_jax.runtime.console import warn
+from vdm_jax.runtime.files import (
+    make_folder,
+    open_append,
+    parse_json,
+    read_bytes,
+    to_json,
+    write_file,
+)
 
 PROTO: Any = event_pb2  # its classes are made when it is imported, unseen by type checkers
+
+CHECKSUM = "crc32"
+"""Last key of a line: the CRC-32 of the line without this key."""
+
+MAX_BYTES = 2**30
 
 
 class MetricsLog:
     """`metrics.jsonl` and `tensorboard/` in a folder; a context manager.
 
-    Opening it at a step drops the lines after that step, which a resumed run writes again. Lines that cannot be
-    written, for the disk is full, are said and kept until they can.
+    Opening the log at a step drops the lines after that step, which a resumed run writes again. Unwritable
+    lines are reported and retried. Numbers that are not finite are null.
+
+    Args:
+      folder: of the run.
+      step: the step from which the run continues.
+      lines: number of lines that the checkpoint of that step expects; fewer are reported.
+
+    Attributes:
+      lines: number of lines of the file, with those that wait to be written.
     """
 
-    def __init__(self, folder: Path, step: int = 0):
+    def __init__(self, folder: Path, step: int = 0, lines: int = 0):
         self.path = folder / "metrics.jsonl"
         rows, damaged = _read(self.path)
-        if damaged:
-            warn(f"{self.path}: {damaged} damaged lines are left out")
-        kept = [row for row in rows if row["step"] <= step]
-        whole = folder / "metrics.jsonl.new"  # renamed when complete: a kill here loses nothing
-        whole.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        whole.replace(self.path)
-        self.file = self.path.open("ab", buffering=0)
+        kept = [_line(row) for row in rows if row["step"] <= step]
+        if lost := max(damaged, lines - len(kept)):
+            warn(f"{self.path}: {lost} lines are damaged or missing")
+        write_file(self.path, lambda file: file.write(b"".join(kept)))
+        self.lines = len(kept)
+        self.file = open_append(self.path)
         self.waiting: list[bytes] = []
         board = folder / "tensorboard"
-        board.mkdir(exist_ok=True)
+        make_folder(board)
         # tensorboardX's own SummaryWriter writes in a thread; when that fails, it blocks for ever
         self.board = EventsWriter(str(board / "events"))
         start = PROTO.SessionLog(status=PROTO.SessionLog.START)
@@ -54,16 +76,17 @@ class MetricsLog:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Append the metrics of a step."""
-        self.waiting.append((json.dumps({"step": step, **metrics}) + "\n").encode())
+        self.waiting.append(_line({"step": step, **metrics}))
+        self.lines += 1
         self._write()
-        with suppress(OSError):  # said of the lines, which hold the same
+        with suppress(OSError):  # a failure is reported for the lines, which hold the same
             for name, value in metrics.items():
-                what = {"step": step, "summary": scalar(name, value)}
-                self.board.write_event(PROTO.Event(wall_time=time.time(), **what))
+                event = {"step": step, "summary": scalar(name, value)}
+                self.board.write_event(PROTO.Event(wall_time=time.time(), **event))
             self.board.flush()
 
     def _write(self) -> None:
-        """Write what is waiting, each line whole or not at all."""
+        """Write the waiting lines, each as a whole or not at all."""
         while self.waiting:
             line, end = self.waiting[0], None
             try:
@@ -74,26 +97,45 @@ class MetricsLog:
                 if end is not None:
                     with suppress(OSError):
                         os.ftruncate(self.file.fileno(), end)
-                words = f"{self.path} cannot be written: {error.strerror or error}"
-                warn(f"{words}; {len(self.waiting)} lines are waiting")
+                reason = f"{self.path} cannot be written: {error.strerror or error}"
+                warn(f"{reason}; {len(self.waiting)} lines are waiting")
                 return
             del self.waiting[0]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; a line that a killed run left half-written is passed over."""
-    return _read(path)[0]
+    """Return the rows of a `metrics.jsonl`, with NaN for null and without their checksums.
+
+    A last line that a killed run left half-written is ignored; other damaged lines are dropped with a warning.
+
+    Raises:
+      OSError: the path is a link or no regular file, or cannot be read.
+    """
+    rows, damaged = _read(path)
+    if damaged:
+        warn(f"{path}: {damaged} damaged lines are ignored")
+    return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    text = to_json(row)
+    return f'{text[:-1]}, "{CHECKSUM}": {zlib.crc32(text.encode())}}}\n'.encode()
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows, and how many whole lines are none."""
+    """Return the rows and the number of complete lines that are damaged."""
+    try:
+        content = read_bytes(path, MAX_BYTES)
+    except FileNotFoundError:
+        return [], 0
     rows, damaged = [], 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+    for line in content.splitlines(keepends=True):
         try:
-            row = json.loads(line)
-            if not isinstance(row["step"], int):
-                raise TypeError(row)
+            row = parse_json(line)
+            checksum = row.pop(CHECKSUM)
+            if not isinstance(row["step"], int) or checksum != zlib.crc32(json.dumps(row).encode()):
+                raise ValueError(row)
             rows.append(row)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             damaged += line.endswith(b"\n")
     return rows, damaged

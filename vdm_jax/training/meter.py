@@ -1,4 +1,4 @@
-"""What is seen of each step: means for the log, steps whose update was not applied, spikes of the loss."""
+"""The metrics of each step: means for the log, skipped updates, spikes of the loss."""
 
 import math
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.training.console import say
+from vdm_jax.runtime.console import log
+from vdm_jax.runtime.processes import is_first
 from vdm_jax.training.logs import MetricsLog
-from vdm_jax.training.processes import is_first
 
 SPIKE = 10.0
 """Standard deviations above the mean of the last losses that make a loss a spike."""
@@ -22,8 +22,8 @@ class Meter:
 
     Attributes:
       step: the last one that was taken.
-      carried: sums since the last line, streaks and spreads of the losses; a checkpoint keeps them, so that the
-        lines of a run do not depend on where it was interrupted.
+      carried: sums since the last line, streaks and spreads of the losses, number of lines; a checkpoint keeps
+        them, so that the lines of a run do not depend on where it was interrupted.
       ended: what has diverged and at which step, or None.
     """
 
@@ -51,6 +51,7 @@ class Meter:
             "sums": dict(self.sums),
             "streaks": dict(self.streaks),
             "spreads": dict(self.spreads),
+            "lines": 0 if self.log is None else self.log.lines,
         }
 
     def add(self, metrics: dict[str, Any]) -> str:
@@ -127,7 +128,7 @@ class Meter:
                 self._say(f"{run} is lost, the others go on")
 
     def _spikes(self, run: str, loss: float) -> bool:
-        """Whether a loss is far above those before it."""
+        """Return True if a loss is far above those before it."""
         mean, variance, seen = self.spreads.get(run, [0.0, 0.0, 0])
         above = loss - mean
         spike = seen >= MEMORY and above > SPIKE * math.sqrt(variance)
@@ -147,7 +148,7 @@ class Meter:
 
     def _say(self, line: str) -> None:
         if is_first():
-            say(line)
+            log(line)
 
     def _write(self) -> None:
         """Write the means since the last line, and how many steps were skipped or spikes."""

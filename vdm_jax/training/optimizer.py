@@ -1,8 +1,4 @@
-"""The optimizer of a config: optax's AdamW or Muon with warm-up, decay, clipping and accumulation.
-
-Params may hold running averages beside what is trained (`vdm_jax.times.RUNNING`). Their "gradient" is the step
-that they take, so that neither Adam, nor the decay of weights, nor clipping may see it.
-"""
+"""The optimizer of a config: optax's AdamW or Muon with warm-up, decay, clipping and accumulation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +6,9 @@ from typing import Any
 import jax
 import optax
 
+from vdm_jax.checks import describe
 from vdm_jax.specs import choose
-from vdm_jax.times import RUNNING
-from vdm_jax.typing import Params, PyTree, Real
+from vdm_jax.typing import Real
 
 
 def make_optimizer(
@@ -101,52 +97,17 @@ def muon(
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": adamw, "muon": muon}
 
 
-def with_running_averages(
-    optimizer: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-    """Let an optimizer train all params but running averages, which take their gradient off with every batch.
-
-    `init_state` and `make_step` do it to theirs. Without any it is the optimizer itself, with the same state.
-    An average of squares does not become negative.
-
-    Examples:
-      >>> import optax
-      >>> from vdm_jax.training.optimizer import with_running_averages
-      >>> optimizer = with_running_averages(optax.sgd(0.5))
-      >>> params = {"w": jnp.ones(()), "running_averages": jnp.ones(())}
-      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
-      >>> float(updates["w"]), float(updates["running_averages"])
-      (-0.5, -1.0)
-    """
-    moved = optax.chain(optax.scale(-1.0), optax.keep_params_nonnegative())
-    optimizer = optax.with_extra_args_support(optimizer)
-    apart = optax.partition({False: optimizer, True: moved}, is_running)
-
-    def of(params):
-        return apart if any(jax.tree.leaves(is_running(params))) else optimizer
-
-    def init(params):
-        return of(params).init(params)
-
-    def update(updates, state, params=None, **extra):
-        return of(updates).update(updates, state, params, **extra)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def without_running_averages(params: Params) -> list[Any]:
-    """What an optimizer trains of params, or of their gradient: the leaves."""
-    leaves, running = jax.tree.leaves(params), jax.tree.leaves(is_running(params))
-    return [leaf for leaf, apart in zip(leaves, running, strict=True) if not apart]
-
-
-def is_running(params: Params) -> PyTree:
-    """Of each leaf, whether it belongs to running averages."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path[:1]) == RUNNING, params)
+def check_optimizer(optimizer: Any) -> None:
+    """Raise TypeError unless `optimizer` has the two functions of an optax transformation."""
+    parts = getattr(optimizer, "init", None), getattr(optimizer, "update", None)
+    if not all(map(callable, parts)):
+        raise TypeError(
+            f"optimizer: expected an optax optimizer such as optax.adam(1e-3), found {describe(optimizer)}"
+        )
 
 
 def _as_matrices(params):
-    """Of each leaf that holds matrices, their axes: Flax's kernels, and what is a matrix by itself."""
+    """Return the axes of each leaf that holds matrices: Flax's kernels and plain matrices."""
     axes = optax.contrib.MuonDimensionNumbers(-2, -1)
 
     def one(path, leaf, matrix):
@@ -165,5 +126,5 @@ def _is_matrix(params):
 
 
 def _name(path):
-    """Of a part in the dictionary or named tuple that holds it."""
+    """Return the name of a part in the dictionary or named tuple that holds it."""
     return jax.tree_util.keystr(path, simple=True)

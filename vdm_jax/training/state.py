@@ -1,4 +1,4 @@
-"""What a run carries from step to step: arrays only."""
+"""Train state: a pytree of arrays."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vdm_jax.training.optimizer import is_running, with_running_averages
+from vdm_jax.checks import check_floats, check_key
+from vdm_jax.training.optimizer import check_optimizer
 from vdm_jax.typing import Array, Int, Key, Params, PyTree
 
 
@@ -19,6 +20,7 @@ class TrainState(NamedTuple):
       params: what is trained.
       ema_params: their exponential moving average, float32; what is evaluated and sampled from.
       opt_state: of the optax optimizer.
+      model_state: what else the loss changes, such as running averages; None for a loss without state.
       key: of the run; never used up, each step folds its number in.
 
     Examples:
@@ -32,6 +34,7 @@ class TrainState(NamedTuple):
     params: Params
     ema_params: Params
     opt_state: PyTree
+    model_state: PyTree
     key: Key
 
 
@@ -40,10 +43,23 @@ def step_of(state: TrainState) -> int:
     return int(np.asarray(state.step).flat[0])
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
-    """Start from params: their average starts as a copy of them, in float32 at least.
+def init_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    *,
+    model_state: PyTree = None,
+) -> TrainState:
+    """Return the train state that training starts from.
 
-    In that type, too, are running averages among the params, whose steps half precision would round away.
+    Args:
+      params: trees of floats. Their average starts as a copy of them, in float32 at least.
+      optimizer: any optax transformation.
+      key: of the run.
+      model_state: of a loss that has one (`Model.init_model_state`), or None.
+
+    Raises:
+      TypeError: params that are no tree of floats, an optimizer that is none of optax, no typed key.
 
     Examples:
       >>> import optax
@@ -51,18 +67,25 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: Key
       >>> vdm.init_state(half, optax.sgd(0.1), jax.random.key(0)).ema_params["w"].dtype
       dtype('float32')
     """
-    params = jax.tree.map(
-        lambda leaf, apart: (_average if apart else _strongly_typed)(leaf),
-        params,
-        is_running(params),
-    )
+    _check_params(params)
+    check_optimizer(optimizer)
+    check_key(key)
+    params = jax.tree.map(_strongly_typed, params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(_average, params),
-        opt_state=jax.tree.map(_strongly_typed, with_running_averages(optimizer).init(params)),
+        opt_state=jax.tree.map(_strongly_typed, optimizer.init(params)),
+        model_state=jax.tree.map(_strongly_typed, model_state),
         key=key,
     )
+
+
+def _check_params(params: Params) -> None:
+    if params is None:
+        raise TypeError("params: expected a tree of float arrays, found None")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        check_floats(leaf, f"params{jax.tree_util.keystr(path)}")
 
 
 def _strongly_typed(leaf):

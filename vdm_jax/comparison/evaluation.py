@@ -1,0 +1,144 @@
+"""Measure all variants of a comparison after training: bounds, gradients, times and samples."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import vdm_jax.comparison.measure as measure
+from vdm_jax.comparison.fitting import Fitted
+from vdm_jax.comparison.gradients import Gradients
+from vdm_jax.comparison.gradients import gradients as gradients_of
+from vdm_jax.comparison.quality import Quality
+from vdm_jax.comparison.result import Comparison
+from vdm_jax.comparison.setup import Setup
+from vdm_jax.effective_weights import effective_weights
+from vdm_jax.schedules import SCHEDULES
+from vdm_jax.specs import build
+from vdm_jax.typing import PyTree
+
+
+class Plan(NamedTuple):
+    """The measurements to make of trained variants.
+
+    Attributes:
+      variants: by name, what each consists of.
+      reference: the variant that differences are taken to, or None for the one with the lowest bound.
+      bins: of log-SNR.
+      gradient_batches: 0 for no gradients.
+      sampling: numbers of sampling steps.
+      samples: of each variant, seed and number of steps.
+      quality: the distance of samples.
+    """
+
+    variants: dict[str, dict[str, str]]
+    reference: str | None
+    bins: int
+    gradient_batches: int
+    sampling: list[int]
+    samples: int
+    quality: Quality
+
+
+def measured(
+    setup: Setup, plan: Plan, fitted: Fitted, seconds: dict[str, float], notes: list[str]
+) -> Comparison:
+    """Measure trained variants: bounds, gradients, times and samples."""
+    sweep, dataset, quality = setup.sweep, setup.dataset, plan.quality
+    params = measure.grid(sweep, fitted.state.ema_params)
+    edges = measure.bins(sweep, params, plan.bins)
+    with _timed(seconds, "evaluation"):
+        bounds = measure.bounds(
+            sweep, params, dataset.test, edges, draws=setup.draws, batch_size=setup.evaluate_batch
+        )
+    with _timed(seconds, "gradients"):
+        at_start, gradients, milliseconds = _of_training(setup, plan, fitted, params, edges)
+    with _timed(seconds, "sampling"):
+        drawn = {n: measure.samples(sweep, params, plan.samples, n) for n in plan.sampling}
+        distances = {
+            n: np.asarray([[quality.distance(x) for x in row] for row in x_by_seed])
+            for n, x_by_seed in drawn.items()
+        }
+        real = quality.real(plan.samples) if plan.sampling else float("nan")
+    return Comparison(
+        about=setup.about,
+        variants=plan.variants,
+        reference=plan.reference or _best(plan.variants, bounds),
+        seeds=sweep.seeds,
+        edges=edges,
+        bounds=bounds,
+        weights={name: _weights(setup, i) for i, name in enumerate(plan.variants)},
+        gains=measure.gains(sweep, params, edges),
+        gradients=gradients,
+        at_start=at_start,
+        quality=distances,
+        distance=quality.name,
+        real=real,
+        samples=drawn,
+        curve=fitted.curve,
+        curve_steps=fitted.steps,
+        skipped=fitted.skipped,
+        milliseconds=milliseconds,
+        seconds=seconds,
+        notes=notes,
+        params=params,
+        model_state=measure.grid(sweep, fitted.state.model_state),
+        statistics=sweep.statistics,
+    )
+
+
+def _of_training(
+    setup: Setup, plan: Plan, fitted: Fitted, params: PyTree, edges: np.ndarray
+) -> tuple[Gradients | None, Gradients | None, np.ndarray | None]:
+    """Return gradients at the start and the end, and milliseconds of a step; None if nothing is trained."""
+    if not jax.tree.leaves(params):
+        return None, None, None
+    sweep, split, size = setup.sweep, setup.dataset.train, setup.batch_size
+    milliseconds = measure.milliseconds(sweep, fitted.state, split, size)
+    if not plan.gradient_batches:
+        return None, None, milliseconds
+    at_start, gradients = gradients_of(
+        sweep,
+        [(fitted.start, None), (params, measure.grid(sweep, fitted.state.model_state))],
+        split,
+        edges,
+        batch_size=size,
+        batches=plan.gradient_batches,
+    )
+    return at_start, gradients, milliseconds
+
+
+def _best(variants: Mapping[str, Any], bounds: measure.Bounds) -> str:
+    totals = sum(part.mean((1, 2)) for part in bounds.parts)
+    return [*variants][int(np.argmin(np.where(np.isfinite(totals), totals, np.inf)))]
+
+
+def _weights(setup: Setup, variant: int) -> Any:
+    """Return the effective weights of a variant's training loss, at the start of a learned schedule."""
+    sweep, components = setup.sweep, setup.components
+    parts = {
+        axis: components[axis][
+            sweep.config["sweep"][axis][sweep.each_variant[variant].choices[axis]]
+        ]
+        for axis in ("parameterizations", "weightings")
+    }
+    model = sweep.config["model"]
+    schedule = build(SCHEDULES, model["train_schedule"] or model["schedule"], "train_schedule")
+    return effective_weights(
+        parts["parameterizations"],
+        parts["weightings"],
+        space=model["space"],
+        schedule=schedule,
+        schedule_params=schedule.init(jax.random.key(0)),
+        timesteps=model["timesteps"],
+    )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began

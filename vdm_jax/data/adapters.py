@@ -1,0 +1,131 @@
+"""A user's own data as a `Dataset`: arrays, grain sources, a density, or a name."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vdm_jax.checks import check_array, describe, whole_number
+from vdm_jax.data.datasets import Dataset, Split, array_dataset
+from vdm_jax.data.loading import load_dataset
+from vdm_jax.mixtures import Mixture
+
+TEST_PART = 5  # one in so many examples, where no test split is given
+DRAWN = 10_000  # training examples drawn of a density
+
+
+def as_dataset(data: Any, *, levels: Any = None, where: str = "data") -> Dataset:
+    """Make a `Dataset` of what a user has.
+
+    Args:
+      data: a `Dataset`; a name of `DATASETS` or of TFDS, or a mapping of the arguments of `load_dataset`; an
+        array [n, *d]; a grain source, or anything with a length and items, which are arrays [*d], tuples that
+        begin with one, or dictionaries with an "image" or an "x"; a tuple (train, test) of two of these; a
+        `Mixture`.
+        Of what has no test split every fifth example of a fixed permutation is kept for it.
+      levels: K of integer data; 256 for uint8 and 2 for booleans by default. Floats have none.
+      where: path, for messages.
+
+    Raises:
+      TypeError, ValueError, OSError: data of another kind or shape, out of range, or missing.
+
+    Examples:
+      >>> from vdm_jax.data.adapters import as_dataset
+      >>> data = as_dataset(np.zeros((10, 4), np.float32))
+      >>> data.shape, data.levels, len(data.train.images), len(data.test.images)
+      ((4,), None, 8, 2)
+    """
+    if isinstance(data, Dataset):
+        return _of_levels(data, levels, where)
+    named = {"name": data} if isinstance(data, str) else data
+    if isinstance(named, Mapping) and "name" in named:
+        return _of_levels(load_dataset(**named, where=where), levels, where)
+    if isinstance(data, Mapping):
+        data = _item(data, where)
+    if isinstance(data, Mixture):
+        return _of_levels(_drawn(data, where), levels, where)
+    pair = isinstance(data, tuple) and len(data) == 2
+    train, test = (_array(part, where) for part in data) if pair else _divided(_array(data, where))
+    if test.shape[1:] != train.shape[1:] or (test.dtype == bool) != (train.dtype == bool):
+        raise ValueError(
+            f"{where}: a tuple of two is (train, test), expected examples of one shape and type, "
+            f"found {describe(train)} and {describe(test)}; labels are not used: give the examples alone"
+        )
+    if levels is None and np.issubdtype(train.dtype, np.integer):
+        if train.dtype != np.uint8:
+            raise ValueError(
+                f"{where}: has integers of type {train.dtype}, expected levels=K beside them, or uint8 for 256"
+            )
+        levels = 256
+    if train.dtype == bool:
+        train, test, levels = train.astype(np.uint8), test.astype(np.uint8), levels or 2
+    levels = None if levels is None else whole_number(levels, f"{where}: levels", 2, 256)
+    names = ("train", "test") if pair else ("4 of 5 examples", "1 of 5 examples")
+    return array_dataset(
+        "own data",
+        version=digest(train),
+        levels=levels,
+        train=Split(train, names[0]),
+        test=Split(test, names[1]),
+        where=where,
+    )
+
+
+def _of_levels(found: Dataset, levels: Any, where: str) -> Dataset:
+    """Refuse levels beside data that have others, or none."""
+    if levels not in (None, found.levels):
+        has = "no levels" if found.levels is None else f"{found.levels} levels"
+        raise ValueError(f"{where}: {found.name!r} has {has}, found levels={levels}")
+    return found
+
+
+def _array(source: Any, where: str) -> np.ndarray:
+    check_array(source, where)
+    if isinstance(source, np.ndarray | jax.Array):
+        return np.asarray(source)
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise TypeError(
+            f"{where}: expected a name, an array [n, *d], a source with a length and items, or a Mixture, "
+            f"found {type(source).__name__}"
+        )
+    items = [_item(source[i], where) for i in range(len(source))]
+    shapes = {item.shape for item in items}
+    if len(shapes) > 1:
+        raise ValueError(f"{where}: expected examples of one shape, found {sorted(shapes)[:3]}")
+    return np.stack(items) if items else np.zeros((0, 0), np.float32)
+
+
+def _item(item: Any, where: str) -> np.ndarray:
+    if isinstance(item, Mapping):
+        found = next((item[key] for key in ("image", "x") if key in item), None)
+        if found is None:
+            raise ValueError(f"{where}: expected items with an 'image' or an 'x', found {[*item]}")
+        item = found
+    item = item[0] if isinstance(item, tuple) and item else item
+    check_array(item, where)
+    return np.asarray(item)
+
+
+def _divided(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.random.default_rng(0).permutation(len(images))
+    few = len(images) // TEST_PART
+    return images[order[few:]], images[order[:few]]
+
+
+def _drawn(law: Mixture, where: str) -> Dataset:
+    x = np.asarray(law.sample(jax.random.key(0), DRAWN + DRAWN // TEST_PART))
+    return array_dataset(
+        "mixture",
+        version=digest(x),
+        levels=None,
+        train=Split(x[:DRAWN], f"{DRAWN} draws"),
+        test=Split(x[DRAWN:], f"{DRAWN // TEST_PART} draws"),
+        where=where,
+    )
+
+
+def digest(x: np.ndarray) -> str:
+    """Return a digest of an array: 16 hexadecimal digits."""
+    return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Runs in folders: train, load, evaluate, sample, replay and report."""

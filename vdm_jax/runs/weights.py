@@ -1,0 +1,110 @@
+"""Report the effective weights of the training losses of a config, without training."""
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vdm_jax.effective_weights import EffectiveWeights, effective_weights
+from vdm_jax.models import Statistics, build_model, with_defaults
+from vdm_jax.runs.axes import expand
+from vdm_jax.runs.plots import (
+    weight_curves,
+)
+from vdm_jax.runs.trained import stream
+from vdm_jax.runtime.files import check_tree, make_folder
+from vdm_jax.runtime.processes import on_process_0
+from vdm_jax.schedules import SCHEDULES
+from vdm_jax.specs import build, name_of
+
+LEVELS_SHOWN = 9
+
+
+def weights(config: dict[str, Any], workdir: Path, log: Callable[[str], None] = print) -> None:
+    """Log and plot the effective weights of the training losses of a config; nothing is trained.
+
+    Args:
+      config: validated.
+      workdir: gets the plot; made if missing.
+      log: gets the tables.
+
+    Raises:
+      ValueError: a mistake in the model's config, a model without noise levels.
+      OSError: the folder cannot be written.
+    """
+    losses = {loss.name: loss for loss in map(_loss, expand(config).values())}
+    found = {name: effective_weights(**loss.arguments) for name, loss in losses.items()}
+    path, times = workdir / "weights.png", next(iter(losses.values())).times
+
+    def draw():
+        try:
+            check_tree(workdir)
+            make_folder(workdir)
+            weight_curves(path, found, f"schedule {times}")
+        except OSError as error:
+            raise OSError(
+                f"workdir {workdir} cannot be written: {error.strerror or error}"
+            ) from error
+
+    on_process_0(draw)
+    for name, loss in losses.items():
+        log(f"{loss.title}; schedule {times}\n\n{weight_table(found[name])}\n")
+    log(
+        "own: of the squared error in the space of the title, t uniform; x0, eps, v: of the squared error in "
+        "that space, per unit of log-SNR; relative: in units of the bound's"
+    )
+    log(f"  {'weights':<15} {path}")
+
+
+class Loss(NamedTuple):
+    """A training loss: what it is and its times, in words, and the arguments of `effective_weights`."""
+
+    name: str
+    title: str
+    times: str
+    arguments: dict[str, Any]
+
+
+def _loss(config: dict[str, Any]) -> Loss:
+    """The training loss of a config of one run."""
+    model, spec = config["model"], with_defaults(config["model"])
+    if "parameterization" not in spec:
+        raise ValueError(f"--mode=weights: {model['name']!r} has no noise levels to weigh")
+    # for its messages; the weights are the same for any data, so that none need be read
+    anything = Statistics((1,), 2, log_counts=np.zeros((1, 2), np.float32))
+    build_model(model | {"likelihood": "softmax"}, anything)
+    output, weighting = _words(spec["parameterization"]), _words(spec["weighting"])
+    space = output if spec["space"] is None else _words(spec["space"])
+    path = spec["schedule"] if spec["train_schedule"] is None else spec["train_schedule"]
+    schedule, timesteps = build(SCHEDULES, path), spec["timesteps"]
+    _, key = jax.random.split(stream(config["seed"], "params"))  # as the model's own init does
+    of = ", at its start" if schedule.learned else ""
+    steps = "continuous time" if timesteps is None else f"T = {timesteps}"
+    return Loss(
+        name=f"{output}, {weighting}" + (f" in {space}-space" if space != output else ""),
+        title=f"{output}, {weighting}: error in {space}-space",
+        times=f"{_words(path)}{of}, {steps}",
+        arguments={name: spec[name] for name in ("parameterization", "weighting", "space")}
+        | {"schedule": schedule, "schedule_params": schedule.init(key), "timesteps": timesteps},
+    )
+
+
+def _words(spec: Any) -> str:
+    """A component's name, with what arguments there is room for."""
+    others = spec.items() if isinstance(spec, dict) else ()
+    arguments = ", ".join(f"{key} {value}" for key, value in others if key != "name")
+    return name_of(spec) + (f" ({textwrap.shorten(arguments, 60)})" if arguments else "")
+
+
+def weight_table(found: EffectiveWeights) -> str:
+    """A Markdown table of the weights at a few noise levels, the cleanest first."""
+    lines = ["| log-SNR | own | x0 | eps | v | relative |", "|---|---|---|---|---|---|"]
+    columns = np.stack([np.asarray(column) for column in found], 1)
+    for i in np.unique(np.linspace(0, len(columns) - 1, LEVELS_SHOWN).round().astype(int)):
+        log_snr, *values = columns[i]
+        cells = [f"{log_snr:.2f}", *(f"{value:.4g}" for value in values)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

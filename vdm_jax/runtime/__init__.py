@@ -1,0 +1,1 @@
+"""The process and its files: nothing here knows a model, a state or a config."""

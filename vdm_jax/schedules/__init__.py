@@ -1,0 +1,41 @@
+"""Noise schedules: γ(t) = −log SNR, not decreasing on [0, 1], with exact differences."""
+
+from collections.abc import Callable
+
+from vdm_jax.schedules.base import (
+    GAMMA_MAX,
+    GAMMA_MIN,
+    Schedule,
+    as_time,
+    check_schedule_params,
+    interval,
+)
+from vdm_jax.schedules.fixed import cosine, from_betas, linear, sigmoid
+from vdm_jax.schedules.learned import learned_linear, learned_monotone
+
+__all__ = [
+    "GAMMA_MAX",
+    "GAMMA_MIN",
+    "SCHEDULES",
+    "Schedule",
+    "as_time",
+    "check_schedule_params",
+    "cosine",
+    "from_betas",
+    "interval",
+    "learned_linear",
+    "learned_monotone",
+    "linear",
+    "sigmoid",
+]
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "linear": linear,
+    "cosine": cosine,
+    "sigmoid": sigmoid,
+    "from_betas": from_betas,
+    "learned_linear": learned_linear,
+    "learned_monotone": learned_monotone,
+}
+"""name -> factory of a `Schedule`; `from_betas` needs its `betas`."""

@@ -1,0 +1,140 @@
+"""The type of a noise schedule, and the interval between two of its times.
+
+A schedule is three pure functions: `init(key) -> params`, `gamma(params, t)` and `delta(params, s, t)`,
+elementwise in the times. `delta` is γ(t) − γ(s) without the cancellation: float32 γ differ by rounding alone
+for neighbouring times, and every weight, transition and sampler lives on that difference
+(docs/equations.md §7).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.checks import (
+    check_instance,
+    check_times,
+    is_traced,
+    real_number,
+)
+from vdm_jax.diffusion import Interval
+from vdm_jax.typing import Params, Real, Reals, as_float
+
+GAMMA_MIN, GAMMA_MAX = -13.3, 5.0  # the end points of Kingma et al. 2021
+
+
+MAX_GAMMA = 80
+
+
+NO_SIGNAL = 60.0
+"""γ(1) of a chain that ends in SNR = 0. SNR(s) − SNR(1), and so the bound, are off by e^−60, x_1 by α = e^−30
+times the data: less than the rounding of float64. A larger γ would leave the range of float32 in T expm1(Δ)."""
+
+
+class Schedule(NamedTuple):
+    """γ as pure functions of (params, time).
+
+    Attributes:
+      init: key -> params; {} for fixed schedules.
+      gamma: (params, t) -> γ(t), elementwise.
+      delta: (params, s, t) -> γ(t) − γ(s), elementwise, accurate relative to itself.
+      learned: whether `params` have anything to learn.
+      interior: the key in `params` of what shapes γ between its ends and leaves them as they are, to be
+        trained in continuous time on the variance of the loss (`vdm_jax.variance`); None: all are trained on
+        the bound.
+      no_signal: whether γ(1) stands for SNR = 0, which no row that divides by α can be used with.
+
+    Examples:
+      >>> ours = vdm.schedules.Schedule(
+      ...     init=lambda key: {},
+      ...     gamma=lambda params, t: 10.0 * jnp.asarray(t) - 5.0,
+      ...     delta=lambda params, s, t: 10.0 * (jnp.asarray(t) - jnp.asarray(s)),
+      ... )
+      >>> gamma_t, dgamma = ours.gamma_and_dgamma({}, 0.5)
+      >>> float(gamma_t), float(dgamma)
+      (0.0, 10.0)
+    """
+
+    init: Callable[..., Params]
+    gamma: Callable[[Params, Real], Reals]
+    delta: Callable[[Params, Real, Real], Reals]
+    learned: bool = False
+    interior: str | None = None
+    no_signal: bool = False
+
+    def gamma_and_dgamma(self, params: Params, t: Real) -> tuple[Reals, Reals]:
+        """Return γ(t) and γ'(t), by differentiation."""
+        t = as_time(t)
+        return jax.jvp(lambda time: self.gamma(params, time), (t,), (jnp.ones_like(t),))
+
+
+def interval(schedule: Schedule, params: Params, s: Real, t: Real) -> Interval:
+    """The interval between the times s < t of a schedule.
+
+    Raises:
+      ValueError: times outside [0, 1], or s above t.
+      TypeError: no schedule, or no real numbers.
+
+    Examples:
+      >>> step = vdm.interval(vdm.schedules.linear(), None, 0.0, 2.0**-20)
+      >>> print(f"{step.delta:.6e}")  # 18.3 / 2²⁰; the rounded γ differ by 1.716614e-05
+      1.745224e-05
+    """
+    check_instance(schedule, Schedule, "schedule", "vdm.schedules.linear()")
+    check_times(s, "s")
+    check_times(t, "t")
+    if not (is_traced(s) or is_traced(t)) and np.any(np.asarray(s) > np.asarray(t)):
+        raise ValueError(f"interval: expected times s < t, found s = {s} and t = {t}")
+    return Interval(
+        schedule.gamma(params, s), schedule.gamma(params, t), schedule.delta(params, s, t)
+    )
+
+
+def check_schedule_params(
+    schedule: Schedule, params: Params, where: str = "schedule_params"
+) -> None:
+    """Raise ValueError unless `params` are what a learned schedule's `init` makes, in any float type."""
+    if not schedule.learned:
+        return
+    if params is None or not jax.tree.leaves(params):
+        raise ValueError(
+            f"{where}: the schedule is learned: pass schedule_params=schedule.init(key), found {params}"
+        )
+    expected = jax.eval_shape(schedule.init, jax.random.key(0))
+    same = jax.tree.structure(params) == jax.tree.structure(expected)
+    if not same or [*map(jnp.shape, jax.tree.leaves(params))] != [
+        leaf.shape for leaf in jax.tree.leaves(expected)
+    ]:
+        raise ValueError(f"{where}: expected those of schedule.init(key), found others")
+
+
+def as_time(t: Real, name: str = "t") -> Reals:
+    """Return times as an array of floats.
+
+    Raises:
+      ValueError: a time outside [0, 1], or NaN.
+      TypeError: no real numbers.
+    """
+    check_times(t, name)
+    return as_float(t)
+
+
+def check_ends(gamma_min: float, gamma_max: float) -> None:
+    for name, value in (("gamma_min", gamma_min), ("gamma_max", gamma_max)):
+        real_number(value, f"schedule: {name}", "a number", lambda _: True)
+    if not gamma_min < gamma_max:
+        raise ValueError(
+            f"schedule: gamma_min must be below gamma_max, found {gamma_min} >= {gamma_max}"
+        )
+    if max(abs(gamma_min), abs(gamma_max)) > MAX_GAMMA:
+        raise ValueError(
+            f"schedule: end points must lie in [-{MAX_GAMMA}, {MAX_GAMMA}], where float32 holds the SNR, "
+            f"found {gamma_min} and {gamma_max}"
+        )
+
+
+def sigmoid_difference(low, high, gap):
+    """sigmoid(high) − sigmoid(low) from the exact gap = high − low ≥ 0."""
+    return jax.nn.sigmoid(high) * jax.nn.sigmoid(-low) * -jnp.expm1(-gap)

@@ -1,0 +1,176 @@
+"""The fields of a config: a row for each, with its type, default, rule, and if a continued run may change it.
+
+`vdm_jax.config` makes the default config of these rows and validates configs against them. `model` and `sample`
+have no rows: their fields are the arguments of the model's own functions.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+
+class Rule(NamedTuple):
+    """A condition on a value, in words and as a function; NaN satisfies none."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+SEED = Rule("a whole number in [0, 2**32)", lambda v: 0 <= v < 2**32)
+AT_LEAST_ONE = Rule("a whole number of at least 1", lambda v: v >= 1)
+AT_LEAST_TWO = Rule("a whole number of at least 2", lambda v: v >= 2)
+NOT_NEGATIVE = Rule("a finite number of at least 0", lambda v: 0 <= v < math.inf)
+ABOVE_ZERO = Rule("a finite number above 0", lambda v: 0 < v < math.inf)
+FRACTION = Rule("a number in [0, 1)", lambda v: 0 <= v < 1)
+PART = Rule("a number in [0, 1]", lambda v: 0 <= v <= 1)
+
+
+def row(default: Any, rule: Rule | None = None, *, may_change: bool = False) -> Any:
+    """Return a dataclass field: a row of a section.
+
+    Args:
+      default: a tuple for a list, of which every element has to obey the rule.
+      rule: condition on the value.
+      may_change: True if a config that continues a run may have another value.
+    """
+    return field(default=default, metadata={"rule": rule, "may_change": may_change})
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """Values to train in one program; no lists, one run."""
+
+    parameterizations: Sequence[str] = row(())
+    heads: Sequence[str] = row(())
+    weightings: Sequence[str] = row(())
+    learning_rates: Sequence[float] = row((), ABOVE_ZERO)
+    seeds: Sequence[int] = row((), SEED)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Arguments of `load_dataset`."""
+
+    name: str = row("digits")
+    data_dir: str | None = row(None, may_change=True)
+    train_split: str | None = row(None)
+    test_split: str | None = row(None)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Arguments of `make_optimizer`."""
+
+    name: str = row("adamw")
+    learning_rate: float = row(2e-3, ABOVE_ZERO)
+    warmup_steps: int = row(100, NOT_NEGATIVE)
+    decay_steps: int | None = row(1500, AT_LEAST_ONE)
+    decay_to: float = row(0.05, PART)
+    weight_decay: float = row(0.01, NOT_NEGATIVE)
+    b1: float = row(0.9, FRACTION)
+    b2: float = row(0.99, FRACTION)
+    clip_norm: float | None = row(1.0, ABOVE_ZERO)
+    accumulate: int = row(1, AT_LEAST_ONE)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Batches, the weight average, the layout, and when to log, save and evaluate."""
+
+    batch_size: int = row(64, AT_LEAST_ONE)
+    steps: int = row(1500, AT_LEAST_ONE, may_change=True)
+    steps_per_dispatch: int = row(1, AT_LEAST_ONE)
+    ema_decay: float = row(0.999, FRACTION)
+    ema_warmup: bool = row(True)
+    log_every: int = row(10, AT_LEAST_ONE, may_change=True)
+    checkpoint_every: int = row(500, AT_LEAST_ONE, may_change=True)
+    keep_checkpoints: int = row(2, AT_LEAST_TWO, may_change=True)
+    evaluate_every: int | None = row(None, AT_LEAST_ONE, may_change=True)
+    max_nonfinite_steps: int = row(3, AT_LEAST_ONE, may_change=True)
+    parallel: str = row("auto", may_change=True)
+    fsdp: int = row(1, AT_LEAST_ONE, may_change=True)
+    stall_seconds: float = row(15.0, ABOVE_ZERO, may_change=True)
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """The evaluation on the test split."""
+
+    batch_size: int = row(100, AT_LEAST_ONE, may_change=True)
+    draws: int = row(16, AT_LEAST_ONE, may_change=True)
+    importance_samples: int = row(1, AT_LEAST_ONE, may_change=True)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A validated config, whose sections have types; `model` and `sample` are plain dictionaries."""
+
+    sweep: SweepSettings
+    data: DataSettings
+    model: dict[str, Any]
+    optimizer: OptimizerSettings
+    train: TrainSettings
+    evaluate: EvaluateSettings
+    sample: dict[str, Any]
+    seed: int = row(0, SEED)
+
+
+SECTIONS: dict[str, Any] = {
+    name: kind for name, kind in get_type_hints(Settings).items() if is_dataclass(kind)
+}
+
+SAMPLE_RULES = {"count": AT_LEAST_ONE, "steps": AT_LEAST_ONE}
+"""Rules of fields of `sample`, which has no rows."""
+
+
+def settings_of(config: Mapping[str, Any]) -> Settings:
+    """Return the typed view of a validated config."""
+    typed = {name: kind(**config[name]) for name, kind in SECTIONS.items()}
+    return Settings(**{**config, **typed})
+
+
+class Row(NamedTuple):
+    """One field of a config.
+
+    Attributes:
+      kind: its type; list for a list.
+      element: the type of the elements of a list, or None.
+      optional: True if the value may be None.
+      default: its value in the default config.
+      rule: condition on the value, or on each element of a list; or None.
+      may_change: True if a config that continues a run may have another value.
+    """
+
+    kind: type
+    element: type | None
+    optional: bool
+    default: Any
+    rule: Rule | None
+    may_change: bool
+
+
+def _rows(kind: type, prefix: str = "") -> dict[str, Row]:
+    hints, found = get_type_hints(kind), {}
+    for one in fields(kind):
+        if not one.metadata:
+            continue
+        hint = hints[one.name]
+        optional = type(None) in get_args(hint)
+        types = [t for t in get_args(hint) if t is not type(None)] or [hint]
+        is_list = get_origin(hint) is Sequence
+        found[f"{prefix}{one.name}"] = Row(
+            kind=list if is_list else types[0],
+            element=types[0] if is_list else None,
+            optional=optional,
+            default=one.default,
+            rule=one.metadata["rule"],
+            may_change=one.metadata["may_change"],
+        )
+    return found
+
+
+ROWS: dict[str, Row] = _rows(Settings) | {
+    path: row for name, kind in SECTIONS.items() for path, row in _rows(kind, f"{name}.").items()
+}
+"""Dotted path -> `Row` of every field outside `model` and `sample`."""
