@@ -10,16 +10,23 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vdm_jax import run
+import vdm_jax as vdm
 from vdm_jax.config import to_dict
 from vdm_jax.data import level_counts, load_dataset, train_batches
 from vdm_jax.elbo import draw_times
-from vdm_jax.jobs import Many, One
 from vdm_jax.models.keys import example_keys
 from vdm_jax.models.statistics import fit_statistics
+from vdm_jax.runs.sweep import Run, Sweep
 from vdm_jax.training.checkpoint import CheckpointStore
-from vdm_jax.training.layout import divided, gathered, put, replicated, shardings, whole
-from vdm_jax.training.parallel import compiled, dispatcher, make_layout
+from vdm_jax.training.dispatch import compiled, dispatcher, make_layout
+from vdm_jax.training.layout import (
+    divided,
+    jit_replicated,
+    put,
+    replicated,
+    shardings,
+    with_full_params,
+)
 from vdm_jax.training.state import step_of
 from vdm_jax.training.step import make_step
 from vdm_jax.typing import Batch
@@ -50,7 +57,7 @@ class Digits:
         self.config = to_dict(runpy.run_path(str(smoke))["get_config"]())
         self.data = load_dataset("digits")
         self.statistics = fit_statistics(level_counts(self.data.train.images, 17))
-        self.job = One(self.config, self.statistics)
+        self.job = Run(self.config, self.statistics)
         self.shapes = jax.eval_shape(self.job.start)
 
     def batches(self, start, stop, stack=STACK):
@@ -62,7 +69,9 @@ class Digits:
             traces.append(1)
             return self.job.model.loss(*arguments)
 
-        step = make_step(gathered(layout, loss), self.job.optimizer, axis_name=layout.axis_name)
+        step = make_step(
+            with_full_params(layout, loss), self.job.optimizer, axis_name=layout.axis_name
+        )
         return dispatcher(layout, step, self.shapes, STACK)
 
     def train(self, layout, state, stop):
@@ -95,7 +104,7 @@ def numbers(state):
 def side_by_side(digits, layout):
     """Losses [4, 8] of eight runs: no axis of runs is divided."""
     runs = {"parameterizations": ["eps", "v"], "learning_rates": [], "seeds": [0, 1, 2, 3]}
-    many = Many(digits.config | {"runs": runs}, digits.statistics)
+    many = Sweep(digits.config | {"sweep": runs}, digits.statistics)
     shapes = jax.eval_shape(many.start)
     places = shardings(layout, shapes)
     assert places.step.is_fully_replicated
@@ -125,7 +134,7 @@ def drawn(layout):
 def program(digits, layout, **model):
     """A compiled dispatch of one step of the smoke config, with another network."""
     config = digits.config | {"model": digits.config["model"] | model}
-    job = One(config, digits.statistics)
+    job = Run(config, digits.statistics)
     shapes = jax.eval_shape(job.start)
     stack = next(digits.batches(0, 1, 1))
     batch = sum(leaf.nbytes for leaf in stack)
@@ -142,7 +151,7 @@ def sampling(digits, layout):
         return digits.job.model.sample(params, key, 16, steps=2)
 
     arguments = digits.shapes.ema_params, jax.eval_shape(lambda: jax.random.key(0))
-    return whole(layout, draw, 16).lower(*arguments).compile().cost_analysis()["flops"]
+    return jit_replicated(layout, draw, 16).lower(*arguments).compile().cost_analysis()["flops"]
 
 
 def collectives(text):
@@ -197,7 +206,7 @@ def main(folder):
     config = digits.config | {"train": digits.config["train"] | {"parallel": "mesh", "fsdp": 2}}
     config["train"] |= {"steps": 20, "batch_size": 16}
     config["optimizer"] = config["optimizer"] | {"accumulate": 2}
-    trained = run.train(config, folder / "run", say=partial(print, file=sys.stderr))
+    trained = vdm.train(config, folder / "run", log=partial(print, file=sys.stderr))
     found["test"] = trained.bits_per_dim()
     backwards = make_layout("mesh", devices=jax.devices()[::-1])
     state = jax.device_put(trained.state, replicated(backwards))
@@ -205,7 +214,7 @@ def main(folder):
         trained, layout=backwards, state=state, _compiled={}
     ).bits_per_dim()
     config["train"] |= {"parallel": "jit", "fsdp": 1}
-    alone = run.train(config, folder / "jit", say=partial(print, file=sys.stderr))
+    alone = vdm.train(config, folder / "jit", log=partial(print, file=sys.stderr))
     found["accumulated"] = [numbers(one.state) for one in (trained, alone)]
     found["samples"] = np.asarray(trained.sample(jax.random.key(0), 5, steps=3)).tolist()
     print(json.dumps(found))

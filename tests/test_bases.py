@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vdm_jax.bases import BASES, HEADS, Base, measure_residual
 from vdm_jax.diffusion import Interval, alpha, sigma
 from vdm_jax.likelihoods import level_values
-from vdm_jax.parameterizations import PARAMETERIZATIONS, Mix, Target
+from vdm_jax.parameterizations import PARAMETERIZATIONS, Preconditioning, TargetCoefficients
 
 LEVELS = 5
 SHAPE = (2, 3)
@@ -23,7 +23,10 @@ ARGUMENTS = {
     "levels": {"levels": LEVELS},
     "histogram": {"levels": LEVELS, "log_counts": LOG_COUNTS},
 }
-UNUSED = Mix(jnp.zeros(()), jnp.zeros(())), Target(jnp.zeros(()), jnp.zeros(()))
+UNUSED = (
+    Preconditioning(jnp.zeros(()), jnp.zeros(())),
+    TargetCoefficients(jnp.zeros(()), jnp.zeros(())),
+)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -74,6 +77,22 @@ def test_discrete_bases_are_posterior_means(name, seed, gamma_t):
         found = estimate[name](xt, jnp.asarray(gamma_t))
         expected = posterior_mean(np.asarray(xt), gamma_t, prior)
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_bases_treat_each_position_alone(name):
+    base, at = make(name), step(0.0)
+    mix, target = ROWS["v"](at), ROWS["v"].target(at)
+    x0, eps = draw(0)
+
+    def values(x0, eps):
+        xt = latent(x0, eps, at.gamma_t)
+        error = base.error(x0, eps, xt, at.gamma_t, mix, target)
+        return base.estimate(xt, at.gamma_t, mix), error
+
+    before, after = values(x0, eps), values(x0.at[1, 2].add(0.4), eps.at[1, 2].add(2.0))
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(np.argwhere(a != b), [[1, 2]])
 
 
 @jax.jit
@@ -295,5 +314,5 @@ def test_a_histogram_over_other_levels_is_refused(shape):
 @pytest.mark.parametrize("name", ["levels", "histogram"])
 def test_a_single_level_is_refused(name):
     kwargs = {"levels": 1} | ({"log_counts": np.zeros(1)} if name == "histogram" else {})
-    with pytest.raises(ValueError, match="levels must be at least 2, found 1"):
+    with pytest.raises(ValueError, match="levels: expected a whole number of at least 2, found 1"):
         BASES[name](**kwargs)

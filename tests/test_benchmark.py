@@ -137,21 +137,6 @@ def test_estimate_grows_with_the_batch_and_has_the_state():
     assert small["total"] == sum(parts) and small["here"] > 0
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("3", 3),
-        ("True", True),
-        ("true", True),
-        ("None", None),
-        ("[1, 2]", [1, 2]),
-        ("full", "full"),
-    ],
-)
-def test_values_of_set(text, value):
-    assert case.value_of(text) == value
-
-
 def test_set_is_a_path_or_a_field_of_the_network():
     asked = ASKED | {"set": ["width=8", "model.schedule.name=linear", "sample.steps=3", "seed=5"]}
     config = case.config_of(asked, variants.QUICK["mlp"])

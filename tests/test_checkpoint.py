@@ -1,5 +1,7 @@
 """Checkpoints: what is saved comes back bit for bit, and what does not fit is one line."""
 
+import json
+import os
 import re
 import shutil
 
@@ -9,9 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from vdm_jax.training import checkpoint, manifest
-from vdm_jax.training.checkpoint import LIBRARIES, CheckpointStore
+from vdm_jax.runtime import manifest
+from vdm_jax.runtime.files import write_checked
+from vdm_jax.runtime.versions import LIBRARIES
+from vdm_jax.training import checkpoint, recovery
+from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.optimizer import make_optimizer
+from vdm_jax.training.reader import CheckpointReader
+from vdm_jax.training.recovery import LOOP_TYPES
 from vdm_jax.training.state import init_state
 from vdm_jax.training.step import make_step
 
@@ -152,7 +159,7 @@ def test_a_file_that_cannot_be_read_says_nothing_of_the_step(saved, tmp_path, mo
     def refuse(path):
         raise OSError(5, "Input/output error", str(path))
 
-    monkeypatch.setattr(manifest, "_fingerprint", refuse)
+    monkeypatch.setattr(manifest, "_crc32", refuse)
     with pytest.raises(OSError, match="Input/output error"):
         CheckpointStore(folder)
     monkeypatch.undo()
@@ -171,12 +178,12 @@ def test_a_reader_of_a_run_that_goes_on(saved, tmp_path, monkeypatch):
             shutil.rmtree(path)
         return whole(path)
 
-    monkeypatch.setattr(checkpoint, "verify", deleted_meanwhile)
-    with CheckpointStore(folder, read_only=True) as store:
+    monkeypatch.setattr(recovery, "verify", deleted_meanwhile)
+    with CheckpointReader(folder) as store:
         assert store.latest() == 2
     monkeypatch.undo()
     shutil.copytree(saved[0] / "3", folder / "3")
-    with CheckpointStore(folder, read_only=True) as store:
+    with CheckpointReader(folder) as store:
         assert store.latest() == 3
         shutil.rmtree(folder / "3")
         assert_same(numbers(store.restore(shapes())), saved[1][2])
@@ -211,11 +218,11 @@ def test_what_becomes_known_is_noted_and_nothing_is_written_again(saved, copied)
     before = contents(copied / "3")
     with CheckpointStore(copied) as store:
         for bound in (2.5, 1.5):
-            store.note(3, {"note": "later", "bound": bound})
+            store.annotate(3, {"note": "later", "bound": bound})
             assert store.about(3)["bound"] == bound
-        store.note(2, {"bound": 1.0})  # its save is over, and what is noted of it with it
+        store.annotate(2, {"bound": 1.0})  # its save is over, and what is noted of it with it
     after = contents(copied / "3")
-    assert after.pop(manifest.NOTED) and after == before
+    assert after.pop(manifest.ANNOTATIONS) and after == before
     with CheckpointStore(copied) as store:
         assert store.whole() == [2, 3] and store.best() == 3 and not store.failure
         assert store.about(3)["note"] == "later" and store.about(3)["third"] == 1 / 3
@@ -227,32 +234,31 @@ def test_what_becomes_known_is_noted_and_nothing_is_written_again(saved, copied)
 def test_a_note_that_is_not_written_loses_nothing(saved, copied, monkeypatch, noted):
     """For the disk is full, or the process is killed in it; what was noted before stays."""
     said, whole = [], type(copied).replace
-    with CheckpointStore(copied, say=said.append) as store:
+    with CheckpointStore(copied, log=said.append) as store:
         if noted is not None:
-            store.note(3, {"bound": noted})
+            store.annotate(3, {"bound": noted})
 
-    def full(path, text):
-        path.open("w").write("{")
-        raise OSError(28, "No space left on device", str(path))
+    def full(folder, noted):
+        raise OSError(28, "No space left on device", str(folder))
 
     def killed(path, target):
         raise KeyboardInterrupt
 
-    with CheckpointStore(copied, say=said.append) as store:
+    with CheckpointStore(copied, log=said.append) as store:
         with monkeypatch.context() as patched:
-            patched.setattr(type(copied), "write_text", full)
-            store.note(3, {"bound": 1.0})
+            patched.setattr(checkpoint, "write_annotations", full)
+            store.annotate(3, {"bound": 1.0})
         assert said == [f"{store.failure}; the checkpoint itself is whole"]
-        assert "noted.json of checkpoint 3 in" in said[0] and "No space left" in said[0]
+        assert "annotations.json of checkpoint 3 in" in said[0] and "No space left" in said[0]
         assert store.best() == (3 if noted else None) and store.latest() == 3
         with monkeypatch.context() as patched:
             patched.setattr(type(copied), "replace", killed)
             with pytest.raises(KeyboardInterrupt):
-                store.note(3, {"bound": 1.0})
-    assert type(copied).replace is whole and (copied / "3" / "noted.json.new").exists()
+                store.annotate(3, {"bound": 1.0})
+    assert type(copied).replace is whole
     with CheckpointStore(copied) as store:
         assert store.whole() == [2, 3] and store.about(3).get("bound") == noted
-        store.note(3, {"bound": 0.5})  # what was left is in nobody's way
+        store.annotate(3, {"bound": 0.5})  # what was left is in nobody's way
         store.save(at(saved[2], 4), {})
         store.wait()
         assert store.best() == 3 and store.failure is None
@@ -262,26 +268,29 @@ def test_a_note_that_is_not_written_loses_nothing(saved, copied, monkeypatch, no
 def test_a_damaged_note_is_passed_over(saved, copied, damage):
     """It is said once, and the step is that which was saved."""
     with CheckpointStore(copied) as store:
-        store.note(3, {"note": "later", "bound": 1.5})
-    path, said = copied / "3" / manifest.NOTED, []
+        store.annotate(3, {"note": "later", "bound": 1.5})
+    path, said = copied / "3" / manifest.ANNOTATIONS, []
     path.write_bytes(damage(path.read_bytes()))
-    with CheckpointStore(copied, say=said.append) as store:
+    with CheckpointStore(copied, log=said.append) as store:
         assert store.latest() == 3 and store.about(3)["note"] == 3 and store.best() is None
         assert_same(numbers(store.restore(shapes())), numbers(saved[2]))
-    assert said == [f"checkpoint 3 in {copied}: noted.json cannot be read; it is passed over"]
+    assert said == [
+        f"checkpoint 3 in {copied}: annotations.json cannot be read or has another checksum; it is "
+        "ignored"
+    ]
 
 
 def test_bits_of_a_note_are_noticed(copied):
     with CheckpointStore(copied) as store:
-        store.note(3, {"note": "later", "bound": 1.5, "nan": float("nan")})
-    path = copied / "3" / manifest.NOTED
-    content, whole = path.read_bytes(), manifest.read_noted(copied / "3")
-    assert whole[1] is None and np.isnan(whole[0]["nan"])
+        store.annotate(3, {"note": "later", "bound": 1.5, "nan": float("nan")})
+    path = copied / "3" / manifest.ANNOTATIONS
+    content, whole = path.read_bytes(), manifest.read_annotations(copied / "3")
+    assert whole[1] is None and whole[0]["nan"] is None
     for bit in range(8 * len(content)):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
-        assert manifest.read_noted(copied / "3")[1] is not None, bit
+        assert manifest.read_annotations(copied / "3")[1] is not None, bit
 
 
 def test_the_lowest_bound_stays_though_no_more_are_evaluated(saved, tmp_path):
@@ -290,11 +299,13 @@ def test_the_lowest_bound_stays_though_no_more_are_evaluated(saved, tmp_path):
     with CheckpointStore(tmp_path) as store:
         for step, bound in bounds.items():
             store.save(at(saved[2], step), {})
-            store.note(step, {"bound": bound})
-    (tmp_path / "0" / "state").mkdir(parents=True)  # deleted by half; nobody's best
-    shutil.copy(tmp_path / "1" / manifest.MANIFEST, tmp_path / "0")
+            store.annotate(step, {"bound": bound})
+    (tmp_path / "0").mkdir()  # deleted by half; nobody's best
+    (tmp_path / "0" / "state").write_text("")
+    manifest.write_manifest(tmp_path / "0")
+    (tmp_path / "0" / "state").unlink()
     said = []
-    with CheckpointStore(tmp_path, say=said.append) as store:
+    with CheckpointStore(tmp_path, log=said.append) as store:
         for step in (4, 5, 6):
             store.save(at(saved[2], step), {})
     assert not said
@@ -305,12 +316,12 @@ def test_the_lowest_bound_stays_though_no_more_are_evaluated(saved, tmp_path):
 def test_a_best_that_is_damaged_is_said_before_another_takes_its_place(saved, copied):
     said = []
     with CheckpointStore(copied) as store:
-        store.note(3, {"bound": 1.0})
+        store.annotate(3, {"bound": 1.0})
         store.save(at(saved[2], 4), {})
-        store.note(4, {"bound": 2.0})
+        store.annotate(4, {"bound": 2.0})
         store.save(at(saved[2], 5), {})
     (copied / "3" / "about" / "metadata").write_text("{}")
-    with CheckpointStore(copied, say=said.append) as store:
+    with CheckpointStore(copied, log=said.append) as store:
         for step in (6, 7):
             store.save(at(saved[2], step), {})
     (line,) = said
@@ -319,24 +330,143 @@ def test_a_best_that_is_damaged_is_said_before_another_takes_its_place(saved, co
         assert store.steps() == [4, 6, 7] and store.best() == 4
 
 
-def test_a_bound_of_an_earlier_version_counts(saved, tmp_path):
-    """Which saved it with the step."""
-    with CheckpointStore(tmp_path) as store:
-        for step in (1, 2):
-            store.save(at(saved[2], step), {"bound": float(step)})
-    with CheckpointStore(tmp_path) as store:
-        for step in (3, 4):
-            store.save(at(saved[2], step), {"bound": None})
-    with CheckpointStore(tmp_path, read_only=True) as store:
-        assert store.steps() == [1, 3, 4] and store.best() == 1
-
-
 def test_a_damaged_best_is_said(saved, tmp_path):
     said, folder = [], tmp_path / "copy"
     shutil.copytree(saved[0], folder)
     (folder / "2" / "about" / "metadata").write_text("{}")
-    with CheckpointStore(folder, read_only=True, say=said.append) as store:
+    with CheckpointReader(folder, log=said.append) as store:
         assert store.best() is None
     assert (
         len(said) == 1 and "checkpoint 2 in" in said[0] and "about/metadata has 2 bytes" in said[0]
     )
+
+
+def copy_of(step, folder, to):
+    shutil.copytree(folder / step, folder / to)
+
+
+RENAMED = {
+    "copied": lambda folder: copy_of("2", folder, "7"),
+    "renamed": lambda folder: (folder / "3").rename(folder / "7"),
+}
+
+
+@pytest.mark.parametrize("change", RENAMED.values(), ids=RENAMED)
+def test_step_under_another_number_is_damaged(saved, copied, change):
+    change(copied)
+    said = []
+    with CheckpointReader(copied, log=said.append) as store:
+        newest = store.latest()
+    with CheckpointStore(copied, log=said.append) as store:
+        assert store.latest() == newest < 7
+        store.save(at(saved[2], 8), {})  # nothing blocks the run
+    assert len(said) == 2 and all("renamed or copied" in line for line in said)
+    assert (copied / "7.damaged").exists()
+
+
+def sealed(folder, change):
+    """Change a step, and its manifest accordingly."""
+    change(folder)
+    (folder / manifest.MANIFEST).unlink()
+    manifest.write_manifest(folder)
+
+
+def about_of(content):
+    def change(folder):
+        path = folder / "about" / "metadata"
+        text = path.read_text() if callable(content) else content
+        path.write_text(content(json.loads(text)) if callable(content) else text)
+
+    return change
+
+
+HOSTILE = {
+    "deep": about_of("[" * 10**5),
+    "list": about_of("[]"),
+    "empty": about_of(""),
+    "nan": about_of('{"step": 3, "arrays": {}, "loop": NaN}'),
+    "another step": about_of(lambda about: json.dumps(about | {"step": 2})),
+    "arrays of another type": about_of(lambda about: json.dumps(about | {"arrays": []})),
+    **{
+        f"{name} of another type": about_of(
+            lambda about, name=name: json.dumps(about | {"loop": {name: "many"}})
+        )
+        for name in LOOP_TYPES
+    },
+    "loop of another type": about_of(lambda about: json.dumps(about | {"loop": 1})),
+    "missing": lambda folder: (folder / "about" / "metadata").unlink(),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_description_falls_back(saved, copied, change):
+    sealed(copied / "3", change)
+    said = []
+    with CheckpointReader(copied, log=said.append) as store:
+        assert store.latest() == 2
+        assert_same(numbers(store.restore(shapes())), saved[1][2])
+    assert len(said) == 1 and "checkpoint 3" in said[0] and "damaged" in said[0]
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/dev/zero", "fifo", "link", "folder"])
+def test_manifest_reads_regular_files_of_its_folder_only(copied, tmp_path, name):
+    (tmp_path / "outside").write_text("")
+    step = copied / "3"
+    (step / "folder").mkdir()
+    content = json.loads((step / manifest.MANIFEST).read_text())
+    files = {"manifest.json": content["name"], **content["files"], name: [0, 0]}
+    del files["manifest.json"]
+    write_checked(step / manifest.MANIFEST, {"name": "3", "files": files})
+    if name == "fifo":
+        os.mkfifo(step / name)
+    elif name == "link":
+        (step / name).symlink_to(tmp_path / "outside")
+    assert manifest.verify(step) == f"{name} is missing"
+
+
+def test_links_in_the_folder_are_refused(copied, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for place in ("lock", "4", "3.orbax-checkpoint-tmp-1"):
+        (copied / place).unlink(missing_ok=True)
+        (copied / place).symlink_to(outside / place)
+        for opened in (CheckpointReader, CheckpointStore):
+            with pytest.raises(OSError, match=r"link"):
+                opened(copied)
+        (copied / place).unlink()
+    assert not any(outside.iterdir())
+
+
+GONE = {
+    "deleted": lambda folder: shutil.rmtree(folder),
+    "begun anew": lambda folder: (shutil.rmtree(folder), folder.mkdir(), (folder / "lock").touch()),
+}
+
+
+@pytest.mark.parametrize("word", GONE)
+def test_folder_gone_under_a_running_run(saved, copied, word):
+    with CheckpointStore(copied) as store:
+        store.poll()
+        GONE[word](copied)
+        doors = store.poll, store.check_owner, lambda: store.save(at(saved[2], 4), {})
+        for door in (*doors, lambda: store.annotate(3, {"bound": 1.0})):
+            with pytest.raises(OSError, match=word):
+                door()
+
+
+def test_run_that_prunes_is_read(saved, copied, monkeypatch):
+    """The best and the newest step are deleted between being chosen and being restored."""
+    with CheckpointStore(copied) as store:
+        store.annotate(3, {"bound": 1.0})
+    for method in ("restore", "restore_best"):
+        folder = copied.with_name(method)
+        shutil.copytree(copied, folder)
+        with CheckpointStore(folder) as store:
+            store.save(at(saved[2], 4), {})
+            store.annotate(4, {"bound": 2.0})
+        with CheckpointReader(folder) as store:
+            if method == "restore_best":
+                assert store.best() == 3
+            shutil.rmtree(folder / {"restore": "4", "restore_best": "3"}[method])
+            restored = getattr(store, method)(shapes())
+        assert int(restored.step) == {"restore": 3, "restore_best": 4}[method]

@@ -1,6 +1,7 @@
 """A comparison says what is true where the truth is known, the same each time, and refuses mistakes."""
 
 import csv
+import dataclasses
 import json
 
 import equinox as eqx
@@ -17,6 +18,7 @@ from PIL import Image
 from prepared import write_tfds
 
 import vdm_jax as vdm
+from vdm_jax.comparison import gradients as gradients_of
 from vdm_jax.comparison import measure
 from vdm_jax.comparison.quality import gaussian_kl, kernel_distance
 from vdm_jax.config import default
@@ -77,7 +79,7 @@ def law_as_mixture(law):
 
 
 def best_networks(law, timesteps, rows=ROWS):
-    schedule = vdm.SCHEDULES["linear"]()
+    schedule = vdm.schedules.linear()
     at = oracles.interval_of_step(schedule, timesteps=timesteps)
     return {name: law.network(PARAMETERIZATIONS[name](), at) for name in rows}
 
@@ -85,6 +87,7 @@ def best_networks(law, timesteps, rows=ROWS):
 @pytest.mark.parametrize("name", oracles.LAWS)
 @pytest.mark.parametrize("timesteps", [30, None])
 @pytest.mark.parametrize("double", [True, False])
+@pytest.mark.slow
 def test_losses_of_the_best_denoisers_are_one_number(name, timesteps, double):
     law = oracles.LAWS[name]((3,))
     with jax.enable_x64(double):
@@ -132,7 +135,7 @@ class Plain(nn.Module):
 
 def test_losses_take_a_network_as_the_model_does(monkeypatch):
     """A row of the table that is a Linen module, and a `Network` of functions that take less."""
-    monkeypatch.setitem(vdm.NETS, "ours", lambda: Plain())
+    monkeypatch.setitem(vdm.nets.NETS, "ours", lambda: Plain())
     module, x = Plain(), jnp.ones((4, 2))
     params = module.init(jax.random.key(0), x, x[:, 0])["params"]
     short = vdm.Network(
@@ -152,8 +155,9 @@ def test_losses_take_a_network_as_the_model_does(monkeypatch):
         np.testing.assert_array_equal(first.bits_per_dim, other.bits_per_dim)
 
 
+@pytest.mark.slow
 def test_losses_of_parameters_and_of_one_callable():
-    net = vdm.NETS["mlp"](width=4, depth=1, zero=False)
+    net = vdm.nets.mlp(width=4, depth=1, zero=False)
     x = jax.random.normal(jax.random.key(0), (6, 2))
     params = {row: net.init(jax.random.key(i), x, x[:, 0]) for i, row in enumerate(("eps", "v"))}
     found = vdm.parameterization_losses(params, x, jax.random.key(1), network=net)
@@ -229,7 +233,7 @@ def test_bounds_are_those_of_a_single_run(result):
     """With the same key and weights, as the command line evaluates them."""
     many, params = setup_of(result)
     for i, j in ((0, 0), (3, 1)):
-        model = many.model_of(many.variants[i])
+        model = many.model_of(many.each_variant[i])
         own = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], params)
         key = measure.keys(many, "evaluate")[j]
         x = images()[np.random.default_rng(0).permutation(40)[:8]]
@@ -240,35 +244,36 @@ def test_bounds_are_those_of_a_single_run(result):
 
 
 def prepared(config=None, **changes):
-    from vdm_jax.comparison.setup import prepare
+    from vdm_jax.comparison.setup import setup_comparison
 
     names = ("base", "schedule", "likelihood", "optimizer")
     given = dict.fromkeys(names) | {"seeds": 2, "levels": 4, "data": images(), "network": NET}
     given |= {"parameterizations": ("mean", "v"), "heads": ("raw", "unit"), "timesteps": 20}
     given |= {"weightings": ("elbo", "simple"), "steps": 2, "batch_size": 8, "draws": 1}
-    return prepare(config=config, **given | changes)
+    return setup_comparison(config=config, **given | changes)
 
 
 def setup_of(result):
-    return prepared().many, result.params
+    return prepared().sweep, result.params
 
 
 def flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]).astype(float)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_loss_and_free_of_noise(result):
     """Of two batches: products of different ones, half the square of their difference."""
     many, params = setup_of(result)
     edges, i, j = result.edges, 3, 1
-    split = vdm.DATASETS["digits"]().train._replace(images=images())
+    split = vdm.data.digits().train._replace(images=images())
     options = {"batches": 2, "batch_size": 20}
-    (found,) = measure.gradients(many, [params], split, edges, **options)
-    model, own = many.model_of(many.variants[i]), jax.tree.map(lambda leaf: leaf[i, j], params)
+    (found,) = gradients_of.gradients(many, [(params, None)], split, edges, **options)
+    model, own = many.model_of(many.each_variant[i]), jax.tree.map(lambda leaf: leaf[i, j], params)
     order = np.random.default_rng((0, 0)).permutation(40)
     key = measure.keys(many, "train")[j]
     batch = [(jax.random.fold_in(key, n), images()[order[20 * n : 20 * n + 20]]) for n in (0, 1)]
-    by_bin = jax.jit(jax.jacrev(lambda p, k, x: model.by_noise.loss(p, k, x, edges)))
+    by_bin = jax.jit(jax.jacrev(lambda p, k, x: model.per_noise_level.loss(p, k, x, edges)))
     bins = [
         np.stack([flat(jax.tree.map(lambda leaf, k=k: leaf[k], jac)) for k in range(4)])
         for jac in (by_bin(own, *one) for one in batch)
@@ -309,7 +314,7 @@ def test_cosines_of_variants_are_of_the_same_bin_and_free_of_noise():
         np.einsum("bkvp,blvp->vkl", g, g)[:, None],
         np.einsum("kvp,lvp->vkl", summed, summed)[:, None],
     )
-    found = measure._gradients(*bins, each, all_, 4000)
+    found = gradients_of._gradients(*bins, each, all_, 4000)
     np.testing.assert_allclose(found.between_variants[:, 0, 1], np.sqrt([0.5, 0.5]), atol=0.1)
     np.testing.assert_allclose(found.norm[:, 0], [[1, 2], [np.sqrt(2), np.sqrt(8)]], rtol=0.15)
     np.testing.assert_allclose(found.deviation[:, 0], np.full((2, 2), 3 * np.sqrt(2)), rtol=0.05)
@@ -335,6 +340,7 @@ def test_unit_heads_of_all_rows_are_one_model_and_raw_gains_are_out(result):
     np.testing.assert_allclose(*gains, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_shared_is_shared_and_the_same_each_time():
     first, second = (compared(seeds=[3, 5], sampling_steps=(2,)) for _ in range(2))
     assert first.table() == second.table() and first.seeds == [3, 5]
@@ -406,6 +412,25 @@ def test_what_is_shown_and_saved(result, tmp_path):
         result.plot_samples(3)
 
 
+def test_saving_follows_no_links_and_writes_no_nan(result, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    folder = tmp_path / "out"
+    for path in result.save(folder):
+        path.unlink()
+        path.symlink_to(victim)
+    unknown = dataclasses.replace(
+        result, real=float("nan"), curve=np.full_like(result.curve, np.nan)
+    )
+    for path in unknown.save(folder):
+        assert path.is_file() and not path.is_symlink()
+    assert victim.read_text() == "mine" and len([*folder.iterdir()]) == 5
+    text = (folder / "comparison.json").read_text()
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found["quality"]["real"] is None
+    assert {*np.ravel([*found["training"]["bits_per_dim"].values()])} == {None}
+
+
 # ---------------------------------------------------------------- own networks, own data, configs
 
 
@@ -469,12 +494,13 @@ OWN = {
     "bare": (bare_init, bare_apply),
     "defaults": (bare_init, defaulted_apply),
     "extra": WithExtra(jnp.asarray(0.1)),
-    "network": vdm.NETS["mlp"](width=4, depth=1),
+    "network": vdm.nets.mlp(width=4, depth=1),
     "config": ConfigDict({"name": "mlp", "width": 4, "depth": 1}),
 }
 
 
 @pytest.mark.parametrize("name", OWN)
+@pytest.mark.slow
 def test_own_networks_are_trained(name):
     few = {"network": OWN[name], "parameterizations": ("v",), "seeds": 1}
     result = compared(steps=3, **few)
@@ -495,6 +521,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("name", DATA)
+@pytest.mark.slow
 def test_own_data(name):
     levels = {"pair": 4, "grain": 4, "dictionaries": 4, "labelled": 4}.get(name)
     few = {"seeds": 1, "parameterizations": ("v",), "samples": 20, "sampling_steps": (2,)}
@@ -506,6 +533,7 @@ def test_own_data(name):
         assert result.real < 1  # 20 draws
 
 
+@pytest.mark.slow
 def test_what_is_not_trained_is_said(tmp_path):
     hidden = jax.vmap(Equinox(eqx.nn.Linear(10, 9, key=jax.random.key(0))))
     result = compared(network=lambda xt, g: hidden(xt[None], g[None])[0])
@@ -518,6 +546,7 @@ def test_what_is_not_trained_is_said(tmp_path):
     assert "seeds differ in data and noise only" in given.table()
 
 
+@pytest.mark.slow
 def test_integers_and_learned_schedules_of_the_users_choice(tmp_path):
     few = {
         "seeds": np.arange(2),
@@ -570,20 +599,22 @@ def test_a_learned_schedule_is_compared_on_the_bound_alone():
         (400, {"decay_steps": 200}, 200),
     ],
 )
+@pytest.mark.slow
 def test_the_decay_ends_with_the_steps(steps, own, decay):
-    found = prepared(steps=steps, optimizer=own).many.config["optimizer"]
+    found = prepared(steps=steps, optimizer=own).sweep.config["optimizer"]
     assert found["decay_steps"] == decay and found.items() >= own.items()
 
 
 def with_times(times):
     config = default()
-    config.model.base, config.model.times = "levels", times
+    config.model.base, config.model.time_sampler = "levels", times
     return config
 
 
+@pytest.mark.slow
 def test_the_error_of_the_base_is_measured_for_every_head_that_may_use_it():
     residuals = [
-        prepared(heads=heads, config=with_times(times)).many.statistics.residual is not None
+        prepared(heads=heads, config=with_times(times)).sweep.statistics.residual is not None
         for heads, times in (
             (["raw"], "uniform"),
             (["unit"], "uniform"),
@@ -605,12 +636,14 @@ def test_what_a_config_leaves_to_the_model_is_the_models():
     assert [[*part] for part in found.components.values()] == [["eps"], ["raw"], ["elbo"]]
 
 
+@pytest.mark.slow
 def test_double_precision():
     with jax.enable_x64(True):
         result = compared(data=DATA["floats"], levels=None, seeds=1, sampling_steps=(2,))
         assert np.isfinite(result.bits_per_dim).all()
 
 
+@pytest.mark.slow
 def test_a_tfds_name_and_a_config(tmp_path, monkeypatch):
     write_tfds(tmp_path, "mine")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
@@ -620,8 +653,8 @@ def test_a_tfds_name_and_a_config(tmp_path, monkeypatch):
     config.evaluate.draws = 1
     config.model.timesteps = 10
     config.model.base = "levels"
-    config.runs.parameterizations = ("mean", "x0")
-    config.runs.seeds = (4,)
+    config.sweep.parameterizations = ("mean", "x0")
+    config.sweep.seeds = (4,)
     few = FAST | dict.fromkeys(("steps", "batch_size", "draws"))
     result = vdm.compare(config=config, **few)
     assert [*result] == ["mean_unit_elbo", "x0_unit_elbo"] and result.seeds == [4]
@@ -630,13 +663,14 @@ def test_a_tfds_name_and_a_config(tmp_path, monkeypatch):
     assert "± standard error over the 25 examples" in result.table()
 
 
+@pytest.mark.slow
 def test_times_that_variants_do_not_share_are_noted():
     config = default()
     config.model.network = {"name": "mlp", "width": 4, "depth": 1}
     config.train.steps, config.evaluate.draws, config.model.base = 1, 1, "levels"
     few = FAST | dict.fromkeys(("steps", "batch_size", "draws"))
     for times, found in (("learned", 1), ("uniform", 0)):
-        config.model.times = times
+        config.model.time_sampler = times
         notes = vdm.compare(config=config, **few).notes
         assert len([note for note in notes if note.startswith(f"{times} times: each")]) == found
 
@@ -645,6 +679,7 @@ def features(x):
     return x.reshape(len(x), -1)[:, :5].astype(float)
 
 
+@pytest.mark.slow
 def test_features_and_reference_of_the_users_choice():
     result = compared(features=features, reference="v_raw_elbo", seeds=1, sampling_steps=(2,))
     assert result.distance == "kernel distance of features" and result.reference == "v_raw_elbo"
@@ -674,7 +709,7 @@ WRONG = [
     ({"schedule": "cosin"}, "schedule: unknown name 'cosin'; did you mean 'cosine'"),
     ({"network": "mpl"}, "network: unknown name 'mpl'; did you mean 'mlp'"),
     ({"network": 3}, r"network: expected a name, a network with init and apply, or a callable"),
-    ({"network": lambda xt, g: xt[:2]}, r"expected an output of shape \(3, 3, 3, 1\) .* found \(3, 2, 3, 1\)"),
+    ({"network": lambda xt, g: xt[:2]}, r"expected an output of shape \(4, 3, 3, 1\) .* found \(4, 2, 3, 1\)"),
     ({"network": lambda xt: xt}, "network: cannot be applied to xt"),
     ({"network": {"eps": Linen()}}, "network: expected one for each parameterization, 'v' is missing"),
     ({"network": (bare_init, lambda a, b, c, d: d)}, r"network: apply takes 'a', 'b', 'c', 'd', expected"),
@@ -682,8 +717,8 @@ WRONG = [
     ({"data": images() + 3}, r"data: 'own data' '4 of 5 examples' has values in \[3, 6\], expected \[0, 3\]"),
     ({"data": images().astype(np.int64), "levels": None}, "has integers of type int64, expected levels=K"),
     ({"data": 300 * DATA["floats"], "levels": None}, "has a root mean square of .*, expected"),
-    ({"data": np.nan * DATA["floats"], "levels": None}, "has a root mean square of nan"),
-    ({"data": (images(), images(shape=(2, 2, 1)))}, r"train shape \(3, 3, 1\) but test shape \(2, 2, 1\)"),
+    ({"data": np.nan * DATA["floats"], "levels": None}, "has values that are not finite"),
+    ({"data": (images(), images(shape=(2, 2, 1)))}, r"one shape and type, found .*3, 3, 1\) and .*2, 2, 1\)"),
     ({"data": [images()[0], images(shape=(2, 2, 1))[0]]}, "data: expected examples of one shape"),
     ({"data": [{"label": 1}]}, r"data: expected items with an 'image' or an 'x', found \['label'\]"),
     ({"data": "digitz"}, "data.name: unknown data set 'digitz', did you mean 'digits'"),
@@ -703,7 +738,7 @@ WRONG = [
         "weightings: a learned schedule is trained on the bound, expected 'elbo' alone, found 'a', 'b'",
     ),
     ({"optimizer": {"decay_steps": 50}}, "config.optimizer.decay_steps: expected more than warmup_steps = 100"),
-    ({"schedule": vdm.SCHEDULES["cosine"]}, "schedule: expected the name 'cosine' or what its factory returns"),
+    ({"schedule": vdm.schedules.cosine}, "schedule: expected the name 'cosine' or what its factory returns"),
 ]  # fmt: skip
 
 
@@ -745,6 +780,7 @@ def vae_config():
     return default_vae()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_lost_is_said():
     result = compared(
         optimizer={"learning_rate": 1e30, "clip_norm": None, "warmup_steps": 0}, steps=4

@@ -1,5 +1,6 @@
 """Data sets and batches: every epoch a permutation, every resume the same stream, every mistake a line."""
 
+import importlib
 import itertools
 import os
 import re
@@ -18,13 +19,14 @@ from vdm_jax.data import (
     Split,
     array_dataset,
     batch_indices,
-    datasets,
     eval_batches,
+    fingerprint,
     level_counts,
     load_dataset,
     train_batches,
 )
-from vdm_jax.data.statistics import spread
+from vdm_jax.data import tfds as tfds_reader
+from vdm_jax.data.statistics import sample_places
 
 SIZES = [  # size of the split, batch size, processes
     (1, 1, 1),
@@ -257,22 +259,36 @@ def test_level_counts(monkeypatch, shape, levels, chunk_values):
     images = rng.integers(0, levels, (23, *shape), dtype=np.uint8)
     for limit in (1, 20, 23, 50_000):
         expected = np.zeros((*shape, levels), np.int64)
-        for image in images[spread(23, limit)]:
+        for image in images[sample_places(23, limit)]:
             for place in np.ndindex(shape):
                 expected[(*place, image[place])] += 1
         counts = level_counts(images, levels, limit=limit)
         assert counts.dtype == np.int64
         np.testing.assert_array_equal(counts, expected)
+        in_all = level_counts(images, levels, limit=limit, per_position=False)
+        np.testing.assert_array_equal(in_all, expected.reshape(-1, levels).sum(0))
 
 
-def test_counts_of_a_part_of_sorted_examples_know_all_levels():
-    images = np.repeat(np.arange(4, dtype=np.uint8), 1000)[:, None]
-    np.testing.assert_array_equal(level_counts(images, 4, limit=400), [[100, 100, 100, 100]])
-    for size, limit in ((1, 1), (7, 7), (60_000, 50_000), (10**9, 10)):
-        chosen = spread(size, limit)
-        assert (chosen[0], len(chosen)) == (0, min(size, limit))
-        assert chosen[-1] == (size - 1 if limit > 1 else 0)
-        assert np.all(np.diff(chosen) > 0)
+def test_a_part_of_a_split_is_a_sample_in_every_order():
+    orders = {
+        "sorted": np.repeat(np.arange(4), 1000),
+        "periodic": np.tile(np.arange(4), 1000),
+        "slowly periodic": np.tile(np.repeat(np.arange(4), 5), 200),
+    }
+    for name, order in orders.items():
+        images = order[:3991, None].astype(np.uint8)  # of which 400 are exactly 10 apart
+        counts = level_counts(images, 4, limit=400)
+        # 5 standard deviations of the hypergeometric law
+        assert counts.sum() == 400 and np.all(np.abs(counts - 100) < 5 * np.sqrt(67.5)), name
+
+
+def test_sample_places():
+    for size, limit in ((1, 1), (7, 7), (5, 9), (60_000, 50_000), (10**9, 10)):
+        places = sample_places(size, limit)
+        assert places.dtype == np.int64 and len(places) == min(size, limit)
+        assert places[0] >= 0 and places[-1] < size and np.all(np.diff(places) > 0)
+        np.testing.assert_array_equal(places, sample_places(size, limit))
+    assert not np.array_equal(sample_places(100, 10), sample_places(100, 10, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -287,6 +303,79 @@ def test_counts_of_a_part_of_sorted_examples_know_all_levels():
 def test_level_counts_refuses(images, limit, message):
     with pytest.raises(ValueError, match=message):
         level_counts(images, 5, limit=limit)
+
+
+# ---------------------------------------------------------------- fingerprint
+
+
+MODULE = importlib.import_module("vdm_jax.data.fingerprint")  # the name is the function's, too
+
+
+class Decoded:
+    """Images that are decoded on access."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+def of(train, test, levels=4):
+    return Dataset("name", "1", train.shape[1:], levels, Split(train, "train"), Split(test, "test"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_fingerprint_is_of_every_value_of_both_splits(dtype, monkeypatch):
+    monkeypatch.setattr(MODULE, "CHUNK_BYTES", 7)
+    rng = np.random.default_rng(0)
+    parts = {
+        "train": rng.integers(0, 4, (9, 2, 3)).astype(dtype),
+        "test": rng.integers(0, 4, (5, 2, 3)).astype(dtype),
+    }
+    prints = {fingerprint(of(**parts)): "the same"}
+    for name, images in parts.items():
+        for place in np.ndindex(images.shape):
+            changed = images.copy()
+            changed[place] = 3 - changed[place]
+            prints[fingerprint(of(**parts | {name: changed}))] = f"{name} {place}"
+        prints[fingerprint(of(**parts | {name: images[::-1]}))] = f"{name} reversed"
+        prints[fingerprint(of(**parts | {name: images[:-1]}))] = f"{name} shortened"
+    prints[fingerprint(of(**parts, levels=5))] = "levels"
+    reshaped = {name: images.reshape(-1, 3, 2) for name, images in parts.items()}
+    prints[fingerprint(of(**reshaped))] = "shape"
+    moved = {
+        "train": parts["train"][:-1],
+        "test": np.concatenate([parts["train"][-1:], parts["test"]]),
+    }
+    prints[fingerprint(of(**moved))] = "another split"
+    assert len(prints) == 1 + 84 + 4 + 3
+    strided = {name: np.repeat(images, 2, -1)[..., ::2] for name, images in parts.items()}
+    assert prints[fingerprint(of(**strided)._replace(name="other", version="2"))] == "the same"
+    assert all(re.fullmatch("[0-9a-f]{16}", digits) for digits in prints)
+
+
+@pytest.mark.parametrize("large", ["an array", "decoded"])
+def test_fingerprint_of_large_splits_reads_a_sample(large, monkeypatch):
+    monkeypatch.setattr(MODULE, "SAMPLED", 10)
+    monkeypatch.setattr(MODULE, "WHOLE_BYTES", 0 if large == "an array" else 2**30)
+    images = np.arange(200, dtype=np.uint8)[:, None]
+
+    def digits(x):
+        x = x if large == "an array" else Decoded(x)
+        test = Split(images[:3], "test")
+        return fingerprint(Dataset("name", "1", (1,), 256, Split(x, "train"), test))
+
+    places = sample_places(200, 10)
+    unseen = images.copy()
+    unseen[np.setdiff1d(np.arange(200), places)] = 255
+    seen = images.copy()
+    seen[places[3]] = 255
+    assert digits(images) == digits(unseen)
+    assert len({digits(x) for x in (images, seen, images[::-1], images[:-1])}) == 4
 
 
 # ---------------------------------------------------------------- data sets
@@ -335,8 +424,8 @@ BAD_ARRAYS = [
     ({"train": np.zeros((3, 4), int)}, ValueError, r"train shape \(4,\) but test shape \(2,\)"),
     ({"train": np.zeros((0, 2), int)}, ValueError, r"shape \(0, 2\)"),
     ({"train": np.zeros(3, int)}, ValueError, r"shape \(3,\)"),
-    ({"levels": 257}, ValueError, "257 levels"),
-    ({"levels": 1}, ValueError, "1 levels"),
+    ({"levels": 257}, ValueError, "found 257"),
+    ({"levels": 1}, ValueError, "found 1"),
 ]
 
 
@@ -352,7 +441,7 @@ def test_array_dataset():
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD_ARRAYS)
 def test_array_dataset_refuses(change, error, message):
-    with pytest.raises(error, match=rf"^config\.data: 'mine' .*{message}"):
+    with pytest.raises(error, match=rf"^config\.data: .*'mine'.*{message}"):
         own_arrays(**change)
 
 
@@ -369,8 +458,8 @@ def mnist_dir():
 
 @pytest.mark.parametrize("limit", [0, 2**30])
 def test_tfds_in_memory_and_on_access(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(datasets, "MAX_BYTES_IN_MEMORY", limit)
-    monkeypatch.setattr(datasets, "DECODE_CHUNK", 10)
+    monkeypatch.setattr(tfds_reader, "MAX_BYTES_IN_MEMORY", limit)
+    monkeypatch.setattr(tfds_reader, "DECODE_CHUNK", 10)
     written = write_tfds(tmp_path)
     dataset = load_dataset("tiny", data_dir=tmp_path)
     assert_sound(dataset)
@@ -499,7 +588,7 @@ def test_data_dir_that_cannot_be_read(tmp_path, monkeypatch):
                 raise PermissionError(13, "Permission denied", str(path))
             return listdir(path)
 
-        monkeypatch.setattr(datasets.os, "listdir", refuse)
+        monkeypatch.setattr(tfds_reader.os, "listdir", refuse)
         with pytest.raises(PermissionError, match=r"^config\.data\.data_dir: .*Permission denied"):
             load_dataset("tiny", data_dir=tmp_path)
 

@@ -4,15 +4,20 @@ The transcription is NumPy, knows β, α and ᾱ only and shares no code with wh
 from 1 to T; x_t is this package's at time (t − 1)/(T − 1), so that the terms L_1…L_{T−1} are its T − 1 steps.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.diffusion import posterior
-from vdm_jax.elbo import prior
+from vdm_jax.diffusion import data_interval, marginal, posterior
+from vdm_jax.elbo import NoisySample, matching, negative_elbo, prior, training_interval
 from vdm_jax.gaussian import kl
+from vdm_jax.likelihoods import discretized_gaussian, observation
+from vdm_jax.models import Statistics, mhvae, vdm
 from vdm_jax.parameterizations import PARAMETERIZATIONS, exact_weight, regression_target, to_x0
+from vdm_jax.samplers import SAMPLERS, generate
 from vdm_jax.schedules import from_betas, interval
 
 T = 1000
@@ -123,3 +128,179 @@ def test_the_simple_loss_drops_the_weight():
         row = PARAMETERIZATIONS["eps"]()
         found = over_steps(lambda step, xt, eps, F: exact_weight(step, row(step)))
         np.testing.assert_allclose(found, weight[1:], rtol=1e-8)
+
+
+# --- L_0: the decoder --------------------------------------------------------------------------------
+
+
+def ddpm_decoder(k, mean, variance, levels):
+    """−log p(x_0 | x_1) of eq. (13), as the paper's code has it, on this package's levels."""
+    erf = np.vectorize(math.erf)
+    x, half = (2 * k + 1) / levels - 1, 1 / levels
+
+    def cdf(z):
+        return 0.5 * (1 + erf(z / np.sqrt(2 * variance)))
+
+    upper = np.where(k == levels - 1, 1.0, cdf(x - mean + half))
+    lower = np.where(k == 0, 0.0, cdf(x - mean - half))
+    return -np.sum(np.log(upper - lower))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_decoder_with_ddpms_variance(own):
+    """Its variance is β̃_2 where β̃_1 is 0; without one ours is that of the least noisy latent, β_1."""
+    k = np.asarray([0, 3, 128, 254, 255])
+    mean = (2 * k + 1) / 256 - 1 + np.asarray([0.001, -0.004, 0.01, 0.002, -0.003])
+    spec = {"levels": 256} | ({} if own else {"variance": BETA_TILDE[1]})
+    with jax.enable_x64(True):
+        likelihood, x0_hat = discretized_gaussian(**spec), jnp.asarray(mean)
+        gamma_0 = from_betas(betas=BETA).gamma({}, 0.0)
+        found = -likelihood.log_prob(k, *observation(likelihood, x0_hat, x0_hat, gamma_0))
+    expected = ddpm_decoder(k, mean, BETA[0] if own else BETA_TILDE[1], 256)
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def test_samples_of_the_decoder_have_its_variance():
+    likelihood, n = discretized_gaussian(levels=2**14, variance=0.01), 4000
+    draws = likelihood.sample(jax.random.key(0), jnp.zeros(n), jnp.zeros(()))
+    assert abs(np.std(likelihood.encode(draws)) / 0.1 - 1) < 4 / math.sqrt(2 * n)
+
+
+@pytest.mark.parametrize("variance", [0.0, -1.0, math.inf, math.nan])
+def test_a_decoder_without_a_variance_is_refused(variance):
+    with pytest.raises(ValueError, match=f"variance must be positive and finite, found {variance}"):
+        discretized_gaussian(variance=variance)
+
+
+# --- zero terminal SNR -------------------------------------------------------------------------------
+
+
+def rescaled(betas):
+    """Algorithm 1 of Lin et al. 2023: √ᾱ shifted and scaled, so that the last is 0."""
+    root = np.sqrt(np.cumprod(1 - betas))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    bar = root**2
+    return 1 - bar / np.append(1.0, bar[:-1])
+
+
+def linear_network(xt, gamma_t):
+    del gamma_t
+    return 0.3 * xt + 0.1
+
+
+@pytest.mark.parametrize("output", ["x0", "v", "mean"])
+@pytest.mark.parametrize("double", [True, False])
+def test_terms_and_ancestral_steps_of_a_chain_without_signal_at_its_end(output, double):
+    """DDPM's formulas in ᾱ, with ᾱ_T = 0."""
+    n = 20
+    betas = rescaled(np.linspace(1e-3, 0.3, n))
+    assert betas[-1] == 1
+    bar = np.cumprod(1 - betas)
+    before = np.append(1.0, bar[:-1])
+    coef_x0 = np.sqrt(before) * betas / (1 - bar)
+    coef_xt = np.sqrt(1 - betas) * (1 - before) / (1 - bar)
+    variance = (1 - before) / (1 - bar) * betas
+    x0, eps = RNG.uniform(-1, 1, DIM), RNG.normal(size=(n, DIM))
+    xt = np.sqrt(bar)[:, None] * x0 + np.sqrt(1 - bar)[:, None] * eps
+    F = 0.3 * xt + 0.1
+    x0_hat = {
+        "x0": F,
+        "v": np.sqrt(bar)[:, None] * xt - np.sqrt(1 - bar)[:, None] * F,
+        "mean": (F - coef_xt[:, None] * xt) / coef_x0[:, None],
+    }[output]
+    gap = coef_x0[:, None] * (x0 - x0_hat)
+    expected = 0.5 * np.sum(gap[1:] ** 2, -1) / variance[1:]
+    means = coef_x0[:, None] * x0_hat + coef_xt[:, None] * xt
+
+    with jax.enable_x64(double):
+        schedule, row = from_betas(betas=betas), PARAMETERIZATIONS[output]()
+        dtype = jnp.result_type(float)
+
+        def of(i, eps):
+            step, rate = training_interval(schedule, {}, i, n - 1)
+            q = marginal(jnp.asarray(x0, dtype), step.gamma_t)
+            xt = q.mean + jnp.exp(0.5 * q.log_var) * eps
+            mix = row(step)
+            output = linear_network(xt, step.gamma_t)
+            error = mix.out * (
+                regression_target(jnp.asarray(x0, dtype), eps, row.target(step)) - output
+            )
+            at = NoisySample(jnp.asarray(x0, dtype), eps, xt, step, rate)
+            p = posterior(xt, to_x0(output, xt, mix), step)
+            return matching(at, error) / (n - 1), p.mean, p.log_var
+
+        found = jax.jit(jax.vmap(of))(jnp.arange(n - 1), jnp.asarray(eps[1:], dtype))
+        tolerance = {"rtol": 1e-8, "atol": 1e-10} if double else {"rtol": 2e-4, "atol": 1e-5}
+        np.testing.assert_allclose(found[0], expected, **tolerance)
+        np.testing.assert_allclose(found[1], means[1:], **tolerance)
+        np.testing.assert_allclose(jnp.exp(found[2]), variance[1:], **tolerance)
+        assert prior(jnp.asarray(x0, dtype), schedule.gamma({}, 1.0)) < 1e-20
+
+
+@pytest.mark.parametrize(  # of fewer steps `mean` needs an interval that a function of γ_t does not know
+    ("output", "steps"), [("x0", 19), ("v", 19), ("mean", 19), ("x0", 5), ("v", 5)]
+)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.slow
+def test_samples_of_a_chain_without_signal_at_its_end(output, sampler, steps):
+    """A network that is right about its only example, whatever its parameterization, samples that example."""
+    schedule, row = (
+        from_betas(betas=rescaled(np.linspace(1e-3, 0.3, 20))),
+        PARAMETERIZATIONS[output](),
+    )
+    x0 = jnp.asarray([0.5, -0.25, 0.0])
+
+    def denoise(xt, gamma_t):
+        ends = schedule.gamma({}, jnp.arange(20) / 19)
+        i = jnp.argmin(jnp.abs(ends - gamma_t))
+        inside = interval(schedule, {}, jnp.maximum(i - 1, 0) / 19, jnp.maximum(i, 1) / 19)
+        step = jax.tree.map(lambda a, b: jnp.where(i == 0, a, b), data_interval(gamma_t), inside)
+        step = step if output == "mean" else step._replace(gamma_t=gamma_t)
+        mix = row(step)
+        return (x0 - mix.skip * xt) / mix.out
+
+    found = jax.jit(
+        lambda: generate(
+            denoise, jax.random.key(0), (3,), schedule=schedule, parameterization=output,
+            sampler=sampler, steps=steps,
+        )
+    )()  # fmt: skip
+    np.testing.assert_allclose(found, x0, atol=1e-5)
+
+
+@pytest.mark.parametrize("output", ["x0", "v", "mean"])
+@pytest.mark.parametrize("weighting", ["elbo", "simple", "min_snr", "sigmoid", "p2"])
+@pytest.mark.slow
+def test_models_train_on_a_chain_without_signal_at_its_end(output, weighting):
+    model = vdm(
+        Statistics((3,), 8), network={"name": "mlp", "width": 4, "depth": 1}, weighting=weighting,
+        parameterization=output, schedule={"name": "from_betas", "betas": rescaled(BETA[::50])},
+        timesteps=19,
+    )  # fmt: skip
+    x = jnp.asarray(RNG.integers(0, 8, (19, 3)), jnp.uint8)  # each step is drawn once
+    params = model.init(jax.random.key(0))
+    found = jax.jit(jax.value_and_grad(model.loss, has_aux=True))(params, jax.random.key(1), x)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("output", ["eps", "score"])
+def test_outputs_that_divide_by_the_signal_are_refused_there(output):
+    spec = {"name": "from_betas", "betas": rescaled(BETA[::50])}
+    statistics, key = Statistics((3,), None), jax.random.key(0)
+    settings = {"schedule": spec, "parameterization": output}
+    doors = [
+        lambda: vdm(statistics, likelihood="gaussian", timesteps=19, **settings),
+        lambda: vdm(statistics, likelihood="gaussian", **settings),
+        lambda: generate(linear_network, key, (3,), steps=4, **settings),
+        lambda: negative_elbo(linear_network, jnp.ones(3), key, timesteps=19, **settings),
+        lambda: mhvae(
+            statistics,
+            likelihood="gaussian",
+            chain={"name": "diffusion", "timesteps": 3} | settings,
+        ),
+    ]
+    for door in doors:
+        with pytest.raises(
+            ValueError, match=r"parameterization: .*SNR = 0.*use 'x0' or 'v', or make"
+        ):
+            door()

@@ -5,14 +5,18 @@ import doctest
 import importlib
 import inspect
 import io
+import os
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import public
 import pytest
 
 import vdm_jax as vdm
@@ -35,17 +39,19 @@ NAME = re.compile(r"(?<!`)`(vdm_jax(?:\.\w+)+)`(?!`)|^::: (vdm_jax(?:\.\w+)*)$",
 def test_the_pages_are_there():
     for folder, names in {
         "derivation": ["vae", "mhvae", "vdm", "losses"],
-        "parameterizations": vdm.PARAMETERIZATIONS,
+        "parameterizations": vdm.parameterizations.PARAMETERIZATIONS,
         "how-to": ["own_network", "own_data", "own_schedule", "tpu_pod", "resume"],
     }.items():
         assert {f"{folder}/{name}.md" for name in names} <= set(PAGES)
-    assert {f"parameterizations/{name}.md" for name in vdm.PARAMETERIZATIONS} <= set(RUN)
+    assert {
+        f"parameterizations/{name}.md" for name in vdm.parameterizations.PARAMETERIZATIONS
+    } <= set(RUN)
 
 
 @pytest.fixture
 def tables():
     """The tables as they were, after a page has put its own rows in."""
-    found = [getattr(vdm, name) for name in vdm.__all__ if isinstance(getattr(vdm, name), dict)]
+    found = [*public.tables().values()]
     before = [dict(table) for table in found]
     yield found
     for table, rows in zip(found, before, strict=True):
@@ -54,6 +60,7 @@ def tables():
 
 
 @pytest.mark.parametrize("page", RUN)
+@pytest.mark.slow
 def test_python_blocks_run_in_order_and_print_what_is_shown(
     page, tmp_path, monkeypatch, capsys, tables
 ):
@@ -137,6 +144,57 @@ def test_every_public_name_is_in_the_reference():
         assert resolve(path) is getattr(vdm, name), name
 
 
+# --- the built site ----------------------------------------------------------------------------------
+
+NOT_TEXT = re.compile(r"<(pre|code|script|style)\b.*?</\1>", re.S)
+LATEX = re.compile(r"\\[(\[A-Za-z]|\$\$")
+LOADED = re.compile(
+    r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?([^\"' >]+)|<link\b[^>]*\bhref=[\"']?([^\"' >]+)"
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Path of a page in the built site -> its HTML."""
+    for name in ("material", "math_core", "mkdocstrings"):
+        pytest.importorskip(name, reason="needs vdm_jax[docs]")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", folder]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    return {
+        path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.html")
+    }
+
+
+def test_formulas_are_mathml(site):
+    for name, page in site.items():
+        assert not LATEX.search(NOT_TEXT.sub("", page)), name
+    for name, text in PAGES.items():
+        if "$$" in text:
+            stem = name.removesuffix(".md").removesuffix("index").removesuffix("/")
+            assert '<math display="block"' in site[f"{stem}/index.html"], name
+
+
+def test_pages_load_nothing_from_other_hosts(site):
+    for name, page in site.items():
+        for loaded in LOADED.findall(page):
+            assert not re.match(r"(https?:)?//", "".join(loaded)), (name, loaded)
+
+
+def test_public_names_have_an_entry_in_the_reference(site):
+    reference = "".join(page for name, page in site.items() if name.startswith("api/"))
+    for path in re.findall(r"^\| `vdm\.\w+` \| `([\w.]+)` \|", PAGES["api/index.md"], re.M):
+        assert f'id="{path}"' in reference, path
+
+
+def test_raw_latex_and_other_hosts_are_seen():
+    assert LATEX.search(r"a \(x_0\)") and LATEX.search(r"\alpha")
+    assert not LATEX.search(NOT_TEXT.sub("", r"<code>\d</code> costs 5 $"))
+    assert LOADED.findall('<script defer src="https://a.org/x.js">') == [("https://a.org/x.js", "")]
+    assert LOADED.findall('<link rel="stylesheet" href=//a.org/x.css>') == [("", "//a.org/x.css")]
+
+
 # --- docstrings --------------------------------------------------------------------------------------
 
 
@@ -174,9 +232,10 @@ EXAMPLES = {
 MATHEMATICS = ("typing", "gaussian", "specs", "diffusion", "schedules", "likelihoods")
 MATHEMATICS += ("parameterizations", "bases", "weightings", "elbo", "samplers")
 BELOW = (*MATHEMATICS, "nets", "data", "training")  # models and runs take more than an example
+TYPES = "Elbo", "Preconditioning", "Schedule", "TrainState", "stacked"
 EXPECTED = {
     f"{thing.__module__}.{thing.__name__}"
-    for thing in (getattr(vdm, name) for name in vdm.__all__)
+    for thing in (getattr(vdm, name) for name in (*vdm.__all__, *TYPES))
     if (inspect.isclass(thing) or inspect.isroutine(thing))
     and thing.__module__.split(".")[1] in BELOW
 }
@@ -201,3 +260,18 @@ def test_a_wrong_example_is_seen():
     test = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, None)
     runner = doctest.DocTestRunner(verbose=False)
     assert runner.run(test, out=lambda line: None).failed == 1
+
+
+OPENINGS = re.compile(r"(What|Of|Whether|How|That|Such|The same)\b")
+
+
+def test_docstrings_open_with_a_verb_or_a_noun():
+    """No docstring of the package, of constants too, opens as a subordinate clause."""
+    found = []
+    for path in sorted(Path(vdm.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            text = str(node.value.value).strip() if alone else ""
+            if OPENINGS.match(text):
+                found.append(f"{path}: {text.splitlines()[0]}")
+    assert found == []

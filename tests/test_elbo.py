@@ -9,20 +9,22 @@ import oracles
 import pytest
 from oracles import jit
 
+from vdm_jax.checks import check_steps
 from vdm_jax.diffusion import marginal
 from vdm_jax.elbo import (
     FORMS,
-    Probe,
-    check_steps,
+    NoisySample,
+    consistency_printed,
+    draw_noisy,
     draw_times,
     matching,
     negative_elbo,
-    probe,
     training_interval,
 )
 from vdm_jax.parameterizations import PARAMETERIZATIONS, regression_target, stacked
 from vdm_jax.schedules import SCHEDULES, linear
 
+ALL_FORMS = FORMS | {"consistency_printed": consistency_printed}
 CONTINUOUS = [name for name, row in PARAMETERIZATIONS.items() if row().continuous]
 FIRST, LAST = -5.0, 3.0
 MILD = {"name": "linear", "gamma_min": FIRST, "gamma_max": LAST}
@@ -36,12 +38,12 @@ def keys(n: int, seed: int = 0):
 
 
 def all_terms(error, x0, times, noise, *, schedule, params, timesteps):
-    """The matching terms [len(times), len(noise)] at given times and noise, `error(probe)` = x_0 − x̂_0."""
+    """The matching terms [len(times), len(noise)] at given times and noise, `error(noisy)` = x_0 − x̂_0."""
 
     def one(t, eps):
         step, rate = training_interval(schedule, params, t, timesteps)
         q = marginal(x0, step.gamma_t)
-        at = Probe(x0, eps, q.mean + jnp.exp(0.5 * q.log_var) * eps, step, rate)
+        at = NoisySample(x0, eps, q.mean + jnp.exp(0.5 * q.log_var) * eps, step, rate)
         return matching(at, error(at))
 
     return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(times, noise)
@@ -249,7 +251,9 @@ def all_forms(**settings):
     def estimate(law, x, key):
         denoise = law.network(row, oracles.interval_of_step(None))
         common = {"parameterization": row} | settings
-        return {form: negative_elbo(denoise, x, key, form=form, **common) for form in FORMS}
+        return {
+            form: negative_elbo(denoise, x, key, form=f, **common) for form, f in ALL_FORMS.items()
+        }
 
     return estimate
 
@@ -337,7 +341,7 @@ def test_likelihood_reads_the_network_only_if_it_denoises():
 
 # --- mistakes ----------------------------------------------------------------------------------------
 
-LEARNED = "schedule 'learned_linear' is learned: pass schedule_params=schedule.init\\(key\\)"
+LEARNED = "the schedule is learned: pass schedule_params=schedule.init\\(key\\)"
 
 
 @pytest.mark.parametrize(
@@ -351,7 +355,7 @@ LEARNED = "schedule 'learned_linear' is learned: pass schedule_params=schedule.i
         ({"schedule": "liner"}, ValueError, "choices: " + ", ".join(sorted(SCHEDULES))),
         ({"parameterization": "epz"}, ValueError, "parameterization: .*'epz'.*did you mean 'eps'"),
         ({"likelihood": "gauss"}, ValueError, "likelihood: .*'gauss'.*choices: .*softmax"),
-        ({"form": "printed"}, ValueError, "form: .*choices: .*consistency_printed, denoising"),
+        ({"form": "printed"}, ValueError, "form: .*choices: .*consistency_log_ratio, denoising"),
         ({"schedule": {"name": "linear", "gamma_mim": 1.0}}, ValueError, "mean 'gamma_min'"),
         ({"parameterization": "mean"}, ValueError, "'mean' .*continuous.*timesteps=T, found None"),
         ({"form": "consistency_bridge"}, ValueError, "'consistency_bridge' .*found None"),
@@ -364,7 +368,7 @@ LEARNED = "schedule 'learned_linear' is learned: pass schedule_params=schedule.i
         ),
         ({"likelihood": "discretized_gaussian"}, TypeError, "expected integers 0..255"),
         ({"schedule": "learned_linear"}, ValueError, LEARNED),
-        ({"schedule": "learned_monotone"}, ValueError, "'learned_monotone' is learned"),
+        ({"schedule": "learned_monotone"}, ValueError, LEARNED),
         ({"schedule": "from_betas"}, ValueError, "schedule: 'from_betas' needs betas"),
     ],
     ids=str,
@@ -473,14 +477,14 @@ def test_gradient_of_the_bound_reaches_every_parameter_of_a_learned_curve(timest
 def test_probe_is_where_the_marginal_says_and_its_interval_ends_on_the_grid():
     schedule, T = linear(), 7
     x0 = jnp.asarray([0.5, -0.25])
-    draw = partial(probe, schedule=schedule, schedule_params=None, timesteps=T)
+    draw = partial(draw_noisy, schedule=schedule, schedule_params=None, timesteps=T)
     times = jnp.asarray((np.arange(T) + 0.999) / T, jnp.float32)
     at = jit(jax.vmap(draw, (0, None, 0)))(keys(T), x0, times)
     gammas = np.linspace(*(schedule.gamma(None, t) for t in (0.0, 1.0)), T + 1)
     step = oracles.float64(at.interval)
     np.testing.assert_allclose(step.gamma_s, gammas[:-1], rtol=1e-5)
     np.testing.assert_allclose(step.gamma_t, gammas[1:], rtol=1e-5)
-    np.testing.assert_allclose(at.rate, T * np.expm1(step.delta), rtol=3e-6)
+    np.testing.assert_allclose(at.time_weight, T * np.expm1(step.delta), rtol=3e-6)
     signal, noise = (np.sqrt(oracles.expit(sign * step.gamma_t))[:, None] for sign in (-1, 1))
     np.testing.assert_allclose(at.xt, signal * np.asarray(x0) + noise * at.eps, rtol=1e-4)
 
@@ -519,7 +523,7 @@ def test_more_steps_than_float32_tells_apart_are_refused():
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 1), (2, 3)], ids=str)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS.values(), ids=ALL_FORMS)
 def test_an_output_of_another_shape_than_the_data_is_refused(form, shape):
     def bound(x):
         return negative_elbo(
@@ -537,7 +541,7 @@ def test_an_output_of_another_shape_than_the_data_is_refused(form, shape):
         assert str(caught.value).endswith(str(shape))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ALL_FORMS.values(), ids=ALL_FORMS)
 def test_so_is_one_of_the_step_to_the_data(form):
     calls = []
 

@@ -91,6 +91,7 @@ def estimate():
 @pytest.mark.parametrize(
     ("size", "batch_sizes"), [(297, (49, 100, 297, 1000)), (4, (1, 4))], ids=str
 )
+@pytest.mark.slow
 def test_the_batch_size_does_not_matter(estimate, size, batch_sizes):
     first, *others = (estimate(size, batch_size) for batch_size in batch_sizes)
     assert first.examples == size and first.standard_error > 0

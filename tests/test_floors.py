@@ -1,6 +1,7 @@
 """The floors of the package, read from its imports: nothing reaches up, around, or into private modules."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,25 @@ import vdm_jax
 PACKAGE = "vdm_jax"
 ROOT = Path(vdm_jax.__file__).parent
 FLOORS = [  # a name stands for the module, or for everything in the folder
-    {"typing", "gaussian", "xla", "specs"},
+    {"typing", "checks", "gaussian", "xla", "specs", "runtime"},
     {"diffusion", "schedules", "likelihoods", "mixtures", "variance"},
     {"parameterizations", "bases", "weightings", "reductions"},
-    {"elbo", "objectives", "samplers", "times", "nets"},
+    {"elbo", "effective_weights", "samplers", "time_samplers", "nets"},
     {"models"},
     {"training", "data"},
-    {"config", "run", "jobs", "trained", "report", "main", "rerun", "prepare", "comparison"},
+    {
+        "settings",
+        "config",
+        "config_file",
+        "overrides",
+        "override_values",
+        "runs",
+        "comparison",
+        "main",
+    },
     {""},  # the package itself: it shows what is below it, and nothing below reads it
 ]
-# What floors 0 to 3 may use outside `nets`; jaxlib is a part of JAX
+# What floors 0 to 3 may use outside `nets` and `runtime`; jaxlib is a part of JAX
 FREE = {"jax", "jaxlib", "numpy", "jaxtyping"} | sys.stdlib_module_names
 
 
@@ -105,10 +115,18 @@ def foreign(module: str, source: str, is_folder: bool) -> list[str]:
             found.append(f"{module}: {name} is private")
         if name.startswith("jax.experimental"):
             found.append(f"{module}: {name} is experimental")
-    low = (floor(module) or 0) <= 3 and module.split(".")[0] != "nets"
+    low = (floor(module) or 0) <= 3 and module.split(".")[0] not in ("nets", "runtime")
     for top in sorted(imported - FREE - {PACKAGE}) if low else []:
         found.append(f"{module}: {top} is not for floors 0 to 3")
     return found
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/index.md"])
+def test_pages_list_the_modules_of_each_floor(page):
+    text = (ROOT.parent / page).read_text()
+    rows = re.findall(r"^\| (\d) \| ([^|]*) \|", text, re.M)
+    listed = {int(number): {*re.findall(r"`(\w+)`", names)} for number, names in rows}
+    assert listed == {i: names for i, names in enumerate(FLOORS) if names != {""}}
 
 
 def test_imports_go_down():
@@ -142,7 +160,7 @@ def test_mathematics_needs_nothing_but_jax():
 def test_every_floor_is_built_on():
     """The reader of imports sees the arrows that are there."""
     graph = arrows(SOURCES)
-    assert "diffusion" in graph["schedules"] and "gaussian" in graph["diffusion"]
+    assert "diffusion" in graph["schedules.base"] and "gaussian" in graph["diffusion"]
     assert "xla" in graph[""] and "nets" in graph["models.denoiser"] and "nets.mlp" in graph["nets"]
 
 
@@ -191,3 +209,29 @@ def test_imports_that_are_fine_are_not_complained_of():
     assert foreign("elbo", fine, False) == []
     assert foreign("nets.mlp", "import flax.linen as nn", False) == []
     assert foreign("training.step", "import optax", False) == []
+
+
+# --- sizes -----------------------------------------------------------------------------------------------
+
+
+def body_lines(function: ast.FunctionDef) -> int:
+    """Return the lines of a function without those of its docstring."""
+    lines = (function.end_lineno or 0) - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        lines -= (function.body[0].end_lineno or 0) - function.body[0].lineno + 1
+    return lines
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_files_and_functions_are_short(module):
+    source, _ = SOURCES[module]
+    assert len(source.splitlines()) <= 260
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            assert body_lines(node) <= 60, node.name
+
+
+def test_lines_of_docstrings_do_not_count():
+    source = 'def f():\n    """A.\n\n    B.\n    """\n    return 1\n'
+    (function,) = ast.parse(source).body
+    assert isinstance(function, ast.FunctionDef) and body_lines(function) == 2

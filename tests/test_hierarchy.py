@@ -14,14 +14,15 @@ import pytest
 import scipy.stats
 from oracles import jit
 
-from vdm_jax.elbo import Probe, matching
+from vdm_jax.elbo import NoisySample, matching
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.models import CHAINS, Statistics, mhvae, vae, vdm
 from vdm_jax.models.chain import diffusion, gaussian
 from vdm_jax.models.denoiser import denoiser
-from vdm_jax.models.hierarchy import Draw, Level, ascend, hierarchy, level_terms, log_ratio
+from vdm_jax.models.hierarchy import hierarchy
 from vdm_jax.models.keys import example_keys, fold_each
+from vdm_jax.models.latents import LatentDraw, Level, ascend, level_terms, log_ratio
 from vdm_jax.nets import Network
 from vdm_jax.schedules import linear
 from vdm_jax.training.state import init_state
@@ -114,7 +115,7 @@ def test_the_gap_is_the_divergence_from_the_posterior(shift, stretch):
             z = q.mean + jnp.exp(0.5 * q.log_var) * eps[None, :]
             normal = Gaussian(jnp.zeros_like(z), jnp.zeros(len(DATA)))
             level = Level(z, q, normal, q)
-            one = Draw([level], chain.down(params, z, 1))
+            one = LatentDraw([level], chain.down(params, z, 1))
             nats = -jax.vmap(likelihood.log_prob)(x, *one.observation)
             weight = weights[i] * weights[j]
             by_terms += weight * np.asarray(nats + level_terms(level))
@@ -220,6 +221,7 @@ def test_one_latent_is_the_vae_of_the_formula():
         assert a == b
 
 
+@pytest.mark.slow
 def test_levels_above_the_first_start_without_effect():
     """Every draw has the ratio of the VAE below, whatever the dimensions above."""
     key, one = jax.random.key(4), vae(STATISTICS, latent=5, **PARTS)
@@ -265,6 +267,7 @@ HEADS = [
 
 @pytest.mark.parametrize("likelihood", ["softmax", "discretized_gaussian"])
 @pytest.mark.parametrize("settings", HEADS, ids=lambda s: s["parameterization"])
+@pytest.mark.slow
 def test_the_hierarchy_over_the_fixed_encoder_is_the_vdm_term_by_term(settings, likelihood):
     T, key = 4, jax.random.key(6)
     parts = {"network": TINY, "schedule": MILD, **settings}
@@ -290,7 +293,7 @@ def test_the_hierarchy_over_the_fixed_encoder_is_the_vdm_term_by_term(settings, 
             jax.nn.sigmoid(step.gamma_t)
         )
         many = jax.tree.map(lambda leaf: jnp.full(len(X), leaf), step)
-        at = Probe(x0, eps, above, many, jnp.expm1(many.delta))
+        at = NoisySample(x0, eps, above, many, jnp.expm1(many.delta))
         expected = jax.vmap(matching)(at, net.error(params["network"], at))
         np.testing.assert_allclose(level_terms(level), expected, rtol=2e-4, err_msg=str(t))
     found, expected = model.elbo(params, key, X), whole.elbo(params, key, X)
@@ -307,6 +310,7 @@ def test_the_hierarchy_over_the_fixed_encoder_is_the_vdm_term_by_term(settings, 
         assert np.all(abs(off.mean(0)) < slack), name
 
 
+@pytest.mark.slow
 def test_float32_data_under_double_precision():
     """The schedule's numbers are doubles there, whatever the data are."""
     chain = {"name": "diffusion", "timesteps": 3, "network": TINY, "schedule": MILD}
@@ -405,6 +409,7 @@ def test_samples_follow_the_model():
     oracles.assert_moments(means, B, W @ W.T)
 
 
+@pytest.mark.slow
 def test_samples_of_a_chain_go_through_every_level():
     model = learned([3, 2, 4])
     params = moved(model.init(jax.random.key(0)))
@@ -419,18 +424,19 @@ def test_samples_of_a_chain_go_through_every_level():
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.slow
 def test_pictures_are_of_the_codes(weight):
     model = vae(STATISTICS, latent=3, prior_weight=weight, **PARTS)
     params = moved(model.init(jax.random.key(0)))
-    pairs = model.pictures["reconstructions"](params, X)
-    paths = model.pictures["interpolations"](params, X)
+    pairs = model.plots["reconstructions"](params, X)
+    paths = model.plots["interpolations"](params, X)
     assert pairs.shape == (6, 2, *SHAPE) and paths.shape == (3, 9, *SHAPE)
     np.testing.assert_array_equal(pairs[:, 0], X)
     np.testing.assert_array_equal(paths[:, 0], pairs[0::2, 1])
     np.testing.assert_array_equal(paths[:, -1], pairs[1::2, 1])
-    odd = model.pictures["interpolations"](params, X[:5])
+    odd = model.plots["interpolations"](params, X[:5])
     np.testing.assert_array_equal(odd, paths[:2])
-    one = model.pictures["interpolations"](params, X[:1])
+    one = model.plots["interpolations"](params, X[:1])
     np.testing.assert_array_equal(one, np.repeat(pairs[:1, 1:], 9, axis=1))
 
 
@@ -454,10 +460,13 @@ def test_an_autoencoder_reconstructs_and_refuses_the_rest():
     [
         (lambda: learned([]), r"model\.chain\.latents: expected the dimensions of T ≥ 1 latents"),
         (lambda: learned(3), r"model\.chain\.latents: expected the dimensions .* found 3"),
-        (lambda: learned([4, 0]), r"latents: every dimension must be at least 1, found \[4, 0\]"),
-        (lambda: learned([4, 2.5]), r"every dimension must be at least 1, found \[4, 2.5\]"),
-        (lambda: learned([3], prior_weight=-0.5), r"prior_weight: must be .*, found -0.5"),
-        (lambda: learned([3], prior_weight=math.nan), "prior_weight: must be .*, found nan"),
+        (lambda: learned([4, 0]), r"latents\[1\]: expected a whole number of at least 1, found 0"),
+        (
+            lambda: learned([4, 2.5]),
+            r"latents\[1\]: expected a whole number of at least 1, found 2.5",
+        ),
+        (lambda: learned([3], prior_weight=-0.5), r"prior_weight: expected .*, found -0.5"),
+        (lambda: learned([3], prior_weight=math.nan), "prior_weight: expected .*, found nan"),
         (
             lambda: learned([3, 2], prior_weight=0),
             "prior_weight: 0 makes an autoencoder of one latent",

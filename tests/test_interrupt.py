@@ -3,19 +3,39 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 
-from vdm_jax.training import interrupt
-from vdm_jax.training.interrupt import Interrupted, asked, check, deferred, listening, unsaved
+from vdm_jax.runtime import interrupt
+from vdm_jax.runtime.interrupt import (
+    Interrupted,
+    check,
+    defer_signals,
+    listening,
+    pending_signal,
+    unsaved_work,
+)
 
 
 def send(signum=signal.SIGTERM):
     os.kill(os.getpid(), signum)
 
 
+SIGNALS = (*interrupt.ALWAYS, *interrupt.WARNINGS)
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_a_terminal():
+    """The handlers of a process that nobody prepared; pytest itself may run under nohup."""
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in interrupt.WARNINGS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 def handlers():
-    return [signal.getsignal(signum) for signum in interrupt.SIGNALS]
+    return [signal.getsignal(signum) for signum in SIGNALS]
 
 
 @pytest.mark.parametrize("leave", [False, True])
@@ -30,20 +50,60 @@ def test_handlers_are_given_back(leave):
     with pytest.raises(Interrupted), listening(leave=leave):
         send()
     try:
-        assert handlers() == ([signal.SIG_IGN] * 2 if leave else before)
-        assert asked() == 0
-        with deferred():  # of an evaluation afterwards
+        assert handlers() == ([signal.SIG_IGN] * len(SIGNALS) if leave else before)
+        assert pending_signal() == 0
+        with defer_signals():  # of an evaluation afterwards
             check()
     finally:
-        for signum, handler in zip(interrupt.SIGNALS, before, strict=True):
+        for signum, handler in zip(SIGNALS, before, strict=True):
             signal.signal(signum, handler)
 
 
-@pytest.mark.parametrize("signum", interrupt.SIGNALS)
+def test_closed_terminals_and_warnings_of_clusters_are_signals():
+    assert {signum.name for signum in SIGNALS} == {
+        *("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    }
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_is_raised_at_once(signum):
     with pytest.raises(KeyboardInterrupt, match=f"^ended by {signum.name}$") as caught, listening():
         send(signum)
     assert caught.value.signum == signum
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_every_signal_can_be_deferred(signum):
+    done = []
+
+    def work():
+        send(signum)
+        done.append(pending_signal())
+
+    with pytest.raises(Interrupted) as caught, listening(), defer_signals():
+        work()
+    assert done == [signum] and caught.value.signum == signum
+
+
+@pytest.mark.parametrize("leave", [False, True])
+@pytest.mark.parametrize("signum", interrupt.WARNINGS)
+def test_what_is_ignored_or_handled_stays_so(monkeypatch, signum, leave):
+    """nohup ignores SIGHUP; submitit has a handler for its warning."""
+    ended, seen = [], []
+    monkeypatch.setattr(interrupt, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(interrupt, "end", lambda line, status: ended.append(line))
+
+    def own(number, frame):
+        seen.append(number)
+
+    for handler in (signal.SIG_IGN, own):
+        signal.signal(signum, handler)
+        with listening(leave=leave):
+            send(signum)
+            time.sleep(0.2 if leave else 0)  # for the thread that would end the process
+            assert signal.getsignal(signum) is handler and pending_signal() == 0
+        assert signal.getsignal(signum) is handler
+    assert (seen, ended) == ([signum], [])
 
 
 def test_a_deferred_signal_waits(capfd):
@@ -51,12 +111,12 @@ def test_a_deferred_signal_waits(capfd):
 
     def work():
         send(signal.SIGINT)
-        done.append(asked())
-        with deferred():  # of an evaluation inside
+        done.append(pending_signal())
+        with defer_signals():  # of an evaluation inside
             send()
-        done.append(asked())
+        done.append(pending_signal())
 
-    with pytest.raises(Interrupted) as caught, listening(), deferred():
+    with pytest.raises(Interrupted) as caught, listening(), defer_signals():
         work()
     assert done == [signal.SIGINT] * 2 and caught.value.signum == signal.SIGINT
     said = [line for line in capfd.readouterr().err.splitlines() if line]
@@ -70,11 +130,11 @@ def test_check_raises_where_it_is_called():
 
     with listening():
         check()
-        with pytest.raises(Interrupted), deferred():
+        with pytest.raises(Interrupted), defer_signals():
             work()
     with listening():  # a new one has not been asked
         check()
-        assert asked() == 0
+        assert pending_signal() == 0
 
 
 def test_other_threads_take_nothing_over():
@@ -104,8 +164,8 @@ def test_a_command_leaves_unless_something_is_unsaved(monkeypatch, risk):
         return left.wait(1)
 
     def careful():
-        with unsaved():
+        with unsaved_work():
             return work()
 
-    with pytest.raises(Interrupted), listening(leave=True), deferred():
+    with pytest.raises(Interrupted), listening(leave=True), defer_signals():
         assert (careful if risk else work)() != risk

@@ -1,5 +1,7 @@
 """Metrics on disk, through kills and resumes, and the pictures."""
 
+import json
+import math
 import struct
 
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+from vdm_jax.effective_weights import effective_weights
+from vdm_jax.runs.plots import curves, loss_curve, sample_grid, strips, tile, weight_curves
 from vdm_jax.training.evaluate import Evaluation
 from vdm_jax.training.logs import MetricsLog, read_metrics
-from vdm_jax.training.pictures import loss_curve, sample_grid, tile
 
 
 def write(folder, steps, start=0):
@@ -67,7 +70,7 @@ def test_lines_wait_until_there_is_room(tmp_path, capsys):
         log.file = Full(log.file, times=2)
         for step in (2, 3):
             log.write(step, {"loss": 0.5})
-            assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.5}\n'
+            assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
         log.write(4, {"loss": 0.5})
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
     said = [line for line in capsys.readouterr().err.splitlines() if line]
@@ -158,3 +161,80 @@ def test_a_loss_that_is_not_the_bound_has_a_panel_of_its_own(tmp_path):
         with Image.open(tmp_path / "loss.png") as picture:
             widths.append(picture.width)
     assert widths[1] == 2 * widths[0]
+
+
+def test_flipped_bits_of_a_line_are_noticed(tmp_path, capsys):
+    with MetricsLog(tmp_path) as log:
+        for step in (1, 2):
+            log.write(step, {"loss": 0.5, "kl": 1e-7})
+    path = tmp_path / "metrics.jsonl"
+    content, rows = path.read_bytes(), read_metrics(path)
+    first = content.index(b"\n")
+    for bit in range(8 * first):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert read_metrics(path) in (rows, rows[1:])
+    said = capsys.readouterr().err
+    assert said.count("1 damaged lines are ignored") > 7 * first
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        log.write(1, {"loss": math.nan, "grad_norm": math.inf})
+    path = tmp_path / "metrics.jsonl"
+    json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
+    (row,) = read_metrics(path)
+    assert row["step"] == 1 and math.isnan(row["loss"]) and math.isnan(row["grad_norm"])
+
+
+IMAGES = np.zeros((2, 4, 4, 1), np.uint8)
+ROWS = [{"step": 1, "bits_per_dim": 3.0}, {"step": 2, "bits_per_dim": None}]  # null in the file
+PICTURES = {
+    "sample_grid": lambda path: sample_grid(
+        path, IMAGES, IMAGES, levels=4, samples_title="a", real_title="b"
+    ),
+    "strips": lambda path: strips(path, IMAGES[None], levels=4, title="a"),
+    "loss_curve": lambda path: loss_curve(path, ROWS, test=RESULT),
+    "curves": lambda path: curves(
+        path, [{"step": 1, "a/bits_per_dim": 3.0}], {"a": ["a"]}, {"a": RESULT}
+    ),
+    "weight_curves": lambda path: weight_curves(path, {"eps": effective_weights()}),
+}
+
+
+@pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES)
+def test_pictures_follow_no_links(draw, tmp_path):
+    victim, path = tmp_path / "victim", tmp_path / "picture.png"
+    victim.write_text("mine")
+    path.symlink_to(victim)
+    draw(path)
+    assert victim.read_text() == "mine" and not path.is_symlink()
+    assert {file.name for file in tmp_path.iterdir()} == {"victim", "picture.png"}
+    with Image.open(path) as picture:
+        picture.load()
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_curves_of_numbers_that_were_not_finite(value, tmp_path):
+    rows = [{"step": i, "bits_per_dim": value if i % 3 else 2.0} for i in range(1, 20)]
+    for shown in (rows, [row | {"bits_per_dim": value} for row in rows]):
+        loss_curve(tmp_path / "loss.png", shown, test=RESULT._replace(bits_per_dim=float("nan")))
+        assert (tmp_path / "loss.png").exists()
+
+
+def test_missing_lines_are_reported(tmp_path, capsys):
+    """The checkpoint knows how many lines there were, wherever the file was cut."""
+    with MetricsLog(tmp_path) as log:
+        for step in range(1, 6):
+            log.write(step, {"loss": 1.0})
+        assert log.lines == 5
+    path = tmp_path / "metrics.jsonl"
+    content = path.read_bytes()
+    with MetricsLog(tmp_path, 5, 5):
+        assert capsys.readouterr().err == ""
+    for size, lost in ((0, 5), (len(content) // 2, 3), (len(content) - 2, 1)):
+        path.write_bytes(content[:size])
+        with MetricsLog(tmp_path, 5, 5) as log:
+            assert log.lines == 5 - lost
+        assert f"{path}: {lost} lines are damaged or missing" in capsys.readouterr().err

@@ -10,14 +10,15 @@ import numpy as np
 import optax
 import pytest
 
+from vdm_jax.runtime.interrupt import Interrupted
+from vdm_jax.runtime.profile import Profiler, parse_steps
 from vdm_jax.training import checkpoint
 from vdm_jax.training.checkpoint import CheckpointStore
-from vdm_jax.training.interrupt import Interrupted
+from vdm_jax.training.dispatch import dispatcher, make_layout
 from vdm_jax.training.logs import MetricsLog, read_metrics
 from vdm_jax.training.loop import NonFinite, fit
 from vdm_jax.training.meter import Meter
-from vdm_jax.training.parallel import dispatcher, make_layout
-from vdm_jax.training.profile import Profiler, parse_steps
+from vdm_jax.training.reader import CheckpointReader
 from vdm_jax.training.state import init_state
 from vdm_jax.training.step import make_step
 from vdm_jax.typing import Batch
@@ -84,7 +85,7 @@ def run(
 
 
 def checkpoints(folder):
-    with CheckpointStore(folder / "checkpoints", read_only=True) as store:
+    with CheckpointReader(folder / "checkpoints") as store:
         return store.steps()
 
 
@@ -198,7 +199,7 @@ def test_a_streak_is_not_longer_than_what_is_allowed_now(tmp_path):
 
 def found(folder):
     """The lines, the best, the newest and what it carries."""
-    with CheckpointStore(folder / "checkpoints", read_only=True) as store:
+    with CheckpointReader(folder / "checkpoints") as store:
         latest = store.latest()
         return (
             read_metrics(folder / "metrics.jsonl"),
@@ -221,7 +222,7 @@ def test_a_bound_that_is_no_number_is_not_the_best(tmp_path):
 
     run(tmp_path, 10, size=1, evaluate_every=2, evaluate=evaluate)
     assert checkpoints(tmp_path) == [2, 8, 10]
-    with CheckpointStore(tmp_path / "checkpoints", read_only=True) as store:
+    with CheckpointReader(tmp_path / "checkpoints") as store:
         assert store.best() == 2
 
 
@@ -283,12 +284,13 @@ def test_an_evaluation_that_failed_is_let_be_if_none_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize("last", [4, 9])
 @pytest.mark.parametrize("where", ["before the line", "after the line", "after the note"])
+@pytest.mark.slow
 def test_a_kill_at_the_end_of_an_evaluation(tmp_path, monkeypatch, where, last):
     """The bound has one line, and one note."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = {"size": 1, "evaluate_every": 4, "evaluate": five}
     run(whole, last, **options)
-    note = CheckpointStore.note
+    note = CheckpointStore.annotate
 
     def killed(self, *arguments):
         if where == "after the note":
@@ -299,7 +301,7 @@ def test_a_kill_at_the_end_of_an_evaluation(tmp_path, monkeypatch, where, last):
         if where == "before the line":
             patched.setattr(Meter, "note", killed)
         else:
-            patched.setattr(CheckpointStore, "note", killed)
+            patched.setattr(CheckpointStore, "annotate", killed)
         with pytest.raises(KeyboardInterrupt):
             run(parts, last, **options)
     assert checkpoints(parts)[-1] == 4
@@ -315,8 +317,8 @@ def test_a_note_that_could_not_be_written_is_an_error_at_the_end(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "write_noted", full)
-        with pytest.raises(OSError, match=r"noted\.json of checkpoint 4 in .* No space left"):
+        patched.setattr(checkpoint, "write_annotations", full)
+        with pytest.raises(OSError, match=r"annotations\.json of checkpoint 4 in .* No space left"):
             run(tmp_path, 4, **options)
     assert capsys.readouterr().err.count("the checkpoint itself is whole") == 1
     run(tmp_path, 4, **options)
@@ -337,7 +339,7 @@ def test_the_best_bound_is_kept_beside_the_newest(tmp_path):
         evaluate=lambda s: {"test_bits_per_dim": next(bounds)},
     )
     assert checkpoints(tmp_path) == [4, 8, 10]
-    with CheckpointStore(tmp_path / "checkpoints", read_only=True) as store:
+    with CheckpointReader(tmp_path / "checkpoints") as store:
         assert store.best() == 4 and store.latest() == 10 and store.about(4)["bound"] == 1.0
         state = store.restore(jax.eval_shape(start), 4)
     assert int(state.step) == 4
@@ -352,6 +354,7 @@ def test_the_best_bound_is_kept_beside_the_newest(tmp_path):
 
 
 @pytest.mark.parametrize(("steps", "size"), [((4, 6), 1), ((5, 6), 3), ((4, 100), 3)])
+@pytest.mark.slow
 def test_steps_are_traced(tmp_path, monkeypatch, steps, size):
     """The dispatches that hold them: one trace, which Perfetto and TensorBoard open."""
     seen, whole = [], jax.profiler.start_trace

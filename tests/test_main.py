@@ -16,12 +16,13 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from vdm_jax import main, prepare, run
-from vdm_jax import trained as runs
+from vdm_jax import main
 from vdm_jax.config import to_dict
+from vdm_jax.runs import setup, train
+from vdm_jax.runs import trained as loading
+from vdm_jax.runtime import devices
 from vdm_jax.xla import cores
 
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMOKE = f"--config={CONFIGS / 'smoke.py'}"
 SMALL = [
@@ -50,7 +51,6 @@ def command(monkeypatch, capsys):
     def run_it(*arguments):
         argv = ["main", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", argv)
-        sys.modules.pop("config_config", None)  # the config file of a call before
         status = 0
         with flagsaver.flagsaver():
             flags.FLAGS.unparse_flags()
@@ -120,6 +120,7 @@ def few_optimisations():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 def test_again_further_evaluate_and_sample(trained, command, monkeypatch, few_optimisations):
     monkeypatch.chdir(trained[0])
     workdir = Path("runs/smoke")
@@ -153,7 +154,7 @@ def test_divergence_is_one_line_and_another_status(command, here, monkeypatch):
     def diverge(*args, **options):
         raise FloatingPointError("loss is nan at step 3:\n  training stopped")
 
-    monkeypatch.setattr(run, "train", diverge)
+    monkeypatch.setattr(train, "train", diverge)
     assert assert_one_line(command(SMOKE), 1) == "loss is nan at step 3: training stopped"
 
 
@@ -162,21 +163,20 @@ def test_programs_are_kept_in_the_users_cache(here, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", None)
     (here / "file").write_text("")
     try:
-        monkeypatch.setattr(main.platformdirs, "user_cache_dir", lambda name: f"file/{name}")
-        main.enable_compilation_cache()  # cannot be written: no cache, and no error
+        monkeypatch.setattr(devices.platformdirs, "user_cache_dir", lambda name: f"file/{name}")
+        devices.enable_compilation_cache()  # cannot be written: no cache, and no error
         assert jax.config.values["jax_compilation_cache_dir"] is None
-        monkeypatch.setattr(main.platformdirs, "user_cache_dir", lambda name: f"cache/{name}")
-        main.enable_compilation_cache()
+        monkeypatch.setattr(devices.platformdirs, "user_cache_dir", lambda name: f"cache/{name}")
+        devices.enable_compilation_cache()
         folder = f"cache/vdm_jax/xla-{cores()}-cores"
         assert jax.config.values["jax_compilation_cache_dir"] == folder and Path(folder).is_dir()
-        monkeypatch.setattr(
-            main, "cores", lambda: 1000
-        )  # what was compiled for others is not taken
+        # what was compiled for others is not taken
+        monkeypatch.setattr(devices, "cores", lambda: 1000)
         jax.config.update("jax_compilation_cache_dir", None)
-        main.enable_compilation_cache()
+        devices.enable_compilation_cache()
         assert jax.config.values["jax_compilation_cache_dir"] == "cache/vdm_jax/xla-1000-cores"
         jax.config.update("jax_compilation_cache_dir", "mine")
-        main.enable_compilation_cache()
+        devices.enable_compilation_cache()
         assert jax.config.values["jax_compilation_cache_dir"] == "mine"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
@@ -196,8 +196,8 @@ def idle(monkeypatch):
     def never(*args, **options):
         raise AssertionError("is not to be called")
 
-    monkeypatch.setattr(prepare, "load_dataset", never)
-    monkeypatch.setattr(runs, "load_dataset", never)
+    monkeypatch.setattr(setup, "load_dataset", never)
+    monkeypatch.setattr(loading, "load_dataset", never)
     monkeypatch.setattr(nn.Module, "init", never)
 
 
@@ -217,6 +217,7 @@ def tables(out):
 
 
 @pytest.mark.parametrize("name", DIFFUSION)
+@pytest.mark.slow
 def test_weights_of_a_config_that_was_never_trained(command, here, idle, name):
     status, out, err = command(f"--config={CONFIGS / name}.py", WEIGHTS)
     assert (status, err) == (0, "")
@@ -277,7 +278,7 @@ def test_weights_of_a_chain_and_a_learned_schedule(command, here, idle):
 
 def test_runs_that_train_the_same_loss_have_one_table(command, here, idle):
     asked = ["seeds=(0, 1)", "learning_rates=(1e-3, 1e-2)", "parameterizations=('x0', 'v')"]
-    asked = [f"--config.runs.{each}" for each in asked]
+    asked = [f"--config.sweep.{each}" for each in asked]
     status, out, _ = command(SMOKE, WEIGHTS, *asked, "--config.model.weighting.name=simple")
     assert status == 0
     found = {line.partition(":")[0]: columns for line, columns in tables(out).items()}
@@ -310,6 +311,29 @@ MISTAKES = [
     ([SMOKE, "--steps=3"], "Unknown command line flag 'steps'"),
     ([SMOKE, "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
     ([SMOKE, "--mode=trian"], "--mode: unknown name 'trian'; did you mean 'train'? choices: eval"),
+    ([f"--config={CONFIGS}"], f"--config: '{CONFIGS}' is a folder, expected a file such as conf"),
+    (["--config="], "--config: expected a config file such as configs/eps.py, found ''"),
+    (["--config.seed=3"], "--config is missing, expected a config file such as --config=configs/e"),
+    ([SMOKE, "--config.seed"], "--config.seed: expected =<value>, a whole number, found none"),
+    ([SMOKE, "--noconfig.seed"], "--noconfig.seed: expected --config.seed=<value>, a whole number"),
+    ([SMOKE, "--workdir="], "--workdir: expected a path, found ''"),
+    (
+        [SMOKE, "--workdir=gs://b/run"],
+        "--workdir: expected a path on this machine, found 'gs://b/run'",
+    ),
+    ([SMOKE, "--workdir=x", "--name=y"], "--name: names a folder in runs/, expected no --workdir"),
+    (
+        [SMOKE, "--config.data.data_dir=s3://b"],
+        "config.data.data_dir: expected a path on this machine",
+    ),
+    (
+        [SMOKE, "--mode=evaluate", "--checkpoint=²"],
+        "--checkpoint: expected newest, best or a step, f",
+    ),
+    (
+        [SMOKE, "--flagfile=nope"],
+        "ERROR:: Unable to open flagfile: [Errno 2] No such file or directory: 'nope'",
+    ),
     ([SMOKE, "--mode=evaluate"], "no run to load in runs/smoke: config.json is missing"),
     ([SMOKE, "--mode=sample", "--workdir=x"], "no run to load in x: config.json is missing"),
 ]
@@ -317,26 +341,33 @@ MISTAKES = [
 OVERRIDES = [
     (
         "train.stepz=3",
-        "--config.train.stepz: no such field; did you mean config.train.steps? fields of",
+        "--config.train.stepz: no such field; did you mean --config.train.steps? fields of config.train:",
     ),
-    ("trian.steps=3", "--config.trian.steps: no such field; did you mean config.train? fields of"),
+    (
+        "trian.steps=3",
+        "--config.trian.steps: no such field; did you mean --config.train? fields of config: data,",
+    ),
+    (
+        "draws=3",
+        "--config.draws: no such field; did you mean --config.evaluate.draws? fields of config:",
+    ),
     (
         "model.network.wdith=3",
-        "--config.model.network.wdith: no such field; did you mean config.model.",
+        "--config.model.network.wdith: no such field; did you mean --config.model.network.width? fields",
+    ),
+    ("train.steps.x=3", "--config.train.steps.x: no such field, for config.train.steps is 60"),
+    ("train.steps=abc", "--config.train.steps: expected a whole number, found 'abc'"),
+    ("train.steps=1.5", "--config.train.steps: expected a whole number, found '1.5'"),
+    ("train.steps=None", "--config.train.steps: expected a whole number, found None"),
+    ("train.ema_warmup=maybe", "--config.train.ema_warmup: expected true or false, found 'maybe'"),
+    (
+        "optimizer.learning_rate=fast",
+        "--config.optimizer.learning_rate: expected a number, found 'f",
     ),
     (
-        "model.base.name=zero",
-        "--config.model.base.name: no such field, for config.model.base is 'hist",
+        "model.timesteps=many",
+        "--config.model.timesteps: expected a whole number or None, found 'ma",
     ),
-    (
-        "train.steps=abc",
-        "flag --config.train.steps=abc: invalid literal for int() with base 10: 'abc'",
-    ),
-    ("train.steps=1.5", "flag --config.train.steps=1.5: "),
-    ("train.steps=None", "flag --config.train.steps=None: "),
-    ("train.ema_warmup=maybe", "flag --config.train.ema_warmup=maybe: "),
-    ("optimizer.learning_rate=fast", "flag --config.optimizer.learning_rate=fast: "),
-    ("model.timesteps=many", "flag --config.model.timesteps=many: "),
     (
         "train.batch_size=0",
         "config.train.batch_size: expected a whole number of at least 1, found 0",
@@ -419,6 +450,27 @@ def test_mistakes(command, here, arguments, start):
     assert list(here.iterdir()) == []
 
 
+def test_help(tmp_path):
+    done = start_process("--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    words = " ".join(done.stdout.split())
+    assert "--config.<field>=<value> sets a field, such as --config.train.steps=3000" in words
+    for name in ("config", "workdir", "name", "mode", "checkpoint", "profile", "[no]distributed"):
+        assert f"\n  --{name}: " in done.stdout
+
+
+def test_flags_may_stand_in_a_file(command, here, idle):
+    (here / "flags").write_text(f"{SMOKE}\n--config.model.weighting=min_snr\n# a comment\n")
+    status, out, _ = command("--flagfile=flags", "--mode", "weights", "--config.model.space", "x0")
+    assert status == 0 and "eps, min_snr: error in x0-space" in out
+
+
+def test_the_home_folder(command, here, idle, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    status, _, _ = command(SMOKE, WEIGHTS, "--workdir=~/run")
+    assert status == 0 and (here / "home" / "run" / "weights.png").exists()
+
+
 def test_data_that_are_not_prepared(command, here):
     line = assert_one_line(
         command(f"--config={CONFIGS / 'cifar10.py'}", f"--config.data.data_dir={here}/x")
@@ -436,7 +488,7 @@ def test_data_that_are_not_prepared(command, here):
         ("config.train.stepz = 3", "config.train: unknown field 'stepz'; did you mean 'steps'? "),
         (
             "config.train.steps = 'abc'",
-            "flag --config=own.py: Error whilst parsing config file: TypeError:",
+            "--config: own.py, line 23: TypeError: ",
         ),
         (
             "config.model.schedule.gama = 3",
@@ -448,8 +500,11 @@ def test_data_that_are_not_prepared(command, here):
         ),
         ("config.model.bass = 'zero'", "config.model: unknown field 'bass'; did you mean 'base'?"),
         ("config.optimizer.b1 = None", "config.optimizer.b1: expected float, found None"),
-        ("return 3", "config: expected fields ['data', "),
-        ("config =", "invalid syntax (own.py, line "),
+        (
+            "return 3",
+            "--config: get_config of own.py returned 3, expected a config, such as that of",
+        ),
+        ("config =", "--config: own.py, line 23: SyntaxError: invalid syntax"),
         (None, "--config: own.py has no function get_config"),
     ],
 )
@@ -465,7 +520,7 @@ def test_folders_that_are_not_to_be_used(command, here):
     (here / "file").write_text("mine")
     for mode in ("train", "weights"):
         line = assert_one_line(command(SMOKE, *SMALL, "--workdir=file", f"--mode={mode}"))
-        assert line == "workdir file cannot be written: File exists"
+        assert line == "--workdir: expected a folder, found the file 'file'"
     (here / "other").mkdir()
     config = here / "other" / "config.json"
     smoke = runpy.run_path(str(CONFIGS / "smoke.py"))["get_config"]()
@@ -497,3 +552,6 @@ def test_debugging_shows_the_traceback(command, here, monkeypatch):
     monkeypatch.setenv("VDM_JAX_DEBUG", "1")
     with pytest.raises(ValueError, match=r"config\.train\.steps: "):
         command(SMOKE, "--config.train.steps=0")
+    (here / "own.py").write_text("1 / 0")
+    with pytest.raises(ValueError, match=r"own\.py, line 1: ZeroDivisionError"):
+        command("--config=own.py")

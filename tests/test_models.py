@@ -85,6 +85,7 @@ def test_loss_bound_and_samples(name, data):
 
 
 @pytest.mark.parametrize(("name", "data"), CASES)
+@pytest.mark.slow
 def test_an_example_keeps_its_numbers_in_another_batch(name, data):
     """Its randomness is that of its index."""
     model, params, x = made(name, data)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from oracles import jit
 
-from vdm_jax.nets import NETS, Network, as_network, backend, network
-from vdm_jax.nets.own import complete
+from vdm_jax.nets import NETS, Network, as_network, network, ops
+from vdm_jax.nets.adapters import complete
 from vdm_jax.nets.unet import from_patches, to_patches
 from vdm_jax.training.optimizer import OPTIMIZERS, make_optimizer
 
@@ -100,6 +100,7 @@ def test_output_is_zero_at_the_start_in_the_shape_and_type_of_the_data(name):
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
+@pytest.mark.slow
 def test_output_has_any_admissible_shape_and_hears_of_gamma_and_data(name, shape):
     net, apply = small(name)
     params = params_of(net, shape)
@@ -192,6 +193,7 @@ def evaluate(net, params, shape):
     [*(("vdm_unet", fast) for fast in FAST), ("unet", "full"), ("unet", "scan, save_conv")],
     ids=str,
 )
+@pytest.mark.slow
 def test_a_fast_form_changes_nothing(name, fast):
     """The same output and gradients, from a program that keeps less or is shorter."""
     params, (expected, output), plain_words = deep(name)
@@ -213,6 +215,7 @@ def test_a_fast_form_changes_nothing(name, fast):
     assert ("scan" in words) == ("scan" in fast)
 
 
+@pytest.mark.slow
 def test_a_loop_that_keeps_less_takes_less_memory():
     """Temporary memory of the compiled gradient, for a batch whose activations outweigh the weights."""
 
@@ -229,6 +232,7 @@ def test_a_loop_that_keeps_less_takes_less_memory():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.slow
 def test_an_update_of_a_looped_network_is_that_of_its_blocks(name):
     """Weights decay, biases and scales do not, though a loop stacks them; each block's kernels are its own."""
     params, (gradients, _), _ = deep("unet")
@@ -252,7 +256,7 @@ def test_convolutions_refuse_what_they_would_ignore():
     x = jnp.ones((1, 8, 8, 2))
     for setting in ({"kernel_dilation": (2, 2)}, {"feature_group_count": 2}):
         with pytest.raises(ValueError, match="expected neither dilation nor groups, found"):
-            backend.Conv(2, **setting).init(jax.random.key(0), x)
+            ops.Conv(2, **setting).init(jax.random.key(0), x)
 
 
 @pytest.mark.parametrize("name", DEEP)
@@ -280,7 +284,7 @@ def test_gradients_of_convolutions_are_those_of_jax(size, strides, padding):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
     def ours(x, kernel):
-        return backend.convolve(x, kernel, strides, padding)
+        return ops.convolve(x, kernel, strides, padding)
 
     def gradients(convolve):
         return jax.grad(lambda *of: jnp.sum(jnp.square(convolve(*of))), (0, 1))
@@ -310,9 +314,9 @@ def test_attention_is_cudnns_only_where_it_exists(monkeypatch):
         (8, "float32"),
     ]
     for here in (False, True):
-        monkeypatch.setattr(backend, "_has_cudnn_attention", lambda here=here: here)
+        monkeypatch.setattr(ops, "_has_cudnn_attention", lambda here=here: here)
         for channels, dtype in cases:
-            backend.attend(*[jnp.zeros((1, 4, 1, channels), dtype)] * 3)
+            ops.attend(*[jnp.zeros((1, 4, 1, channels), dtype)] * 3)
     assert asked == ["xla"] * 5 + ["cudnn"] * 2 + ["xla"] * 3
 
 

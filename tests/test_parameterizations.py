@@ -11,9 +11,9 @@ from vdm_jax.diffusion import Interval, alpha, data_interval, marginal, posterio
 from vdm_jax.gaussian import kl
 from vdm_jax.parameterizations import (
     PARAMETERIZATIONS,
+    bound_weight,
     exact_weight,
     regression_target,
-    snr_weight,
     stacked,
     to_x0,
 )
@@ -133,7 +133,8 @@ def test_weights_of_every_space(gamma_s, delta):
             weight = exact_weight(at, row(at))
             np.testing.assert_allclose(weight, 0.5 * expected[name], rtol=1e-10, err_msg=name)
             snr = np.exp(-gamma_t) * row(at).out ** 2
-            np.testing.assert_allclose(snr_weight(at, row(at)), snr, rtol=1e-12, err_msg=name)
+            scale = bound_weight(at, 1.0, row(at).out).scale
+            np.testing.assert_allclose(scale**2, snr, rtol=1e-12, err_msg=name)
 
 
 @given(shape=shapes, seed=seeds, gamma_s=gammas, delta=widths(-12))
@@ -196,8 +197,15 @@ def test_stacked_rows_are_the_single_ones():
 @pytest.mark.parametrize("name", ROWS)
 def test_continuous_rows_have_a_limit(name):
     row, at = ROWS[name], step(-3.0, 0.0)
-    finite = bool(np.all(np.isfinite([*row(at), *row.target(at)])))
-    assert finite is row.continuous
+    assert np.all(np.isfinite([*row(at), *row.target(at)]))  # flat schedules have such intervals
+    limit = bool(abs(row(at).out) < 1e6 * abs(row(step(-3.0, 1.0)).out))
+    assert limit is row.continuous
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_that_divide_by_the_signal_say_so(name):
+    sizes = [abs(ROWS[name](step(-3.0, gamma + 3.0)).out) for gamma in (30.0, 40.0)]
+    assert bool(sizes[1] > 100 * sizes[0]) is ROWS[name].needs_signal
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -219,7 +227,7 @@ def values_and_slopes(gamma_t, delta, x0, eps, net):
         mix, target = row(at), regression_target(x0, eps, row.target(at))
         xt = alpha(gamma_t) * x0 + sigma(gamma_t) * eps
         loss = exact_weight(at, mix) * jnp.sum(jnp.square(target - net))
-        return loss + snr_weight(at, mix), (mix, target, to_x0(net, xt, mix))
+        return loss + bound_weight(at, 1.0, mix.out).scale ** 2, (mix, target, to_x0(net, xt, mix))
 
     def run(row):
         both = jax.value_and_grad(lambda *x: total(row, *x), tuple(range(6)), has_aux=True)

@@ -2,91 +2,28 @@
 
 import json
 import math
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from launched import Processes, free_port
+from prepared import write_tfds
 
-from vdm_jax.training.logs import read_metrics
-from vdm_jax.training.processes import (
+from vdm_jax.runtime.processes import (
     AGREE_SECONDS,
-    Patience,
-    by_first,
+    Watchdog,
+    all_gather_json,
     deadline,
-    everyone,
     initialize,
-    vote,
+    max_over_processes,
+    on_process_0,
 )
+from vdm_jax.training.logs import read_metrics
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-SHORT = [
-    "--config.train.batch_size=16",
-    "--config.train.steps_per_dispatch=4",
-    "--config.train.log_every=2",
-    "--config.evaluate.draws=1",
-    "--config.evaluate.batch_size=100",
-    "--config.sample.count=4",
-]
-SMALL = {
-    "smoke": ["--config.model.network.width=8", "--config.sample.steps=2"],
-    "vae": ["--config.model.encoder.width=8", "--config.model.decoder.width=8"],
-    "mhvae": [
-        "--config.model.chain.latents=(4, 4)",
-        "--config.model.chain.encoder.width=8",
-        "--config.model.chain.decoder.width=8",
-        "--config.model.chain.level.width=8",
-    ],
-}
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
-class Processes:
-    """`count` processes of one run; `flags` of all, `own` of each."""
-
-    def __init__(self, folder, config, *flags, count=2, own=()):
-        address = f"localhost:{free_port()}"
-        environment = os.environ | {
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XDG_CACHE_HOME": str(folder),
-        }
-        command = [sys.executable, "-m", "vdm_jax.main", f"--config={CONFIGS / config}.py"]
-        command += ["--workdir=run", *SHORT, *SMALL[config], *flags]
-        self.folder, self.running = folder, []
-        for i in range(count):
-            more = ["--distributed", f"--coordinator_address={address}"] if count > 1 else []
-            more += [f"--num_processes={count}", f"--process_id={i}"] if count > 1 else []
-            more += own[i] if own else []
-            with (folder / f"out{i}").open("w") as out, (folder / f"err{i}").open("w") as err:
-                process = subprocess.Popen(
-                    [*command, *more], cwd=folder, env=environment, stdout=out, stderr=err
-                )
-            self.running.append(process)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for process in self.running:
-            process.kill()
-            process.wait()
-
-    def wait(self, seconds=180):
-        """Exit statuses, within a time."""
-        return [process.wait(seconds) for process in self.running]
-
-    def text(self, name):
-        return (self.folder / name).read_text()
+pytestmark = pytest.mark.slow
 
 
 def last_line(text):
@@ -204,6 +141,34 @@ def test_processes_of_different_configs(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_processes_of_different_data(tmp_path):
+    for i, name in enumerate("ab"):
+        images = np.random.default_rng(i).integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
+        write_tfds(tmp_path / name, images={"train": images[:30], "test": images[30:]})
+        (tmp_path / f"cwd{i}").mkdir()
+        (tmp_path / f"cwd{i}" / "data").symlink_to(tmp_path / name)
+    flags = ["--config.data.name=tiny", "--config.data.data_dir=data", f"--workdir={tmp_path}/run"]
+    with Processes(tmp_path, "smoke", *flags, cwd=["cwd0", "cwd1"]) as run:
+        assert run.wait(60) == [2, 2]
+        for name in ("err0", "err1"):
+            line = last_line(run.text(name))
+            assert line.startswith(
+                "error: process 0 (there) and process 1 (here) have different data:"
+            )
+            assert "config.data.fingerprint" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_of_different_folders(tmp_path):
+    for i in range(2):
+        (tmp_path / f"cwd{i}").mkdir()
+    with Processes(tmp_path, "smoke", cwd=["cwd0", "cwd1"]) as run:
+        assert run.wait(60) == [2, 2]
+        for name in ("err0", "err1"):
+            assert "process 1 sees another folder than process 0" in last_line(run.text(name))
+    assert not (tmp_path / "cwd1" / "run").exists()
+
+
 # ---------------------------------------------------------------- in this process
 
 
@@ -228,10 +193,10 @@ def test_mistakes(arguments, message):
 
 
 def test_one_process_agrees_with_itself():
-    assert everyone({"a": 1}) == [{"a": 1}]
-    assert by_first(lambda: 3) == 3 and int(vote(15)) == 15
+    assert all_gather_json({"a": 1}) == [{"a": 1}]
+    assert on_process_0(lambda: 3) == 3 and int(max_over_processes(15)) == 15
     with pytest.raises(OSError, match="full"):
-        by_first(lambda: (_ for _ in ()).throw(OSError("full")))
+        on_process_0(lambda: (_ for _ in ()).throw(OSError("full")))
 
 
 def test_deadline_lets_go():
@@ -252,9 +217,9 @@ def test_deadline_lets_go():
 def test_patience_grows_with_what_it_has_seen(monkeypatch, count, limits):
     """The first two waits are long, the first is not measured; later ones take up to five times the longest."""
     now = [0.0]
-    monkeypatch.setattr("vdm_jax.training.processes.jax.process_count", lambda: count)
-    monkeypatch.setattr("vdm_jax.training.processes.time.monotonic", lambda: now[0])
-    patience, settling, seen = Patience(3.0), [], []
+    monkeypatch.setattr("vdm_jax.runtime.processes.jax.process_count", lambda: count)
+    monkeypatch.setattr("vdm_jax.runtime.processes.time.monotonic", lambda: now[0])
+    patience, settling, seen = Watchdog(3.0), [], []
     for takes in (100.0, 0.5, 2.0, 0.5):
         settling.append(patience.settling)
         seen.append(patience.limit)
@@ -267,8 +232,8 @@ def test_patience_grows_with_what_it_has_seen(monkeypatch, count, limits):
 def test_what_is_stuck_ends_the_process(tmp_path):
     """With the stacks of its threads, and one line."""
     code = (
-        "import time; from vdm_jax.training import processes as p; p.ALONE = 1\n"
-        "with p.Patience(0.4, command=True) as patience:\n"
+        "import time; from vdm_jax.runtime import processes as p; p.ALONE = 1\n"
+        "with p.Watchdog(0.4, command=True) as patience:\n"
         "    for _ in range(3):\n"
         "        with patience.wait('training, after step 7'): pass\n"
         "    time.sleep(1)  # between waits nothing is watched\n"

@@ -9,9 +9,9 @@ import oracles
 import pytest
 from oracles import assert_moments, jit
 
-from vdm_jax.diffusion import alpha, data_interval, sigma
+from vdm_jax.diffusion import Interval, alpha, data_interval, sigma
 from vdm_jax.parameterizations import PARAMETERIZATIONS, stacked, to_x0
-from vdm_jax.samplers import SAMPLERS, generate, sample_chain
+from vdm_jax.samplers import SAMPLERS, Sampler, generate, sample_chain
 from vdm_jax.schedules import SCHEDULES, interval, linear
 
 FIRST, LAST = -7.0, 7.0
@@ -140,11 +140,17 @@ def test_every_parameterization_of_one_denoiser_gives_the_same_sample(name, doub
     )
 
 
+def one_step(sampler, key, xt, x0_hat, interval):
+    xs, _ = sampler.step(key, xt, interval, lambda x, at: x0_hat, sampler.init(xt))
+    return xs
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_step_to_the_data_returns_the_prediction_without_noise(name):
     xt, x0_hat = jnp.asarray([3.0, -1.0]), jnp.asarray([0.25, 0.5])
     for gamma_0 in (-13.3, 0.0, 5.0):
-        xs = SAMPLERS[name]()(jax.random.key(0), xt, x0_hat, data_interval(jnp.asarray(gamma_0)))
+        last = data_interval(jnp.asarray(gamma_0))
+        xs = one_step(SAMPLERS[name](), jax.random.key(0), xt, x0_hat, last)
         np.testing.assert_array_equal(xs, x0_hat)
 
 
@@ -158,13 +164,65 @@ def test_one_step_is_the_printed_formula():
         )
         eps_hat = (xt - alphas[1] * x0_hat) / sigmas[1]
         arrays = jnp.asarray(xt), jnp.asarray(x0_hat), step
-        deterministic = SAMPLERS["ddim"]()(jax.random.key(0), *arrays)
+        deterministic = one_step(SAMPLERS["ddim"](), jax.random.key(0), *arrays)
         ancestral = SAMPLERS["ancestral"]()
-        drawn = np.asarray(jax.vmap(lambda key: ancestral(key, *arrays))(keys(20_000)))
+        drawn = np.asarray(jax.vmap(lambda key: one_step(ancestral, key, *arrays))(keys(20_000)))
     np.testing.assert_allclose(deterministic, alphas[0] * x0_hat + sigmas[0] * eps_hat, rtol=1e-12)
     fall = -np.expm1(-np.asarray(step.delta))
     mean = alphas[0] / alphas[1] * (xt - sigmas[1] * fall * eps_hat)
     assert_moments(drawn, mean, sigmas[0] ** 2 * fall * np.eye(5))
+
+
+def heun():
+    """Two predictions a step: the trapezoidal rule for x̂_0 in the exact solution of the probability flow."""
+
+    def step(key, xt, interval, predict, state):
+        first = predict(xt, interval)
+        euler = one_step(SAMPLERS["ddim"](), key, xt, first, interval)
+        level = Interval(interval.gamma_s, interval.gamma_s, jnp.zeros_like(interval.delta))
+        middle = 0.5 * (first + predict(euler, level))
+        return one_step(SAMPLERS["ddim"](), key, xt, middle, interval), state
+
+    return Sampler(lambda x1: (), step)
+
+
+def two_steps():
+    """Adams-Bashforth for x̂_0: half of the change since the last step is added, once there is one."""
+
+    def step(key, xt, interval, predict, state):
+        x0_hat, (last, known) = predict(xt, interval), state
+        ahead = x0_hat + jnp.where(known, 0.5 * (x0_hat - last), 0)
+        return one_step(SAMPLERS["ddim"](), key, xt, ahead, interval), (x0_hat, jnp.array(True))
+
+    return Sampler(lambda x1: (jnp.zeros_like(x1), jnp.array(False)), step)
+
+
+@pytest.mark.parametrize("solver", [heun, two_steps])
+def test_solvers_with_stages_and_with_memory_have_second_order(solver):
+    law, x1 = oracles.gaussian(()), np.linspace(-2, 2, 5)
+    row = PARAMETERIZATIONS["v"]()
+    schedule = linear(gamma_min=FIRST, gamma_max=LAST)
+
+    def latents(steps):
+        denoise = law.network(row, oracles.interval_of_step(None))
+        one = partial(
+            sample_chain,
+            lambda xt, t, step: to_x0(denoise(xt, step.gamma_t), xt, row(step)),
+            lambda latent: latent,
+            key=jax.random.key(0),
+            schedule=schedule,
+            schedule_params=None,
+            sampler=solver(),
+            steps=steps,
+        )
+        return np.asarray(jit(jax.vmap(one))(jnp.asarray(x1)))
+
+    steps = np.array([50, 100, 200])
+    with jax.enable_x64(True):
+        exact = oracles.flow(law, FIRST, LAST, x1)
+        errors = [np.max(np.abs(latents(int(n)) - exact)) for n in steps]
+    order = np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    np.testing.assert_allclose(order, -2, atol=0.15)
 
 
 @pytest.mark.parametrize("shape", oracles.SHAPES, ids=str)
@@ -218,7 +276,7 @@ def test_a_chain_of_a_batch_is_the_chain_of_its_examples_without_noise():
         ({"sampler": "dim"}, "sampler: unknown name 'dim'; did you mean 'ddim'\\? choices: anc"),
         ({"schedule": "cosin"}, "schedule: unknown name 'cosin'; did you mean 'cosine'"),
         ({"parameterization": "velocity"}, "parameterization: unknown name 'velocity'"),
-        ({"schedule": "learned_linear"}, "'learned_linear' is learned: pass schedule_params"),
+        ({"schedule": "learned_linear"}, "the schedule is learned: pass schedule_params"),
     ],
     ids=str,
 )

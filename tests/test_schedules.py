@@ -97,7 +97,7 @@ def test_end_points_are_kept(name, ends):
 def test_rate_is_the_slope_of_gamma(name):
     """γ' by differentiation against central differences, γ itself unchanged; float32 agrees."""
     schedule = make(name)
-    rate = jax.jit(schedule.rate)
+    rate = jax.jit(schedule.gamma_and_dgamma)
     # off the knots of `from_betas`, where γ' jumps
     t = (np.arange(0, 999, 37) + 0.5).astype(np.float32) / np.float32(999)
     params = schedule.init(jax.random.key(3))
@@ -123,13 +123,16 @@ def test_values_and_derivatives_are_finite_at_both_ends(name):
     def everything(params):
         gamma = jax.value_and_grad(schedule.gamma, (0, 1))
         delta = jax.value_and_grad(schedule.delta, (0, 1, 2))
-        slope = jax.grad(lambda params, t: schedule.rate(params, t)[1])
-        ends = [(gamma(params, t), schedule.rate(params, t), slope(params, t)) for t in (zero, one)]
+        slope = jax.grad(lambda params, t: schedule.gamma_and_dgamma(params, t)[1])
+        ends = [
+            (gamma(params, t), schedule.gamma_and_dgamma(params, t), slope(params, t))
+            for t in (zero, one)
+        ]
         return ends, [delta(params, *times) for times in ((zero, one), (zero, zero), (one, one))]
 
     for leaf in jax.tree.leaves(everything(params)):
         assert np.isfinite(leaf).all()
-    rates = [schedule.rate(params, t)[1] for t in (zero, one)]
+    rates = [schedule.gamma_and_dgamma(params, t)[1] for t in (zero, one)]
     assert min(rates) > 0
 
 
@@ -300,11 +303,17 @@ def test_ends_beyond_float32_are_refused(name, ends):
     [
         ("from_betas", {"betas": [0.1]}, r"at least 2, found \(1,\)"),
         ("from_betas", {"betas": [[0.1, 0.2]]}, r"vector of at least 2, found \(1, 2\)"),
-        ("from_betas", {"betas": [0.1, 1.0]}, r"\(0, 1\), found betas\[1\] = 1.0"),
+        ("from_betas", {"betas": [1.0, 0.1]}, r"only the last may be 1, found betas\[0\] = 1.0"),
+        ("from_betas", {"betas": [0.1, 1.1]}, r"\(0, 1\), only .* found betas\[1\] = 1.1"),
+        ("from_betas", {"betas": [*[0.5] * 90, 1.0]}, "the signal is lost before the last step"),
         ("from_betas", {"betas": [0.1, 0.2, np.nan]}, r"found betas\[2\] = nan"),
         ("from_betas", {"betas": np.full(400, 0.5)}, r"end points must lie in .* 277\."),
         ("sigmoid", {"start": 1.0, "end": 1.0}, "start must be below end, found 1.0 >= 1.0"),
-        ("learned_monotone", {"hidden": 0}, "hidden must be at least 1, found 0"),
+        (
+            "learned_monotone",
+            {"hidden": 0},
+            "hidden: expected a whole number of at least 1, found 0",
+        ),
     ],
 )
 def test_arguments_that_make_no_schedule_are_refused(name, kwargs, message):

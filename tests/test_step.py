@@ -81,7 +81,7 @@ def test_is_pure_and_does_what_it_says():
     ],
 )
 def test_optimizers_that_ask_for_the_loss_get_it(optimizer):
-    """Beside running averages, too; the same numbers as of a loop of one's own."""
+    """Beside a model state, too; the same numbers as a loop of one's own gives."""
     step, state = jax.jit(make_step(user_loss, optimizer)), start(optimizer)
     key = jax.random.fold_in(state.key, 0)
     (value, _), grads = jax.value_and_grad(user_loss, has_aux=True)(state.params, key, X)
@@ -92,14 +92,13 @@ def test_optimizers_that_ask_for_the_loss_get_it(optimizer):
     expected = optax.apply_updates(state.params, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after.params, expected)
 
-    def with_average(params, key, x):
+    def counting(params, key, x, count):
         value, metrics = user_loss(params, key, x)
-        return value + jnp.sum(params["running_averages"] - 1.0), metrics
+        return value, (metrics, count + 1.0)
 
-    params = state.params | {"running_averages": jnp.ones(())}
-    both = init_state(params, optimizer, jax.random.key(0))
-    both, _ = jax.jit(make_step(with_average, optimizer))(both, X)
-    assert float(both.params["running_averages"]) == 0.0
+    both = init_state(state.params, optimizer, jax.random.key(0), model_state=jnp.zeros(()))
+    both, metrics = jax.jit(make_step(counting, optimizer))(both, X)
+    assert float(both.model_state) == 1.0 and "target" in metrics
     np.testing.assert_allclose(both.params["w"], expected["w"], rtol=1e-6)
 
 
@@ -262,7 +261,9 @@ def test_average_refuses(decay):
 
 
 def test_average_of_no_batches_is_refused():
-    with pytest.raises(ValueError, match="ema_every: expected at least 1, found 0"):
+    with pytest.raises(
+        ValueError, match="ema_every: expected a whole number of at least 1, found 0"
+    ):
         make_step(user_loss, SGD, ema_every=0)
 
 
@@ -383,7 +384,10 @@ def test_muon_updates_are_orthogonal_matrices_of_the_size_of_adams():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_trains(name):
+    traces = []
+
     def loss(params, key, x):
+        traces.append(name)
         value = jnp.mean(jnp.square(x @ params["kernel"] + params["bias"][None] - 0.3 * x))
         return value, {"loss": value}
 
@@ -393,10 +397,27 @@ def test_every_optimizer_trains(name):
     )
     step = jax.jit(make_step(loss, transformation))
     state, first = step(state, X)
+    count = len(traces)
     for _ in range(100):
         state, last = step(state, X)
     assert last["loss"] < 0.05 * first["loss"]
-    assert step._cache_size() == 1
+    assert len(traces) == count  # compiled once
+
+
+def test_a_model_state_of_counters_and_floats_under_an_axis():
+    """Floats are averaged; a counter stays a whole number."""
+
+    def loss(params, key, x, state):
+        value, metrics = user_loss(params, key, x)
+        return value, (metrics, {"count": state["count"] + 1, "mean": jnp.mean(x)})
+
+    first = {"count": jnp.zeros((), jnp.int32), "mean": jnp.zeros(())}
+    state = init_state(start().params, SGD, jax.random.key(0), model_state=first)
+    step = jax.vmap(make_step(loss, SGD, axis_name="parts"), (None, 0), axis_name="parts")
+    after, _ = step(state, X.reshape(2, -1, *X.shape[1:]))
+    assert after.model_state["count"].dtype == np.int32
+    np.testing.assert_array_equal(after.model_state["count"], [1, 1])
+    np.testing.assert_allclose(after.model_state["mean"], jnp.mean(X), rtol=1e-5)
 
 
 def test_unknown_optimizers_are_refused():

@@ -111,14 +111,6 @@ def test_a_run_that_is_there_is_of_this_config_and_length(script, tmp_path):
             script.there(path, other, stop)
 
 
-def test_runs_of_before_optimizers_had_a_name_are_there(script, tmp_path):
-    path = tmp_path / "run.json"
-    config = script.config_of("shipped", Namespace(data="digits", quick=False))
-    old = config | {"optimizer": {k: v for k, v in config["optimizer"].items() if k != "name"}}
-    path.write_text(json.dumps(runs([(1, 1, 1)])[0] | {"config": old}))
-    assert script.there(path, config, 1000)
-
-
 @pytest.mark.parametrize("data", ["digits", "mnist"])
 def test_every_variant_is_a_config_that_differs_from_all_others(script, data):
     options = Namespace(data=data, quick=False)

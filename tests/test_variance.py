@@ -14,10 +14,9 @@ from oracles import jit
 from vdm_jax.models import Statistics, vdm
 from vdm_jax.nets import Network
 from vdm_jax.schedules import learned_monotone
-from vdm_jax.times import RUNNING
 from vdm_jax.training.state import init_state
 from vdm_jax.training.step import make_step
-from vdm_jax.variance import copies, tie
+from vdm_jax.variance import per_example_params, record_loss
 
 SHAPE = (3,)
 BITS = 1 / (3 * math.log(2))
@@ -48,16 +47,17 @@ def params_of(model):
 
 
 @pytest.mark.parametrize("times", ["uniform", {"name": "analytic", "bins": 4}], ids=str)
+@pytest.mark.slow
 def test_interior_follows_the_second_moment_and_all_else_the_bound(times):
     """Against differentiating it directly, in float64."""
     key = jax.random.key(1)
     with jax.enable_x64(True):
-        by_variance, by_bound = (model_of(on, times=times) for on in ("variance", "bound"))
+        by_variance, by_bound = (model_of(on, time_sampler=times) for on in ("variance", "bound"))
         params = jax.tree.map(lambda leaf: leaf.astype(float), params_of(by_bound))
         x = BATCH.astype(float)
 
         def second_moment(params):
-            drawn = by_bound.by_noise.draw(params, key, x)
+            drawn = by_bound.per_noise_level.draw(params, key, x)
             return jnp.mean(jnp.square(BITS * drawn.loss.matching))
 
         @jit
@@ -106,9 +106,11 @@ def test_pieces_give_the_gradient_of_a_mean_square(runs):
     """Also of several runs side by side."""
 
     def tied(weights, x):
-        each, handle = copies(weights, jnp.zeros(x.shape[0]))
+        each, handle = per_example_params(weights, jnp.zeros(x.shape[0]))
         return jnp.mean(
-            tie(jax.vmap(lambda w, x: jnp.sum(jnp.tanh(w["a"] * x)) + w["b"])(each, x), handle)
+            record_loss(
+                jax.vmap(lambda w, x: jnp.sum(jnp.tanh(w["a"] * x)) + w["b"])(each, x), handle
+            )
         )
 
     def square(weights, x):
@@ -158,14 +160,16 @@ def test_it_lowers_the_variance_and_leaves_the_mean():
 
 
 @pytest.mark.parametrize("times", ["uniform", "analytic", "learned"])
+@pytest.mark.slow
 def test_half_precision_parameters_are_trained(times):
-    """All of them, but for the running averages, which keep float32."""
-    model, optimizer = model_of("variance", times=times), optax.sgd(1e-2)
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params_of(model))
-    state = init_state(params, optimizer, jax.random.key(1))
-    for name, part in state.params.items():
-        kind = jnp.float32 if name == RUNNING else jnp.bfloat16
-        assert {leaf.dtype for leaf in jax.tree.leaves(part)} == {jnp.dtype(kind)}
+    """All of them; the averages of learned times keep float32."""
+    model, optimizer = model_of("variance", time_sampler=times), optax.sgd(1e-2)
+    params = params_of(model)
+    model_state = model.init_model_state(params)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    state = init_state(params, optimizer, jax.random.key(1), model_state=model_state)
+    for tree, kind in ((state.params, jnp.bfloat16), (state.model_state, jnp.float32)):
+        assert {leaf.dtype for leaf in jax.tree.leaves(tree)} <= {jnp.dtype(kind)}
     after, metrics = jit(make_step(model.loss, optimizer))(state, BATCH)
     assert metrics["skipped"] == 0
     same = [
@@ -180,4 +184,3 @@ def test_what_to_train_on_is_one_of_two():
         learned_monotone(trained_on="elbo")
     assert learned_monotone().interior == "curve"
     assert learned_monotone(trained_on="bound").interior is None
-    assert RUNNING not in params_of(model_of("variance"))

@@ -244,6 +244,7 @@ def correction_network(law, row, interval_of, base, head):
     return constant_network(one)
 
 
+@pytest.mark.slow
 def test_one_denoiser_has_one_bound_and_one_sample_in_every_base_row_and_head():
     T, x = 6, jnp.asarray(levels_data(16))
     law = oracles.gaussian(SHAPE)
@@ -307,6 +308,7 @@ def init_params(model):
 # --- another path for the training times -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_times_on_another_path_leave_the_bound_as_it_is():
     """In continuous time: the same expectation from other draws; and the evaluation does not notice."""
     x, n = jnp.asarray(levels_data(8)), 6000
@@ -388,12 +390,12 @@ def test_elbo_weighting_gives_the_same_loss_in_every_space_and_output():
     np.testing.assert_allclose(values, values[0], rtol=1e-5)
 
 
-HAND_WEIGHTS = {
-    "elbo": None,
-    "simple": lambda snr: 1.0,
+HAND_WEIGHTS = {  # the papers' own: of ‖x_0 − x̂_0‖², of linear γ; None: of the error in the model's space
+    "elbo": lambda snr: 0.5 * (LAST - FIRST) * snr,
+    "simple": None,
     "min_snr": lambda snr: min(snr, 5.0),
-    "sigmoid": lambda snr: 1 / (1 + snr * math.exp(-2.0)),
-    "p2": lambda snr: 1 / (1 + snr),
+    "sigmoid": lambda snr: 0.5 * (LAST - FIRST) * snr / (1 + snr * math.exp(-2.0)),
+    "p2": lambda snr: snr / (1 + snr),
 }
 HAND_OUT = {  # out² of each space over that of x0, from the definition of its target
     "x0": lambda snr: 1.0,
@@ -403,7 +405,7 @@ HAND_OUT = {  # out² of each space over that of x0, from the definition of its 
 }
 
 
-def test_every_weighting_counts_the_squared_error_of_its_space():
+def test_every_weighting_is_its_papers_loss_in_every_space():
     assert set(HAND_WEIGHTS) == set(WEIGHTINGS)
     assert set(HAND_OUT) == set(CONTINUOUS)
     x = jnp.asarray(levels_data(1))
@@ -431,9 +433,8 @@ def test_every_weighting_counts_the_squared_error_of_its_space():
     for weighting, metrics in found.items():
         np.testing.assert_allclose(metrics["matching"], spy["matching"].repeat(4), rtol=1e-5)
         for space, loss in zip(CONTINUOUS, metrics["loss"] - ends, strict=True):
-            weight, expected = HAND_WEIGHTS[weighting], spy["matching"]
-            if weight is not None:
-                expected = weight(snr) * error_x0 / HAND_OUT[space](snr)
+            weight = HAND_WEIGHTS[weighting]
+            expected = error_x0 * (1 / HAND_OUT[space](snr) if weight is None else weight(snr))
             case = f"{weighting} in {space}"
             np.testing.assert_allclose(loss, expected, rtol=1e-3, err_msg=case)
 
@@ -591,6 +592,7 @@ def test_samples_are_data_as_stored(levels, likelihood, dtype):
 
 
 @pytest.mark.parametrize("likelihood", ["softmax", "histogram"])
+@pytest.mark.slow
 def test_a_chain_is_sampled_without_calls_of_the_network_that_no_loss_makes(likelihood):
     def nan_at_the_least_noise(xt, gamma_t):
         return jnp.where(gamma_t < FIRST + 0.1, jnp.nan, zeros_of(xt, gamma_t))
@@ -689,6 +691,7 @@ class Module(nn.Module):
         ((lambda key, xt: jnp.ones(()), lambda params, xt, gamma_t: params * xt), 1),
     ],
 )
+@pytest.mark.slow
 def test_networks_of_other_libraries_are_taken_as_they_are(network, parameters):
     model, key = model_of(network=network, base="levels"), jax.random.key(0)
     params = model.init(key)
@@ -732,8 +735,8 @@ def test_data_of_another_shape_than_the_statistics_are_refused():
     calls = {
         "loss": model.loss,
         "elbo": model.elbo,
-        "by noise": lambda params, key, x: model.by_noise.elbo(params, key, x, edges),
-        "draw": model.by_noise.draw,
+        "by noise": lambda params, key, x: model.per_noise_level.elbo(params, key, x, edges),
+        "draw": model.per_noise_level.draw,
         "batch": lambda params, key, x: model.loss(params, key, as_batch(x)),
     }
     for call in calls.values():

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.weightings import WEIGHTINGS
+from vdm_jax.diffusion import Interval
+from vdm_jax.parameterizations import PARAMETERIZATIONS
+from vdm_jax.weightings import WEIGHTINGS, as_weighting, stacked_weightings
 
 EXTREMES = [-60.0, -20.0, -5.0, 0.0, 5.0, 13.3, 20.0, 60.0]
 LOG_SNR = np.linspace(-12, 14, 40)
 SNR = np.exp(LOG_SNR)
-PAPERS = [  # name, arguments, the formula in SNR
+PAPERS = [  # name, arguments, the formula in SNR; of `sigmoid` in units of the bound's own weight
     ("simple", {}, np.ones_like(SNR)),
     ("min_snr", {}, np.minimum(SNR, 5)),
     ("min_snr", {"limit": 1.5}, np.minimum(SNR, 1.5)),
@@ -28,11 +30,13 @@ def test_every_weighting_is_tested():
 
 @pytest.mark.parametrize(("name", "kwargs", "expected"), PAPERS)
 def test_values_are_those_of_the_papers(name, kwargs, expected):
-    weigh = WEIGHTINGS[name](**kwargs)
+    weigh, exact = WEIGHTINGS[name](**kwargs), 7.0
+    if name == "sigmoid":
+        expected = exact * expected
     with jax.enable_x64(True):
-        found = [weigh(jnp.asarray(x), jnp.asarray(7.0)) for x in LOG_SNR]
+        found = [weigh(jnp.asarray(x), jnp.asarray(exact)) for x in LOG_SNR]
         np.testing.assert_allclose(found, expected, rtol=1e-12)
-    found = [weigh(jnp.float32(x), jnp.float32(7.0)) for x in LOG_SNR]
+    found = [weigh(jnp.float32(x), jnp.float32(exact)) for x in LOG_SNR]
     np.testing.assert_allclose(found, expected, rtol=3e-6)
 
 
@@ -56,3 +60,23 @@ def test_arguments_without_a_weight_are_refused(name, kwargs):
     ((argument, value),) = kwargs.items()
     with pytest.raises(ValueError, match=f"{name}: {argument} must be positive, found {value}"):
         WEIGHTINGS[name](**kwargs)
+
+
+def test_what_is_no_weighting_is_refused():
+    with pytest.raises(TypeError, match=r"weighting: expected .*found "):
+        as_weighting(np.float64(1.0))
+
+
+def test_a_weighting_of_a_traced_index_is_that_row():
+    rows = [build() for build in WEIGHTINGS.values()]
+    space, step = PARAMETERIZATIONS["v"](), Interval(*jnp.asarray([-2.0, -1.0, 1.0]))
+
+    @jax.vmap
+    def of(index):
+        row = stacked_weightings(rows, index)
+        return row(jnp.asarray(1.0), jnp.asarray(2.0)), row.space(space)(step).out
+
+    expected = [
+        (row(jnp.asarray(1.0), jnp.asarray(2.0)), row.space(space)(step).out) for row in rows
+    ]
+    np.testing.assert_allclose(np.transpose(of(jnp.arange(len(rows)))), expected, rtol=1e-6)

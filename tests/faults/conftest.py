@@ -29,6 +29,7 @@ def unbroken(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("unbroken")
     outcome = Real(folder, cache)()
     assert outcome.status == 0, outcome.err
+    (folder / "said").write_text(outcome.out)
     return folder / "run", digest(folder / "run")
 
 

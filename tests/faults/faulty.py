@@ -21,8 +21,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from vdm_jax import jobs, report, run, trained
-from vdm_jax.training import interrupt
+from vdm_jax.runs import report, sweep, train, trained
+from vdm_jax.runtime import interrupt
 from vdm_jax.training.checkpoint import CheckpointStore
 
 FAULT = json.loads(os.environ.get("FAULT", "{}"))
@@ -42,15 +42,15 @@ def get_config():
     config.evaluate.batch_size = 99
     config.sample.count = 1
     config.sample.steps = 2
-    if not hasattr(jobs, "faults_are_in"):  # flags may ask for the config more than once
-        jobs.faults_are_in = True
+    if not hasattr(sweep, "faults_are_in"):  # flags may ask for the config more than once
+        sweep.faults_are_in = True
         _slow()
         if "signals" in FAULT:
             PHASES[FAULT["at"]]()
         if "poison" in FAULT:
             _poison()
         if not FAULT.get("report", True):
-            run.report = lambda trained, say: None
+            train.report = lambda trained, log: None
     return config
 
 
@@ -80,7 +80,7 @@ def _before(module, name, action):
 
 def _at_dispatch(number, action):
     """Do something right before a dispatch."""
-    whole = run.dispatcher
+    whole = train.dispatcher
 
     def dispatcher(*arguments):
         dispatch, calls = whole(*arguments), iter(range(10**9))
@@ -92,7 +92,7 @@ def _at_dispatch(number, action):
 
         return changed
 
-    run.dispatcher = dispatcher
+    train.dispatcher = dispatcher
 
 
 def _patiently():
@@ -135,7 +135,7 @@ PHASES = {
 
 def _slow():
     seconds, stuck = FAULT.get("slow", 0), FAULT.get("stuck")
-    whole = jobs.train_batches
+    whole = sweep.train_batches
 
     def batches(*arguments, start_step, **options):
         step = start_step
@@ -147,11 +147,11 @@ def _slow():
             yield stack
 
     if seconds or stuck is not None:
-        jobs.train_batches = batches
+        sweep.train_batches = batches
 
 
 def _poison():
-    whole, bad = jobs.make_step, float(FAULT["value"])
+    whole, bad = sweep.make_step, float(FAULT["value"])
 
     def make_step(loss, optimizer, **options):
         def step(state, batch):
@@ -161,15 +161,15 @@ def _poison():
                 "gradient": _through(hit, bad),
             }
 
-            def poisoned(params, key, batch):
-                value, metrics = loss(params, key, batch)
-                return poisons[FAULT["poison"]](value), metrics
+            def poisoned(params, *arguments):
+                value, aux = loss(params, *arguments)
+                return poisons[FAULT["poison"]](value), aux
 
             return whole(poisoned, optimizer, **options)(state, batch)
 
         return step
 
-    jobs.make_step = make_step
+    sweep.make_step = make_step
 
 
 def _through(hit, bad):

@@ -1,7 +1,8 @@
 """The command line in a process of its own, forked from one that has imported everything.
 
-Reads a JSON line {"argv", "cwd", "env", "out", "err", "limit"}, answers the exit status (null: it took longer),
-and so on. For the many cases in which a fresh interpreter would only take time.
+Reads a JSON line {"argv", "code", "cwd", "env", "out", "err", "limit"}, answers the exit status (null: it took
+longer), and so on. `code` is Python to run instead of the command line, or null. For the many cases in which a
+fresh interpreter would only take time.
 """
 
 import importlib
@@ -15,7 +16,7 @@ import warnings
 
 for name in (
     "vdm_jax.main",
-    "vdm_jax.run",
+    "vdm_jax.runs.train",
     "sklearn.datasets",
     "tensorflow_datasets",
     "matplotlib.figure",
@@ -36,7 +37,7 @@ def child(order):
     sys.argv = order["argv"]
     status = 0
     try:
-        main.cli()
+        exec(order["code"], {}) if order["code"] else main.cli()
     except SystemExit as left:
         status = left.code if isinstance(left.code, int) else int(left.code is not None)
     except BaseException:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vdm_jax.training.manifest import MANIFEST
+from vdm_jax.runtime.manifest import MANIFEST
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs"
@@ -56,11 +56,12 @@ class Forks:
         )
         assert self.server.stdout.readline() == "ready\n"
 
-    def __call__(self, folder, *flags, fault=None, limit=60, argv0="main"):
-        """Run the command line in a folder."""
+    def __call__(self, folder, *flags, code=None, fault=None, limit=60, argv0="main"):
+        """Run the command line, or Python code, in a folder; it is killed after `limit` seconds."""
         out, err = folder / "out", folder / "err"
         order = {
             "argv": [argv0, *map(str, flags)],
+            "code": code,
             "cwd": str(folder),
             "env": {"FAULT": json.dumps(fault or {})},
             "out": str(out),

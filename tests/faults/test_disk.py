@@ -89,6 +89,7 @@ def test_the_disk_is_full_for_a_while(tmp_path, cache, unbroken, note):
     note("disk full for a while", kind="tmpfs", status=0, failed_saves=failed, bit_equal=True)
 
 
+@pytest.mark.slow
 def test_files_cannot_grow(copy, real, unbroken, note):
     """The same where nothing can be mounted."""
     shutil.rmtree(copy / "checkpoints" / "40")

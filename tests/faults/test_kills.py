@@ -1,12 +1,18 @@
 """SIGKILL at any time: what was committed is there, and the run that goes on is the unbroken one."""
 
+import hashlib
 import random
 import shutil
 import signal
 import time
 
+import jax
+import numpy as np
 import pytest
 from harness import CONFIG, UNREPORTED, Real, continued_from, digest, last_logged, steps
+from launched import Processes
+
+from vdm_jax import load
 
 EVERY = 20
 SLOW = {"slow": 0.02}  # 2 steps each
@@ -70,6 +76,7 @@ def test_killed_at_any_time(real, long, note, seed):
     assert inside >= 4
 
 
+@pytest.mark.slow
 def test_killed_in_a_save(real, unbroken):
     """The quick one, of every run of the tests."""
     process = real.start(fault={"slow": 0.05})
@@ -96,3 +103,81 @@ def test_killed_in_an_evaluation(real, forks, note):
     assert forks(whole, CONFIG, "--workdir=run", *flags, fault=UNREPORTED).status == 0
     assert digest(real.folder / "run") == digest(whole / "run")
     note("SIGKILL", phase="evaluation", kills=2, at=16, bit_equal=True)
+
+
+KINDS = {
+    "sweep": ["--config.sweep.seeds=(0, 1)"],
+    "learned times, best step": [
+        "--config.model.time_sampler=learned",
+        "--config.train.evaluate_every=16",
+    ],
+    "accumulated batches": ["--config.optimizer.accumulate=3"],
+    "several steps per dispatch": ["--config.train.steps_per_dispatch=4"],
+    "muon": ["--config.optimizer.name=muon"],
+    "timesteps, learned schedule": [
+        "--config.model.timesteps=20",
+        "--config.model.schedule.name=learned_linear",
+    ],
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_runs_of_other_configs(forks, tmp_path, note, kind):
+    """Three lives each: killed in a save, in training, and at any time."""
+    flags, draw = [CONFIG, "--workdir=run", *KINDS[kind]], random.Random(kind)
+    whole, killed, resumed = tmp_path / "whole", tmp_path / "killed", []
+    for folder in (whole, killed):
+        folder.mkdir()
+    outcome = forks(whole, *flags, fault=UNREPORTED, limit=120)
+    assert outcome.status == 0, outcome.err
+    kill = {"signals": [int(signal.SIGKILL)]} | UNREPORTED
+    for at in ("save", "training"):
+        outcome = forks(killed, *flags, fault=kill | {"at": at}, limit=120)
+        assert outcome.status == -signal.SIGKILL, outcome.err
+        resumed.append(max(steps(killed / "run"), default=0))
+    slow = {"slow": 0.4} | UNREPORTED
+    assert forks(killed, *flags, fault=slow, limit=draw.uniform(2, 5)).status is None
+    resumed.append(max(steps(killed / "run"), default=0))
+    outcome = forks(killed, *flags, fault=UNREPORTED, limit=120)
+    assert outcome.status == 0 and "Traceback" not in outcome.err, outcome.err
+    assert continued_from(outcome) == resumed[-1]
+    assert digest(killed / "run") == digest(whole / "run")
+    note("SIGKILL", config=kind, kills=3, resumed_from=resumed, bit_equal=True)
+
+
+@pytest.mark.faults
+def test_two_killed_processes(tmp_path, note):
+    """Both of two that share the parameters, twice."""
+    layout = ["--config.train.parallel=mesh", "--config.train.fsdp=2"]
+    flags = [*layout, "--config.train.steps=48", "--config.train.checkpoint_every=8"]
+    folders, resumed = [tmp_path / name for name in ("whole", "killed")], []
+    for folder in folders:
+        folder.mkdir()
+    run = folders[1] / "run"
+    for life in range(2):
+        with Processes(folders[1], "smoke", *flags) as processes:
+            until, before = time.monotonic() + 120, max(steps_of(run), default=0)
+            while max(steps_of(run), default=0) == before and time.monotonic() < until:
+                time.sleep(0.002)
+            for process in processes.running[:: 1 - 2 * life]:
+                process.kill()
+            assert -signal.SIGKILL in processes.wait()  # the other one may have noticed
+        resumed.append(max(steps(run)))
+    for folder in folders:
+        with Processes(folder, "smoke", *flags) as processes:
+            assert processes.wait() == [0, 0], processes.text("err0")[-2000:]
+    assert restored(run) == restored(folders[0] / "run")
+    note("SIGKILL", config="two processes, fsdp", kills=2, resumed_from=resumed, bit_equal=True)
+
+
+def restored(run):
+    """SHA-256 of the last state and of every logged line, read by one process."""
+    found = hashlib.sha256((run / "metrics.jsonl").read_bytes())
+    for leaf in jax.tree.leaves(load(run).state.params):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def steps_of(run):
+    return steps(run) if (run / "checkpoints").is_dir() else []

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT in every phase: the step is finished and saved, and nothing is lost."""
+"""Signals in every phase: the step is finished and saved, and nothing is lost."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ import pytest
 from harness import CONFIG, UNREPORTED, Real, continued_from, digest, steps
 
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
+WARNINGS = "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"
 EVALUATED = ["--config.train.evaluate_every=16", "--config.train.steps=40"]
 CASES = {  # phase, signals, flags
     "compilation": ("compilation", [TERM], []),
@@ -90,6 +91,34 @@ def test_nobody_listens_any_more(real, unbroken, note):
     note("SIGTERM, SIGINT", phase="with a broken pipe for stderr", at=saved)
 
 
+@pytest.mark.faults
+def test_nohup(real, unbroken):
+    """Its SIGHUP stays ignored; the run ends as if nothing had come."""
+    hangup = {"signals": [int(signal.SIGHUP)], "at": "training"}
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the process inherits it
+    try:
+        outcome = real(fault=hangup)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert outcome.status == 0 and (real.folder / "signalled").exists()
+    assert digest(real.folder / "run") == unbroken[1]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", WARNINGS)
+def test_warnings_save_the_step(forks, unbroken, tmp_path, name):
+    signum = int(getattr(signal, name))
+    fault = {"signals": [signum], "at": "training"}
+    outcome = forks(tmp_path, CONFIG, "--workdir=run", fault=fault)
+    assert outcome.status == 128 + signum, outcome.err
+    saved = max(steps(tmp_path / "run"))
+    assert outcome.last.startswith(f"ended by {name} at step {saved}; saved in ") and saved < 40
+    again = forks(tmp_path, CONFIG, "--workdir=run", fault=UNREPORTED)
+    assert again.status == 0 and continued_from(again) == saved
+    assert digest(tmp_path / "run") == unbroken[1]
+
+
+@pytest.mark.slow
 def test_ended_by_sigterm(real, unbroken):
     """The quick one, of every run of the tests."""
     outcome = real(fault={"signals": [TERM], "at": "training"})

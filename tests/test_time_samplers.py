@@ -1,6 +1,5 @@
 """Times drawn by importance: every density estimates the same loss, and the better ones vary less."""
 
-import collections
 import math
 from functools import partial
 
@@ -10,32 +9,29 @@ import numpy as np
 import optax
 import oracles
 import pytest
-from flax.core import FrozenDict
 from oracles import jit
 
-from vdm_jax.config import default, difference, to_dict
 from vdm_jax.elbo import draw_times, training_interval
-from vdm_jax.models import Statistics, vdm
+from vdm_jax.models import Statistics, vdm, with_model_state
 from vdm_jax.nets import Network
 from vdm_jax.parameterizations import PARAMETERIZATIONS, stacked
 from vdm_jax.schedules import linear
 from vdm_jax.specs import build
-from vdm_jax.times import (
-    GRAIN,
-    RUNNING,
-    TIMES,
-    Drawn,
-    bin_edges,
+from vdm_jax.time_samplers import (
+    TIME_SAMPLERS,
+    TimeSample,
+    TrainingPath,
+    bin_probabilities,
     draw_weighted,
-    follow,
+)
+from vdm_jax.time_samplers.bins import (
+    GRAIN,
+    best_mass,
+    bin_edges,
     mean_square,
-    probabilities,
+    updated_moments,
 )
-from vdm_jax.training.optimizer import (
-    make_optimizer,
-    with_running_averages,
-    without_running_averages,
-)
+from vdm_jax.training.optimizer import make_optimizer
 from vdm_jax.training.state import init_state
 from vdm_jax.training.step import make_step
 from vdm_jax.typing import Batch, as_batch
@@ -45,7 +41,7 @@ FIRST, LAST = -4.0, 5.0
 ENDS = {"gamma_min": FIRST, "gamma_max": LAST}
 MILD = {"name": "linear"} | ENDS
 CHAINS = [None, 1, 7, 1000]
-IMPORTANT = [name for name in TIMES if build(TIMES, name).bins]
+IMPORTANT = [name for name in TIME_SAMPLERS if name != "uniform"]
 BITS = 1 / (DIM * math.log(2))
 RUGGED = np.random.default_rng(0).lognormal(0, 2, 64).astype(np.float32)
 
@@ -68,6 +64,17 @@ def zero(xt, gamma_t):
     return 0 * xt
 
 
+def started(model, optimizer=None):
+    """The train state of a model, with its model state."""
+    params = jax.jit(model.init)(jax.random.key(0))
+    state = model.init_model_state(params)
+    return init_state(params, optimizer or adam(), jax.random.key(1), model_state=state)
+
+
+def best_probabilities(moments, mix, timesteps):
+    return bin_probabilities(best_mass(moments, bin_edges(len(moments), timesteps)), mix, timesteps)
+
+
 def keys(n, seed=0):
     return jax.random.split(jax.random.key(seed), n)
 
@@ -81,7 +88,7 @@ def test_weighted_draws_have_the_mean_of_uniform_ones(moments, timesteps):
     """By quadrature over u in float64, of a function with a jump; and a chain's steps one by one."""
     n = 2**19
     with jax.enable_x64(True):
-        chances = probabilities(_fitting(moments, timesteps), 0.1, timesteps)
+        chances = best_probabilities(_fitting(moments, timesteps), 0.1, timesteps)
         drawn = jax.jit(partial(draw_weighted, timesteps=timesteps))(
             jax.random.key(3), jnp.arange(n) / n, chances
         )
@@ -103,6 +110,14 @@ def _fitting(moments, timesteps):
     return jnp.asarray(moments[:count], float)
 
 
+def test_a_mass_of_any_type_on_bins_that_the_chain_has():
+    for kind in ("int32", "float16", "float32"):
+        found = bin_probabilities(jnp.asarray([1, 3], kind), 0.5, None)
+        np.testing.assert_array_equal(found, [0.375, 0.625])
+    with pytest.raises(ValueError, match="bins: expected at most timesteps = 2, found 3"):
+        bin_probabilities(jnp.ones(3), 0.5, 2)
+
+
 def test_bins_of_a_chain_are_of_whole_steps():
     for bins, timesteps in [(64, 1), (64, 7), (64, 64), (64, 1000), (3, 2**24)]:
         edges = bin_edges(bins, timesteps)
@@ -116,7 +131,7 @@ def test_float32_reaches_all_of_a_rare_bin(timesteps):
     """Of its 2¹⁸ steps a float32 u in [0, 1) can tell 2¹³ apart."""
     chances = np.full(64, 2.0**-10, np.float32)
     chances[40] = 1 - 63 * 2.0**-10
-    draw = partial(draw_weighted, chances=jnp.asarray(chances), timesteps=timesteps)
+    draw = partial(draw_weighted, probability=jnp.asarray(chances), timesteps=timesteps)
     phase = jnp.arange(2**14) / 2**14
     drawn = jit(jax.vmap(draw, (0, None)))(keys(128), phase)
     here = np.asarray(drawn.bin) == 5
@@ -143,7 +158,7 @@ def test_float32_reaches_all_of_a_rare_bin(timesteps):
 @pytest.mark.parametrize("timesteps", CHAINS)
 def test_probabilities_are_exact_and_bounded(timesteps, mix, dtype):
     moments = _fitting(RUGGED, timesteps).astype(dtype)
-    found = np.asarray(probabilities(moments, mix, timesteps), np.float64)
+    found = np.asarray(best_probabilities(moments, mix, timesteps), np.float64)
     share = np.diff(bin_edges(64, timesteps)) / (timesteps or 1)
     assert found.sum() == 1
     np.testing.assert_array_equal(found / GRAIN, np.round(found / GRAIN))
@@ -155,9 +170,9 @@ def test_probabilities_are_exact_and_bounded(timesteps, mix, dtype):
 @pytest.mark.parametrize("bad", [0.0, np.inf, np.nan])
 def test_moments_that_say_nothing_give_the_uniform_density(bad):
     moments = jnp.full(64, bad).at[0].set(bad)
-    np.testing.assert_allclose(probabilities(moments, 0.1, None), 1 / 64, atol=GRAIN)
+    np.testing.assert_allclose(best_probabilities(moments, 0.1, None), 1 / 64, atol=GRAIN)
     one = jnp.ones(64).at[3].set(bad)
-    assert np.all(np.isfinite(probabilities(one, 0.1, None)))
+    assert np.all(np.isfinite(best_probabilities(one, 0.1, None)))
 
 
 def test_uniform_times_are_those_of_draw_times_to_the_bit():
@@ -166,7 +181,8 @@ def test_uniform_times_are_those_of_draw_times_to_the_bit():
     named, plain = {}, {}
     for T in CHAINS:
         plain[T], named[T] = (
-            gaussian_model(scaled(zero), T, **chosen) for chosen in ({}, {"times": "uniform"})
+            gaussian_model(scaled(zero), T, **chosen)
+            for chosen in ({}, {"time_sampler": "uniform"})
         )
         params = named[T].init(jax.random.key(0))
         assert set(params) == {"network", "schedule"}
@@ -177,12 +193,41 @@ def test_uniform_times_are_those_of_draw_times_to_the_bit():
         for T in CHAINS:
             times = draw_times(jax.random.split(key)[0], batch.phase, T)
             path = partial(training_interval, linear(**ENDS), {}, timesteps=T)
-            yield named[T].by_noise.draw(params, key, batch).interval, jax.vmap(path)(times)[0]
+            yield (
+                named[T].per_noise_level.draw(params, key, batch).interval,
+                jax.vmap(path)(times)[0],
+            )
 
     for found, expected in jit(lambda: [*gammas()])():
         jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert "times" not in named[None].components
-    assert "times learned" in gaussian_model(scaled(zero), times={"name": "learned"}).components
+    assert (
+        "times learned" in gaussian_model(scaled(zero), time_sampler={"name": "learned"}).components
+    )
+
+
+def test_the_normal_densities_are_those_of_their_papers():
+    """By quadrature: the mass of each bin, and no more than 1/mix of any weight."""
+    path = TrainingPath(None, lambda t: FIRST + (LAST - FIRST) * t, jnp.ones_like)
+    n = 2**16
+    cases = {
+        "logit_normal": (lambda t: np.log(t / (1 - t)), 0.4, 0.7),
+        "lognormal_sigma": (lambda t: 0.5 * (FIRST + (LAST - FIRST) * t), -0.3, 0.8),
+    }
+    for name, (of, mean, deviation) in cases.items():
+        spec = {"name": name, "mean": mean, "deviation": deviation, "bins": 32, "mix": 0.2}
+        sampler = build(TIME_SAMPLERS, spec)
+        assert sampler.init(path) is None
+        drawn = jit(partial(sampler.sample, None, path))(jax.random.key(0), jnp.arange(n) / n)
+        middle = (np.arange(32 * 1000) + 0.5) / (32 * 1000)
+        z = (of(middle) - mean) / deviation
+        # density of t: that of the normal variable times its slope
+        density = np.exp(-0.5 * z**2) * np.gradient(of(middle), middle)
+        mass = density.reshape(32, 1000).sum(1)
+        expected = 0.8 * mass / mass.sum() + 0.2 / 32
+        found = np.bincount(drawn.bin, minlength=32) / n
+        np.testing.assert_allclose(found, expected, atol=2e-4, err_msg=name)
+        assert np.max(drawn.weight) < 1.01 / 0.2
 
 
 # --- the model -------------------------------------------------------------------------------------------
@@ -200,11 +245,12 @@ def test_every_way_to_draw_has_the_loss_and_the_gradient_of_the_closed_form(time
     else:
         exact = oracles.matching(law, np.linspace(FIRST, LAST, timesteps + 1), x0).mean()
     slopes = {}
-    for name in TIMES:
-        model = gaussian_model(network, timesteps, times=name)
+    for name in TIME_SAMPLERS:
+        model = gaussian_model(network, timesteps, time_sampler=name)
         params = model.init(jax.random.key(0))
-        if RUNNING in params:
-            params[RUNNING]["times"] = _fitting(RUGGED, timesteps).astype(jnp.float32)
+        if model.init_model_state(params) is not None:
+            state = _fitting(RUGGED, timesteps).astype(jnp.float32)
+            model = with_model_state(model, state)
 
         @jit
         @partial(jax.vmap, in_axes=(None, 0))
@@ -229,13 +275,13 @@ def test_every_way_to_draw_has_the_loss_and_the_gradient_of_the_closed_form(time
 
 def test_what_is_split_by_noise_counts_the_weights():
     x = jnp.asarray(oracles.gaussian(SHAPE).sample(0, 16), jnp.float32)
-    model = gaussian_model(scaled(zero), times="analytic")
+    model = gaussian_model(scaled(zero), time_sampler="analytic")
     params, key = model.init(jax.random.key(0)), jax.random.key(1)
     edges = np.asarray([FIRST, 0.0, LAST])
 
     @jit
     def found(params):
-        one, by_noise = model.by_noise.draw(params, key, x), model.by_noise.loss
+        one, by_noise = model.per_noise_level.draw(params, key, x), model.per_noise_level.loss
         return model.loss(params, key, x)[1], one, by_noise(params, key, x, edges)
 
     metrics, one, by_bin = found(params)
@@ -261,9 +307,9 @@ def test_analytic_density_is_the_quadrature_of_the_loss_of_a_zero_network(timest
     for name in PARAMETERIZATIONS:
         if timesteps is None and not PARAMETERIZATIONS[name]().continuous:
             continue
-        settings = {"parameterization": name, "times": {"name": "learned", "mix": 0.2}}
+        settings = {"parameterization": name, "time_sampler": {"name": "learned", "mix": 0.2}}
         model = gaussian_model(scaled(zero), timesteps, 0.3, **settings)
-        found = model.init(jax.random.key(0))[RUNNING]["times"]
+        found = model.init_model_state(model.init(jax.random.key(0)))
         edges = bin_edges(64, timesteps)
         if timesteps is None:
             with jax.enable_x64(True):
@@ -280,13 +326,14 @@ def test_densities_of_a_network_that_predicts_nothing_vary_less():
     """F = 0 for x_0: the loss falls by e⁹ over the times, and so few draws matter."""
     x = jnp.asarray(oracles.gaussian(SHAPE).sample(0, 16), jnp.float32)
     spread = {}
-    for name in TIMES:
-        model = gaussian_model(scaled(zero), parameterization="x0", times=name)
+    names = ["uniform", "analytic", "learned"]
+    for name in names:
+        model = gaussian_model(scaled(zero), parameterization="x0", time_sampler=name)
         params = model.init(jax.random.key(0))
         loss = jit(jax.vmap(model.loss, (None, 0, None)))
         values = np.asarray(loss(params, keys(400), x)[0], np.float64)
         spread[name] = values.std(), values.mean(), oracles.standard_error(values)
-    for name in IMPORTANT:
+    for name in names[1:]:
         assert spread[name][0] < 0.3 * spread["uniform"][0]
         error = math.hypot(spread[name][2], spread["uniform"][2])
         assert abs(spread[name][1] - spread["uniform"][1]) < 4.5 * error
@@ -297,7 +344,7 @@ def test_rows_that_are_chosen_by_a_traced_index_have_their_own_times():
     x = jnp.asarray(oracles.gaussian(SHAPE).sample(0, 8), jnp.float32)
 
     def loss(row):
-        model = gaussian_model(scaled(zero), parameterization=row, times="learned")
+        model = gaussian_model(scaled(zero), parameterization=row, time_sampler="learned")
         return model.loss(model.init(jax.random.key(0)), jax.random.key(1), x)[0]
 
     rows = [PARAMETERIZATIONS[name]() for name in names]
@@ -314,32 +361,31 @@ def adam(**changes):
     return make_optimizer(**settings | changes)[0]
 
 
-def test_running_averages_move_towards_what_is_seen_and_nothing_else_moves_them():
+def test_averages_move_towards_the_squared_losses():
     chances = jnp.asarray([0.5, 0.25, 0.125, 0.125])
-    estimates, loss = jnp.asarray([1.0, 2.0, 3.0, 4.0]), jnp.asarray([5.0, 6.0, 1.0])
-    drawn = Drawn(jnp.zeros(3), jnp.asarray([1, 1, 3]), jnp.ones(3))
-    value, step = jax.value_and_grad(follow)(estimates, drawn, loss, chances, 0.1)
-    assert value == 0
-    expected = 0.1 / 3 * np.array([0, (2 - 25 + 2 - 36) / 0.25, 0, (4 - 1) / 0.25])
-    np.testing.assert_allclose(step, expected, rtol=1e-5)
-    slopes = jax.grad(follow, (2, 3))(estimates, drawn, loss, chances, 0.1)
-    for slope in slopes:
-        np.testing.assert_array_equal(slope, 0)
+    moments, loss = jnp.asarray([1.0, 2.0, 3.0, 4.0]), jnp.asarray([5.0, 6.0, 1.0])
+    bin = jnp.asarray([1, 1, 3])
+    drawn = TimeSample(jnp.zeros(3), jnp.ones(3), bin, chances[bin])
+    after = updated_moments(moments, drawn, loss, 0.1)
+    expected = 0.1 / 3 * np.array([0, (25 - 2 + 36 - 2) / 0.25, 0, (1 - 4) / 0.25])
+    np.testing.assert_allclose(after - moments, expected, rtol=1e-5)
     losses = jnp.asarray([np.inf, 1e30, 1.0])
-    for scale in (1.0, 1e30):  # no product of two of them is a float32
-        value, huge = jax.value_and_grad(follow)(scale * estimates, drawn, losses, chances, 0.1)
-        assert value == 0 and np.all(np.isfinite(huge))
+    for scale in (1.0, 1e30):
+        assert np.all(np.isfinite(updated_moments(scale * moments, drawn, losses, 0.1)))
+    # an average below zero, which one draw too many may leave, counts as zero
+    below = updated_moments(-moments, drawn, loss, 0.1)
+    np.testing.assert_allclose(below, updated_moments(0 * moments, drawn, loss, 0.1), rtol=1e-6)
 
 
 def test_large_losses_are_trained_on():
     """Those of a raw `mean` head near the data, where its targets are of order 1e-3."""
     x = jnp.ones((8, *SHAPE))
     found = {}
-    for times in TIMES:
-        settings = {"parameterization": "mean", "times": times}
+    for times in TIME_SAMPLERS:
+        settings = {"parameterization": "mean", "time_sampler": times}
         settings["schedule"] = {"name": "linear", "gamma_min": -13.3, "gamma_max": 5.0}
         model = gaussian_model(scaled(zero), 1000, **settings)
-        state = init_state(model.init(jax.random.key(0)), optax.sgd(1e-30), jax.random.key(1))
+        state = started(model, optax.sgd(1e-30))
         run = jit(make_step(model.loss, optax.sgd(1e-30)))
         for _ in range(2):
             state, metrics = run(state, x)
@@ -348,46 +394,42 @@ def test_large_losses_are_trained_on():
     assert min(found.values()) > 1e7
 
 
-@pytest.mark.parametrize("kind", [dict, FrozenDict, collections.OrderedDict])
-def test_running_averages_are_told_in_any_mapping(kind):
-    params = kind({"w": jnp.ones(2), RUNNING: {"times": jnp.ones(3)}})
-    optimizer = with_running_averages(optax.sgd(0.5))
-    update, _ = optimizer.update(params, optimizer.init(params), params)
-    assert float(update["w"][0]) == -0.5 and float(update[RUNNING]["times"][0]) == -1
-    assert [leaf.shape for leaf in without_running_averages(params)] == [(2,)]
-
-
-def test_estimates_of_squares_stay_positive():
+def test_averages_recover_from_large_steps():
     """One example a batch, and a rate for many: a draw moves the average of its bin past what it saw."""
     x = jnp.ones((1, *SHAPE))
     times = {"name": "learned", "bins": 16, "rate": 0.5}
-    model = gaussian_model(scaled(zero), parameterization="x0", times=times)
-    state = init_state(model.init(jax.random.key(0)), optax.set_to_zero(), jax.random.key(1))
+    model = gaussian_model(scaled(zero), parameterization="x0", time_sampler=times)
+    state = started(model, optax.set_to_zero())
     step = make_step(model.loss, optax.set_to_zero())
 
     def body(state, _):
-        state, _ = step(state, x)
-        return state, state.params[RUNNING]["times"]
+        state, metrics = step(state, x)
+        return state, (state.model_state, metrics["loss"])
 
-    _, history = jit(lambda s: jax.lax.scan(body, s, length=500))(state)
-    assert np.all(np.asarray(history) >= 0) and np.all(np.asarray(history).max(0) > 0)
+    _, (history, losses) = jit(lambda s: jax.lax.scan(body, s, length=500))(state)
+    assert np.all(np.asarray(history).max(0) > 0) and np.all(np.isfinite(losses))
+    # never far below zero: what lies there counts as zero
+    assert np.min(history) > -np.max(history)
 
 
 @pytest.mark.parametrize("timesteps", [None, 100])
 def test_learned_estimates_converge_to_the_second_moments(timesteps):
     """From a start that is 25 times too high; of F = 0 for x_0 they are known."""
     x = jnp.ones((16, *SHAPE))
-    settings = {"parameterization": "x0", "times": {"name": "learned", "bins": 8, "rate": 0.05}}
+    settings = {
+        "parameterization": "x0",
+        "time_sampler": {"name": "learned", "bins": 8, "rate": 0.05},
+    }
     model = gaussian_model(scaled(zero), timesteps, 5.0, **settings)
     # nothing to train: only the estimates move
     optimizer = optax.set_to_zero()
     step = make_step(model.loss, optimizer)
-    state = init_state(model.init(jax.random.key(0)), optimizer, jax.random.key(1))
-    start = np.asarray(state.params[RUNNING]["times"])
+    state = started(model, optimizer)
+    start = np.asarray(state.model_state)
 
     def body(state, _):
         state, metrics = step(state, x)
-        return state, (state.params[RUNNING]["times"], metrics)
+        return state, (state.model_state, metrics)
 
     state, (history, metrics) = jit(lambda s: jax.lax.scan(body, s, length=4000))(state)
     if timesteps is None:
@@ -406,8 +448,6 @@ def test_learned_estimates_converge_to_the_second_moments(timesteps):
     late = np.asarray(metrics["matching"], np.float64)[2000:]
     assert late.std() < 0.2 * late.mean()
     assert abs(late.mean() - BITS * DIM * np.sqrt(each).mean()) < 5 * oracles.standard_error(late)
-    ema = np.asarray(state.ema_params[RUNNING]["times"])
-    assert np.all((ema > 0) & (ema < start))
 
 
 def learned_run(**changes):
@@ -418,42 +458,41 @@ def learned_run(**changes):
         },
         lambda p, xt, gamma_t, extra=None, keys=None: jnp.tanh(xt @ p["w"]) + p["b"][None],
     )
-    model = gaussian_model(network, times="learned")
+    model = gaussian_model(network, time_sampler="learned")
     optimizer = adam(**changes)
-    state = init_state(jax.jit(model.init)(jax.random.key(0)), optimizer, jax.random.key(1))
-    return model, optimizer, state
+    return model, optimizer, started(model, optimizer)
 
 
-def test_the_optimizer_trains_the_rest_as_if_there_were_no_averages():
+def test_the_optimizer_does_not_see_the_averages():
     model, optimizer, state = learned_run()
     x = jnp.asarray(oracles.gaussian(SHAPE).sample(0, 8), jnp.float32)
     after, metrics = jit(make_step(model.loss, optimizer))(state, x)
-    gradient = jit(jax.grad(lambda p, key: model.loss(p, key, x)[0]))(
+    fixed = with_model_state(model, state.model_state)
+    gradient = jit(jax.grad(lambda p, key: fixed.loss(p, key, x)[0]))(
         state.params, jax.random.fold_in(state.key, 0)
     )
-    trained = {name: part for name, part in gradient.items() if name != RUNNING}
-    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(trained), rtol=1e-4)
-    own = {name: part for name, part in state.params.items() if name != RUNNING}
-    plain = adam()
-    updates, _ = plain.update(trained, plain.init(own), own)
-    expected = optax.apply_updates(own, updates)
-    for name in own:
-        jax.tree.map(
-            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-            after.params[name],
-            expected[name],
-        )
-    step = np.asarray(gradient[RUNNING]["times"])
-    assert np.abs(step).max() > 0
-    moved = np.asarray(state.params[RUNNING]["times"]) - step
-    np.testing.assert_allclose(after.params[RUNNING]["times"], moved, rtol=1e-5)
-    # no state of its own, and none that other runs do not have
-    count = len(jax.tree.leaves(plain.init(own)))
-    assert len(jax.tree.leaves(state.opt_state)) == count
-    mask = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
-    bare = optax.adamw(optax.constant_schedule(1e-2), mask=mask)
-    bare = optax.chain(optax.clip_by_global_norm(0.1), bare)
-    assert jax.tree.structure(plain.init(own)) == jax.tree.structure(bare.init(own))
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-4)
+    updates, _ = optimizer.update(gradient, optimizer.init(state.params), state.params)
+    expected = optax.apply_updates(state.params, updates)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, after.params, expected)
+    assert np.any(np.asarray(after.model_state) != np.asarray(state.model_state))
+
+
+def test_a_model_without_its_state_draws_by_the_first_density():
+    model, _, state = learned_run()
+    x, key = jnp.asarray(oracles.gaussian(SHAPE).sample(0, 8), jnp.float32), jax.random.key(2)
+    value, metrics = jit(model.loss)(state.params, key, x)
+    expected, (same, _) = jit(model.loss)(state.params, key, x, state.model_state)
+    assert value == expected and metrics["loss"] == same["loss"]
+    moved, _ = jit(model.loss)(state.params, key, x, jnp.asarray(RUGGED))
+    assert moved != value
+    bound = with_model_state(model, jnp.asarray(RUGGED)).per_noise_level
+    assert bound is not None and model.per_noise_level is not None
+    edges = np.asarray([FIRST, LAST])
+    by_bin = [jit(p.loss)(state.params, key, x, edges) for p in (bound, model.per_noise_level)]
+    np.testing.assert_allclose(by_bin[1], metrics["matching"], rtol=1e-4)
+    assert by_bin[0] != by_bin[1]
 
 
 def test_averages_move_with_every_batch_of_an_accumulated_update_and_not_with_a_bad_one():
@@ -462,8 +501,7 @@ def test_averages_move_with_every_batch_of_an_accumulated_update_and_not_with_a_
     step = jit(make_step(model.loss, optimizer))
     first, _ = step(state, x)
     jax.tree.map(np.testing.assert_array_equal, first.params["network"], state.params["network"])
-    times = [s.params[RUNNING]["times"] for s in (state, first)]
-    assert np.any(np.asarray(times[0]) != np.asarray(times[1]))
+    assert np.any(np.asarray(first.model_state) != np.asarray(state.model_state))
     second, _ = step(first, x)
     assert any(
         np.any(a != b)
@@ -477,6 +515,7 @@ def test_averages_move_with_every_batch_of_an_accumulated_update_and_not_with_a_
     assert metrics["skipped"] == 1
     jax.tree.map(np.testing.assert_array_equal, bad.params, first.params)
     jax.tree.map(np.testing.assert_array_equal, bad.opt_state, first.opt_state)
+    np.testing.assert_array_equal(bad.model_state, first.model_state)
 
 
 def test_a_divided_batch_moves_the_averages_as_the_whole_one_does():
@@ -487,8 +526,9 @@ def test_a_divided_batch_moves_the_averages_as_the_whole_one_does():
     step = make_step(model.loss, optimizer, axis_name="parts")
     divided, others = jit(jax.vmap(step, (None, 0), axis_name="parts"))(state, parts)
     for i in range(4):
-        part = jax.tree.map(lambda leaf, i=i: leaf[i], divided.params)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), part, whole.params)
+        part = jax.tree.map(lambda leaf, i=i: leaf[i], (divided.params, divided.model_state))
+        close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+        jax.tree.map(close, part, (whole.params, whole.model_state))
         np.testing.assert_allclose(others["loss"][i], metrics["loss"], rtol=1e-5)
 
 
@@ -514,19 +554,19 @@ def test_mean_square_is_of_each_bin():
         ({"name": "analytic", "mix": 1e-4}, "mix: expected at least bins / 2.* found 0.0001"),
         ({"name": "learned", "rate": 0.0}, r"rate: expected a number in \(0, 1\], found 0.0"),
         ({"name": "uniform", "bins": 3}, "'uniform' has no argument 'bins'"),
+        (
+            {"name": "logit_normal", "deviation": 0.0},
+            "deviation: expected a number above 0, found 0",
+        ),
+        (
+            {"name": "lognormal_sigma", "mean": math.inf},
+            "mean: expected a finite number, found inf",
+        ),
         (None, "expected a name"),
     ],
     ids=str,
 )
 def test_mistakes_are_one_line_with_their_place(times, message):
-    with pytest.raises(ValueError, match=rf"^config\.model\.times: {message}") as error:
-        gaussian_model(scaled(zero), times=times, where="config.model")
+    with pytest.raises(ValueError, match=rf"^config\.model\.time_sampler: {message}") as error:
+        gaussian_model(scaled(zero), time_sampler=times, where="config.model")
     assert "\n" not in str(error.value)
-
-
-def test_configs_of_earlier_versions_drew_uniform_times():
-    config = to_dict(default())
-    before = config | {"model": {k: v for k, v in config["model"].items() if k != "times"}}
-    assert difference(before, config) == ["config.model.times: 'uniform' there, 'learned' here"]
-    same = config | {"model": config["model"] | {"times": "uniform"}}
-    assert difference(before, same) == difference(same, before) == []

@@ -10,14 +10,14 @@ import pytest
 from oracles import jit
 from PIL import Image
 
+from vdm_jax.effective_weights import LEVELS, EffectiveWeights, effective_weights
 from vdm_jax.elbo import draw_times
 from vdm_jax.models import Statistics, vdm
 from vdm_jax.nets import Network
-from vdm_jax.objectives import LEVELS, EffectiveWeights, effective_weights
 from vdm_jax.parameterizations import PARAMETERIZATIONS, stacked
+from vdm_jax.runs.plots import weight_curves
 from vdm_jax.schedules import SCHEDULES
 from vdm_jax.specs import build, name_of
-from vdm_jax.training.pictures import weight_curves
 from vdm_jax.typing import Batch
 from vdm_jax.weightings import WEIGHTINGS
 
@@ -90,7 +90,7 @@ def curvature(key, x, phase, **settings):
 
     def loss(F):
         one_bin = np.asarray([-100.0, 100.0])  # without reconstruction and prior
-        return model.by_noise.loss({"network": F, "schedule": {}}, key, batch, one_bin)[0]
+        return model.per_noise_level.loss({"network": F, "schedule": {}}, key, batch, one_bin)[0]
 
     time_key, _ = jax.random.split(key)  # as the loss does
     bits = 1 / (math.prod(SHAPE) * math.log(2))
@@ -126,6 +126,7 @@ def curvatures_and_weights(path, timesteps, weightings, dtype, n=7):
 
 
 @pytest.mark.parametrize(("path", "timesteps"), CASES)
+@pytest.mark.slow
 def test_the_effective_weights_are_the_curvature_of_the_loss(path, timesteps):
     with jax.enable_x64(True):
         names, found = curvatures_and_weights(path, timesteps, WEIGHTINGS, jnp.float64)
@@ -133,6 +134,7 @@ def test_the_effective_weights_are_the_curvature_of_the_loss(path, timesteps):
 
 
 @pytest.mark.parametrize("timesteps", [1000, None])
+@pytest.mark.slow
 def test_in_single_precision_too(timesteps):
     names, found = curvatures_and_weights("cosine", timesteps, ["elbo", "min_snr"], jnp.float32)
     assert_weights_are_curvatures("cosine", timesteps, names, found, rtol=1e-4)
@@ -264,31 +266,73 @@ def test_chains_become_continuous_at_first_order(space, weighting):
 # --- what papers printed -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=name_of)
-@pytest.mark.parametrize("limit", [1.0, 5.0])
-def test_min_snr_is_one_loss_in_its_three_printed_forms(schedule, limit):
-    """Hang et al. 2023: min(SNR, γ) for x_0, min(SNR, γ)/SNR for ε, min(SNR, γ)/(SNR + 1) for v."""
+def as_printed(loss):
+    """A weighting that is a formula of the SNR, of the error in the model's space."""
+    return lambda log_snr, exact: loss(jnp.exp(log_snr))
 
-    def clipped(log_snr):
-        return jnp.minimum(jnp.exp(log_snr), limit)
 
-    printed = {
-        "x0": lambda log_snr, exact: clipped(log_snr),
-        "eps": lambda log_snr, exact: clipped(log_snr) / jnp.exp(log_snr),
-        "v": lambda log_snr, exact: clipped(log_snr) / (jnp.exp(log_snr) + 1),
-    }
-    spec = {"name": "min_snr", "limit": limit}
-    ours = in_double("x0", spec, schedule=schedule)
-    for row, weighting in printed.items():
-        theirs = in_double(row, weighting, schedule=schedule)
-        for name in ("x0", "eps", "v", "relative"):
-            np.testing.assert_allclose(getattr(theirs, name), getattr(ours, name), rtol=1e-10)
-    gamma = -ours.log_snr
-    in_eps = np.minimum(1, limit * np.exp(gamma)) / SLOPE[schedule["name"]](gamma)
-    np.testing.assert_allclose(ours.eps, in_eps, rtol=1e-10)
-    # the same name in another space is another loss
-    other = in_double("eps", spec, schedule=schedule)
-    assert np.ptp(np.log(ours.eps / other.eps)) > 5
+PRINTED = [  # a name and its arguments; the space in which a paper prints a form of it, and that form
+    ({"name": "min_snr"}, "x0", lambda snr: jnp.minimum(snr, 5)),  # Hang et al. 2023, all three
+    ({"name": "min_snr", "limit": 1.5}, "eps", lambda snr: jnp.minimum(snr, 1.5) / snr),
+    ({"name": "min_snr", "limit": 1.5}, "v", lambda snr: jnp.minimum(snr, 1.5) / (snr + 1)),
+    ({"name": "p2"}, "eps", lambda snr: 1 / (1 + snr)),  # Choi et al. 2022
+    ({"name": "p2", "k": 0.3, "power": 0.5}, "eps", lambda snr: 1 / (0.3 + snr) ** 0.5),
+]
+
+
+@pytest.mark.parametrize("timesteps", [7, None])
+@pytest.mark.parametrize("spec", EVERY_SCHEDULE, ids=name_of)
+@pytest.mark.slow
+def test_published_losses_of_uniform_times_are_one_loss_in_every_row_space_and_schedule(
+    spec, timesteps
+):
+    with jax.enable_x64(True):
+        at = built(spec) | {"timesteps": timesteps}
+        times = jnp.arange(7) if timesteps else jnp.linspace(0.0, 1.0, 9)
+        spaces = list(PARAMETERIZATIONS) if timesteps else CONTINUOUS
+
+        @jit
+        def found():
+            pairs = []
+            for name, printed_in, loss in PRINTED:
+                theirs = effective_weights(printed_in, as_printed(loss), times=times, **at)
+                for i, space in enumerate(spaces):
+                    row = spaces[i - 1]  # what the network outputs does not matter
+                    ours = effective_weights(row, name, space=space, times=times, **at)
+                    pairs.append((ours._replace(own=theirs.own), theirs))
+            return pairs
+
+        for ours, theirs in found():
+            for one, other in zip(ours, theirs, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+@pytest.mark.parametrize("timesteps", [7, None])
+@pytest.mark.parametrize("spec", EVERY_SCHEDULE, ids=name_of)
+def test_sigmoid_weighs_the_log_snr_alike_under_every_schedule(spec, timesteps):
+    """Kingma & Gao 2023, Hoogeboom et al. 2024: ½ ∫ sigmoid(b − λ) ‖ε − ε̂‖² dλ."""
+    with jax.enable_x64(True):
+        at = built(spec) | {"timesteps": timesteps}
+        times = jnp.arange(7) if timesteps else jnp.linspace(0.0, 1.0, 9)
+        spaces = list(PARAMETERIZATIONS) if timesteps else CONTINUOUS
+        for space in spaces:
+            loss = {"space": space, "times": times} | at
+            found = effective_weights("v", {"name": "sigmoid", "bias": 1.5}, **loss)
+            bound = effective_weights("v", "elbo", **loss)
+            theirs = np.exp(1.5) / (np.exp(1.5) + np.exp(np.asarray(found.log_snr)))
+            np.testing.assert_allclose(found.relative, theirs, rtol=1e-9)
+            np.testing.assert_allclose(found.eps, theirs * bound.eps, rtol=1e-9)
+            np.testing.assert_allclose(found.own, theirs * bound.own, rtol=1e-9)
+
+
+@pytest.mark.parametrize("space", CONTINUOUS)
+def test_simple_is_the_plain_error_of_the_space(space):
+    """Ho et al. 2020 in eps: the one weighting that the space decides."""
+    found = in_double("v", "simple", space=space, schedule=COSINE)
+    np.testing.assert_allclose(found.own, 1, rtol=1e-12)
+    gamma = -found.log_snr
+    in_x0 = 1 / squared_out(space, gamma, gamma) / SLOPE["cosine"](gamma)
+    np.testing.assert_allclose(found.x0, in_x0, rtol=1e-10)
 
 
 def test_the_error_of_v_is_that_of_x0_times_one_and_the_snr():
@@ -348,6 +392,7 @@ def test_a_time_is_that_of_the_step_it_falls_in():
 @pytest.mark.parametrize(
     ("losses", "timesteps"), [(["elbo"], None), (WEIGHTINGS, 7), ([*WEIGHTINGS] * 3, 1000)]
 )
+@pytest.mark.slow
 def test_curves_are_of_every_loss_in_three_spaces(losses, timesteps, tmp_path):
     weights = {
         f"{name} {i}": effective_weights("x0", name, timesteps=timesteps)
@@ -392,7 +437,7 @@ def test_curves_need_not_be_saved(tmp_path, monkeypatch):
         ({"parameterization": "mean"}, "'mean' has no finite form in continuous time"),
         ({"space": "mean"}, "'mean' has no finite form in continuous time"),
         ({"timesteps": 0}, "timesteps must be at least 1, or None, found 0"),
-        ({"schedule": "learned_linear"}, "'learned_linear' is learned: pass schedule_params="),
+        ({"schedule": "learned_linear"}, "the schedule is learned: pass schedule_params="),
     ],
     ids=str,
 )

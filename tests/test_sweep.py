@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdm_jax import run
+import vdm_jax as vdm
 from vdm_jax.config import to_dict
 from vdm_jax.data import level_counts, load_dataset
-from vdm_jax.jobs import Many, One, expand
 from vdm_jax.models import statistics as fitting
 from vdm_jax.models.statistics import fit_statistics
+from vdm_jax.runs.axes import expand
+from vdm_jax.runs.sweep import Run, Sweep
+from vdm_jax.training.dispatch import dispatcher, make_layout
 from vdm_jax.training.evaluate import Evaluation
 from vdm_jax.training.layout import shardings
 from vdm_jax.training.logs import read_metrics
-from vdm_jax.training.parallel import dispatcher, make_layout
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.py"
 ROWS = ("mean", "x0", "eps", "v", "score")
@@ -26,12 +27,12 @@ ROWS = ("mean", "x0", "eps", "v", "score")
 def tiny(**runs):
     config = runpy.run_path(str(SMOKE))["get_config"]()
     for axis, values in runs.items():
-        config.runs[axis] = values
+        config.sweep[axis] = values
     config.model.network.width = 16
     config.model.network.dropout = 0.2
     config.model.timesteps = 50
     config.model.head = "raw"
-    config.model.times = "uniform"  # learned ones are moved by rounding
+    config.model.time_sampler = "uniform"  # learned ones are moved by rounding
     config.optimizer.warmup_steps = 2
     config.train.batch_size = 16
     config.train.steps = 20
@@ -81,37 +82,40 @@ def assert_close(a, b):
     assert np.linalg.norm(x - y) < 1e-5 * np.linalg.norm(y)
 
 
+@pytest.mark.slow
 def test_five_parameterizations_and_two_seeds_are_ten_runs(digits):
     dataset, statistics = digits
     del dataset
     config = to_dict(tiny(parameterizations=ROWS, seeds=(0, 3)))
-    many = Many(config, statistics)
+    many = Sweep(config, statistics)
     losses, state, _ = fit(many, digits)
     assert losses.shape == (20, 10) and len({*losses[-1].tolist()}) == 10
     assert many.names[:3] == ("mean_seed0", "mean_seed3", "x0_seed0")
     runner = {}
-    for i, (name, single) in enumerate(many.members.items()):
+    for i, (name, single) in enumerate(many.configs.items()):
         row, seed = single["model"]["parameterization"], single["seed"]
         assert name == f"{row}_seed{seed}"
-        alone, own, runner[row] = fit(One(single, statistics), digits, runner.get(row))
+        alone, own, runner[row] = fit(Run(single, statistics), digits, runner.get(row))
         np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5, err_msg=name)
         assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), own.params)
 
 
+@pytest.mark.slow
 def test_learned_times_are_each_runs_own(digits):
     config = tiny(parameterizations=("eps", "v"), seeds=(0, 3))
-    config.model.times = "learned"
-    many = Many(to_dict(config), digits[1])
+    config.model.time_sampler = "learned"
+    many = Sweep(to_dict(config), digits[1])
     losses, state, _ = fit(many, digits)
-    averages = np.asarray(state.params["running_averages"]["times"])
+    averages = np.asarray(state.model_state)
     assert len({*averages.sum(1).tolist()}) == 4
-    for i, single in ((0, many.members["eps_seed0"]), (3, many.members["v_seed3"])):
-        alone, own, _ = fit(One(single, digits[1]), digits)
+    for i, single in ((0, many.configs["eps_seed0"]), (3, many.configs["v_seed3"])):
+        alone, own, _ = fit(Run(single, digits[1]), digits)
         np.testing.assert_allclose(losses[:, i], alone, rtol=1e-3)
-        expected = own.params["running_averages"]["times"]
+        expected = own.model_state
         np.testing.assert_allclose(averages[i], expected, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_heads_weightings_and_a_learned_schedule_are_runs_of_their_own(digits):
     statistics = digits[1]
     both = tiny(
@@ -120,11 +124,11 @@ def test_heads_weightings_and_a_learned_schedule_are_runs_of_their_own(digits):
     learned = tiny(parameterizations=("eps", "v"))
     learned.model.schedule = {"name": "learned_linear"}
     for config, variants in ((both, ("v_raw_simple", "eps_unit_elbo")), (learned, ("v",))):
-        many = Many(to_dict(config), statistics)
+        many = Sweep(to_dict(config), statistics)
         losses, state, _ = fit(many, digits)
         for name in variants:
             i = many.names.index(name)
-            alone, own, _ = fit(One(many.members[name], statistics), digits)
+            alone, own, _ = fit(Run(many.configs[name], statistics), digits)
             np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5, err_msg=name)
             assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), own.params)
 
@@ -135,7 +139,7 @@ def test_training_times_on_another_path_are_of_every_run(digits):
     config.model.timesteps = None
     with config.ignore_type():
         config.model.train_schedule = {"name": "sigmoid", "start": -7.5, "end": 3.0}
-    job = Many(to_dict(config), statistics)
+    job = Sweep(to_dict(config), statistics)
     state = jax.eval_shape(job.start)
     batch = next(job.batches(dataset.train, batch_size=4, start_step=0, stop_step=1))
     _, metrics = jax.eval_shape(
@@ -144,21 +148,22 @@ def test_training_times_on_another_path_are_of_every_run(digits):
     assert metrics["loss"].shape == (4,)
 
 
+@pytest.mark.slow
 def test_learning_rates(digits):
     statistics = digits[1]
-    many = Many(to_dict(tiny(learning_rates=(1e-3, 4e-3))), statistics)
+    many = Sweep(to_dict(tiny(learning_rates=(1e-3, 4e-3))), statistics)
     losses, state, _ = fit(many, digits)
     assert many.names == ("lr0.001", "lr0.004")
     np.testing.assert_array_equal(losses[0, 0], losses[0, 1])  # before the first update
     assert losses[-1, 0] != losses[-1, 1]
-    for i, single in enumerate(many.members.values()):
-        alone, own, _ = fit(One(single, statistics), digits)
+    for i, single in enumerate(many.configs.values()):
+        alone, own, _ = fit(Run(single, statistics), digits)
         np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5)
         assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), own.params)
 
 
 def test_the_step_of_all_is_traced_once(digits, monkeypatch):
-    many = Many(to_dict(tiny(parameterizations=ROWS, seeds=(0, 1))), digits[1])
+    many = Sweep(to_dict(tiny(parameterizations=ROWS, seeds=(0, 1))), digits[1])
     traces, whole = [], many.model_of
     monkeypatch.setattr(many, "model_of", lambda s: traces.append(1) or whole(s))
     layout = make_layout("jit")
@@ -179,7 +184,7 @@ def trained(tmp_path_factory):
     lines = []
     folder = tmp_path_factory.mktemp("side_by_side")
     config = tiny(parameterizations=("eps", "v"), seeds=(0, 1))
-    return run.train_side_by_side(config, folder, say=lines.append), lines, folder
+    return vdm.train_sweep(config, folder, log=lines.append), lines, folder
 
 
 def test_what_it_leaves_and_says(trained):
@@ -198,22 +203,23 @@ def test_what_it_leaves_and_says(trained):
         assert picture.size == (800, 460)
 
 
+@pytest.mark.slow
 def test_again_resumed_and_loaded(trained, tmp_path):
     runs, lines, folder = trained
     config = tiny(parameterizations=("eps", "v"), seeds=(0, 1))
     again = []
-    run.train_side_by_side(config, folder, say=again.append)
+    vdm.train_sweep(config, folder, log=again.append)
     assert again == [f"already trained: {folder} is at step 20, 20 asked for", *lines]
     config.train.steps = 10
-    run.train_side_by_side(config, tmp_path, say=lambda line: None)
+    vdm.train_sweep(config, tmp_path, log=lambda line: None)
     config.train.steps = 20
-    resumed = run.train_side_by_side(config, tmp_path, say=lambda line: None)
-    loaded = run.load_side_by_side(folder)
+    resumed = vdm.train_sweep(config, tmp_path, log=lambda line: None)
+    loaded = vdm.load_sweep(folder)
     assert read_metrics(tmp_path / "metrics.jsonl") == read_metrics(folder / "metrics.jsonl")
     for name, one in runs.items():
         for other in (resumed[name], loaded[name]):
             assert other.config == one.config
-            assert other.config["seed"] == int(name[-1]) and other.config["runs"]["seeds"] == []
+            assert other.config["seed"] == int(name[-1]) and other.config["sweep"]["seeds"] == []
             for a, b in zip(
                 jax.tree.leaves(one.state.ema_params),
                 jax.tree.leaves(other.state.ema_params),
@@ -224,19 +230,20 @@ def test_again_resumed_and_loaded(trained, tmp_path):
     assert loaded["v_seed1"].sample(jax.random.key(0), 2, steps=2).shape == (2, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_leaves_the_others_alone(trained, tmp_path, capsys):
     config = tiny(learning_rates=(2e-3, 1e30))
     config.optimizer.clip_norm = None
     config.train.steps = 10
-    runs = run.train_side_by_side(config, tmp_path / "run", say=lambda line: None)
+    runs = vdm.train_sweep(config, tmp_path / "run", log=lambda line: None)
     err = capsys.readouterr().err
     assert err.count("lr1e+30 is lost, the others go on") == 1
     assert np.isfinite(runs["lr0.002"].bits_per_dim())
     assert np.isnan(runs["lr1e+30"].bits_per_dim())
     assert "| lr1e+30 | nan ± nan |" in (tmp_path / "run" / "table.md").read_text()
-    config.runs.learning_rates = (1e30, 2e30)
+    config.sweep.learning_rates = (1e30, 2e30)
     with pytest.raises(FloatingPointError, match="training stopped"):
-        run.train_side_by_side(config, tmp_path / "all", say=lambda line: None)
+        vdm.train_sweep(config, tmp_path / "all", log=lambda line: None)
 
 
 # ---------------------------------------------------------------- names and mistakes
@@ -271,14 +278,17 @@ def test_names():
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        ({"seeds": (1, 2, 1)}, r"config\.runs\.seeds: expected each value once, found \[1, 2, 1\]"),
+        (
+            {"seeds": (1, 2, 1)},
+            r"config\.sweep\.seeds: expected each value once, found \[1, 2, 1\]",
+        ),
         ({"parameterizations": ("eps", "epz")}, r"unknown name 'epz'; did you mean 'eps'"),
-        ({}, r"config\.runs: asks for one run"),
+        ({}, r"config\.sweep: asks for one run"),
     ],
 )
 def test_mistakes(runs, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        run.train_side_by_side(tiny(**runs), tmp_path / "run")
+        vdm.train_sweep(tiny(**runs), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -286,20 +296,20 @@ def test_a_mean_in_continuous_time_and_models_without_rows(tmp_path):
     config = tiny(parameterizations=("eps", "mean"))
     config.model.timesteps = None
     with pytest.raises(ValueError, match="mean"):
-        run.train_side_by_side(config, tmp_path / "run")
+        vdm.train_sweep(config, tmp_path / "run")
     vae = runpy.run_path(str(SMOKE.with_name("vae.py")))["get_config"]()
-    vae.runs.heads = ("raw",)
-    with pytest.raises(ValueError, match=r"config\.runs\.heads: 'vae' has no head"):
-        run.train_side_by_side(vae, tmp_path / "run")
-    vae.runs.heads, vae.runs.parameterizations = (), ("eps",)
+    vae.sweep.heads = ("raw",)
+    with pytest.raises(ValueError, match=r"config\.sweep\.heads: 'vae' has no head"):
+        vdm.train_sweep(vae, tmp_path / "run")
+    vae.sweep.heads, vae.sweep.parameterizations = (), ("eps",)
     with pytest.raises(ValueError, match="'vae' has no parameterization"):
-        run.train_side_by_side(vae, tmp_path / "run")
+        vdm.train_sweep(vae, tmp_path / "run")
     ae = runpy.run_path(str(SMOKE.with_name("ae.py")))["get_config"]()
-    ae.runs.seeds = (0, 1)
+    ae.sweep.seeds = (0, 1)
     with pytest.raises(
-        ValueError, match=r"config\.runs: runs are compared by their bounds, but an"
+        ValueError, match=r"config\.sweep: runs are compared by their bounds, but an"
     ):
-        run.train_side_by_side(ae, tmp_path / "run")
+        vdm.train_sweep(ae, tmp_path / "run")
     with pytest.raises(ValueError, match="asks for runs side by side"):
-        run.train(tiny(seeds=(0, 1)), tmp_path / "run")
+        vdm.train(tiny(seeds=(0, 1)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
