@@ -6,8 +6,8 @@ calls of a compiled program as nothing; the compiled program's own count is kept
 backward pass are counted on shapes alone, before anything is compiled.
 """
 
-import ast
 import copy
+import inspect
 import json
 import os
 import resource
@@ -23,19 +23,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmark_variants import QUICK, SIZES, Size
+from ml_collections import ConfigDict
 
 import vdm_jax
 from vdm_jax.bases import BASES
-from vdm_jax.config import default, to_dict, unknown_field
+from vdm_jax.config import default, to_dict
 from vdm_jax.data import Dataset, Split, array_dataset, level_counts, load_dataset
-from vdm_jax.jobs import One
+from vdm_jax.models import with_model_state
 from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.nets import NETS
+from vdm_jax.override_values import Override
+from vdm_jax.overrides import apply_override
+from vdm_jax.runs.sweep import Run
+from vdm_jax.runs.trained import TrainedModel
+from vdm_jax.runtime.versions import library_versions
 from vdm_jax.specs import build
-from vdm_jax.trained import Trained
-from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.training.dispatch import dispatcher, make_layout
 from vdm_jax.training.layout import shardings
-from vdm_jax.training.parallel import dispatcher, make_layout
 
 GIB = 2**30
 EVENTS: Counter[str] = Counter()  # of JAX: compilations, and what the persistent cache had
@@ -59,37 +63,19 @@ def config_of(asked: dict[str, Any], size: Size) -> dict[str, Any]:
     config["sample"]["steps"] = 2 if asked["quick"] else 10
     if asked["dtype"] is not None:
         config["model"]["network"]["dtype"] = asked["dtype"]
+    overridden = ConfigDict(config)
     for item in asked["set"]:
-        override(config, item)
-    return to_dict(config)
+        override(overridden, item)
+    return to_dict(overridden)
 
 
-def override(config: dict[str, Any], item: str) -> None:
+def override(config: ConfigDict, item: str) -> None:
     """Set one field, KEY=VALUE; without a dot it is the network's."""
     key, equals, text = item.partition("=")
     if not (key and equals):
         raise ValueError(f"--set: expected KEY=VALUE, found {item!r}")
     path = key if "." in key or key in config else f"model.network.{key}"
-    above, _, field = path.rpartition(".")
-    # what a network or a schedule takes is for its factory to say
-    problem = unknown_field(config, above if above.startswith("model.") else path)
-    tree: Any = config
-    if problem is None:
-        for part in above.split(".") if above else ():
-            tree = tree[part]
-    if problem is not None or not isinstance(tree, dict):
-        raise ValueError(f"--set {item}: {problem or f'config.{above} has no fields'}")
-    tree[field] = value_of(text)
-
-
-def value_of(text: str) -> Any:
-    """A number, a list, true, None... as JSON or Python write it, or else the text itself."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError):
-            continue
-    return text
+    apply_override(config, Override(path, text))
 
 
 def dataset_of(name: str, shape: tuple[int, ...], batch: int) -> Dataset:
@@ -169,16 +155,15 @@ class Case:
         self.layout = make_layout(train["parallel"], train["fsdp"])
         config["evaluate"]["batch_size"] = self.batch
         self.dataset = data = dataset_of(asked["data"], size.shape, self.batch)
-        # as `prepare.statistics_of`, which earlier revisions do not have
-        train_images, base = data.train.images, config["model"]["base"]
-        counts = level_counts(train_images, data.levels)
-        sample = train_images[np.arange(min(1024, len(train_images)))]
-        self.statistics = fit_statistics(counts, sample, base=base)
-        self.job = One(config, self.statistics)
+        # as `runs.setup.statistics_of`, which earlier revisions do not have
+        images, measured = data.train.images, {"base": config["model"]["base"]}
+        if "sample" in inspect.signature(fit_statistics).parameters:  # of earlier revisions
+            measured["sample"] = images[np.arange(min(1024, len(images)))]
+        self.statistics = fit_statistics(level_counts(images, data.levels), **measured)
+        self.job = Run(config, self.statistics)
         self.shapes = jax.eval_shape(self.job.start)
         self.batches = next(self.stacks(1))
         self.one = jax.tree.map(lambda leaf: leaf[0], self.batches)
-        self.ema = {name: train[name] for name in ("ema_decay", "ema_warmup")}
         self.compiled: dict[Any, Any] = {}
         self.times: dict[str, int] = {}
         self.in_rounds = 0
@@ -192,7 +177,8 @@ class Case:
         key, params = jax.random.key(0), self.shapes.params
 
         def loss(params, batch):
-            return self.job.model.loss(params, key, batch)[0]
+            state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.shapes.model_state)
+            return with_model_state(self.job.model, state).loss(params, key, batch)[0]
 
         found = {
             "residuals": residual_bytes(loss, params, self.one),
@@ -227,9 +213,7 @@ class Case:
             return programs[0]
 
         hooked = self.layout._replace(wrap=wrap)  # the dispatcher keeps its program to itself
-        self.run = dispatcher(
-            hooked, self.job.step(self.layout, **self.ema), self.shapes, self.stack
-        )
+        self.run = dispatcher(hooked, self.job.step(self.layout), self.shapes, self.stack)
         places = shardings(self.layout, self.shapes)
         self.state: Any = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -282,8 +266,8 @@ class Case:
         config = copy.deepcopy(self.config)
         for name in ("scan", "remat"):
             config["model"]["network"].pop(name, None)
-        plain = One(config, self.statistics)
-        step = plain.step(self.layout, **self.ema)
+        plain = Run(config, self.statistics)
+        step = plain.step(self.layout)
         return _flops(jax.jit(step).lower(jax.eval_shape(plain.start), self.one))
 
     def warm(self, part: str) -> dict[str, Any]:
@@ -350,11 +334,11 @@ class Case:
         jax.block_until_ready(output)
         return (time.perf_counter() - began) / count
 
-    def trained(self) -> Trained:
+    def trained(self) -> TrainedModel:
         """The run as it is now, which keeps what was compiled for it before."""
         nowhere = Path(os.devnull)
         parts = self.job.model, self.statistics, self.state, nowhere, self.layout, self.compiled
-        found = Trained(self.config, *parts)
+        found = TrainedModel(self.config, *parts)
         found.__dict__["dataset"] = self.dataset  # loaded already
         return found
 

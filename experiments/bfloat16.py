@@ -20,9 +20,9 @@ import numpy as np
 
 import vdm_jax as vdm
 from vdm_jax.config import default, to_dict
-from vdm_jax.jobs import One
-from vdm_jax.main import enable_compilation_cache
-from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.runs.sweep import Run
+from vdm_jax.runtime.devices import enable_compilation_cache
+from vdm_jax.runtime.versions import library_versions
 
 HERE = Path(__file__).resolve().parent
 DTYPES = ("float32", "bfloat16")
@@ -39,9 +39,9 @@ def config_of(dtype: str, seed: int, quick: bool) -> Any:
     return config
 
 
-def evaluated(trained: vdm.Trained, dtype: str, seed: int, quick: bool) -> float:
+def evaluated(trained: vdm.TrainedModel, dtype: str, seed: int, quick: bool) -> float:
     """Test bits/dim of trained weights in a network of another precision."""
-    job = One(to_dict(config_of(dtype, seed, quick)), trained.statistics)
+    job = Run(to_dict(config_of(dtype, seed, quick)), trained.statistics)
     return job.trained(trained.state, trained.workdir, trained.layout).bits_per_dim()
 
 

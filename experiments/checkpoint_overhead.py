@@ -23,12 +23,14 @@ import numpy as np
 
 from vdm_jax.config import to_dict
 from vdm_jax.data import load_dataset
-from vdm_jax.jobs import One
-from vdm_jax.prepare import statistics_of
-from vdm_jax.training.checkpoint import CheckpointStore, library_versions
+from vdm_jax.runs.setup import statistics_of
+from vdm_jax.runs.sweep import Run
+from vdm_jax.runtime.manifest import verify
+from vdm_jax.runtime.versions import library_versions
+from vdm_jax.training.checkpoint import CheckpointStore
+from vdm_jax.training.dispatch import dispatcher, make_layout
 from vdm_jax.training.layout import shardings
-from vdm_jax.training.manifest import verify
-from vdm_jax.training.parallel import dispatcher, make_layout
+from vdm_jax.training.reader import CheckpointReader
 from vdm_jax.training.state import step_of
 
 HERE = Path(__file__).resolve().parent
@@ -38,7 +40,7 @@ ABOUT = {"config": {}, "loop": {}}
 def measure(config: dict[str, Any], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Times in seconds, lists of one for each repeat."""
     dataset = load_dataset(**config["data"])
-    job = One(config, statistics_of(config, dataset))
+    job = Run(config, statistics_of(config, dataset))
     layout, train = make_layout("jit"), config["train"]
     places = shardings(layout, jax.eval_shape(job.start))
     state = jax.jit(job.start, out_shardings=places)()
@@ -81,13 +83,13 @@ def summary(found: dict[str, Any], steps: int, every: int) -> dict[str, Any]:
     return {"step": step, "save": save, "every": every, "share": save / (step * every)}
 
 
-def restoring(job: One, step: int, folder: Path, repeats: int) -> dict[str, Any]:
+def restoring(job: Run, step: int, folder: Path, repeats: int) -> dict[str, Any]:
     """Times of a restore, as a run does it, and of the verification in it."""
     like = jax.eval_shape(job.start)
     verified, restored = [], []
     for _ in range(repeats):
         began = time.perf_counter()
-        with CheckpointStore(folder, read_only=True) as store:
+        with CheckpointReader(folder) as store:
             jax.block_until_ready(store.restore(like))
         restored.append(time.perf_counter() - began)
         began = time.perf_counter()

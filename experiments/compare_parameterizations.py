@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 import vdm_jax as vdm
-from vdm_jax.main import enable_compilation_cache
+from vdm_jax.runtime.devices import enable_compilation_cache
 
 HERE = Path(__file__).resolve().parent
 SETTINGS: dict[str, dict[str, Any]] = {

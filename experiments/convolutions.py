@@ -2,7 +2,7 @@
 
     python experiments/convolutions.py [--quick] [--rounds 7] [--out DIR]
 
-Of each form of `vdm_jax.nets.backend`, the gradients of a 3×3 convolution are computed outside of a loop, and
+Of each form of `vdm_jax.nets.ops`, the gradients of a 3×3 convolution are computed outside of a loop, and
 inside of a `lax.scan` of one turn; all take turns. Writes jax_VERSION.json and jax_VERSION.md. --quick takes
 seconds; its numbers mean nothing.
 """
@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.nets.backend import FORMS
-from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.nets.ops import FORMS
+from vdm_jax.runtime.versions import library_versions
 from vdm_jax.xla import cores
 
 HERE = Path(__file__).resolve().parent

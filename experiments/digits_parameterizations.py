@@ -22,9 +22,9 @@ import numpy as np
 import vdm_jax
 from vdm_jax.config import default
 from vdm_jax.data import level_counts, load_dataset
-from vdm_jax.main import enable_compilation_cache
 from vdm_jax.models.statistics import fit_statistics
-from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.runtime.devices import enable_compilation_cache
+from vdm_jax.runtime.versions import library_versions
 
 HERE = Path(__file__).resolve().parent
 
@@ -97,7 +97,9 @@ def main() -> None:
         "--runs", type=Path, help="folder for the runs, to resume; else a temporary one"
     )
     parser.add_argument("--heads", nargs="+", default=["unit", "raw"])
-    parser.add_argument("--rows", nargs="+", default=list(vdm_jax.PARAMETERIZATIONS))
+    parser.add_argument(
+        "--rows", nargs="+", default=list(vdm_jax.parameterizations.PARAMETERIZATIONS)
+    )
     options = parser.parse_args()
     enable_compilation_cache()
     folder = options.runs or Path(tempfile.mkdtemp())

@@ -28,16 +28,16 @@ from vdm_jax.data import level_counts, load_dataset, train_batches
 from vdm_jax.diffusion import Interval, bridge, data_interval
 from vdm_jax.elbo import prior
 from vdm_jax.gaussian import cross_entropy, standard_normal
-from vdm_jax.likelihoods import least_noisy
-from vdm_jax.main import enable_compilation_cache
+from vdm_jax.likelihoods import observation
 from vdm_jax.models import build_model
 from vdm_jax.models.denoiser import denoiser
 from vdm_jax.models.statistics import fit_statistics
-from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.runtime.devices import enable_compilation_cache
+from vdm_jax.runtime.versions import library_versions
 from vdm_jax.training.optimizer import make_optimizer
 
 HERE = Path(__file__).resolve().parent
-FORMS = list(vdm.FORMS)
+FORMS = vdm.elbo.FORMS | {"consistency_printed": vdm.elbo.consistency_printed}
 SCHEDULE = {"name": "linear", "gamma_min": -13.3, "gamma_max": 5.0}
 NETWORK = {"name": "mlp", "width": 256, "depth": 2}
 
@@ -52,14 +52,14 @@ def gaussian_case(examples: int):
         gain = alpha * variance / (alpha**2 * variance + noise)
         return 0.3 + gain * (xt - 0.3 * alpha)
 
-    return x, vdm.build(vdm.LIKELIHOODS, "gaussian"), predict
+    return x, vdm.build(vdm.likelihoods.LIKELIHOODS, "gaussian"), predict
 
 
 def digits_case(examples: int, steps: int):
     """Test digits, their likelihood, and the x̂_0 of a network trained for this."""
     dataset = load_dataset("digits")
     counts = level_counts(dataset.train.images, dataset.levels)
-    statistics = fit_statistics(counts, dataset.train.images[np.arange(1024)], base="histogram")
+    statistics = fit_statistics(counts, base="histogram")
     parts = {"network": NETWORK, "parameterization": "eps", "base": "histogram", "head": "unit"}
     model = build_model({"name": "vdm", "schedule": SCHEDULE, **parts}, statistics)
     optimizer, _ = make_optimizer(
@@ -89,7 +89,7 @@ def digits_case(examples: int, steps: int):
         return net.predict(state.ema_params["network"], xt[None], at)[0]
 
     x = jnp.asarray(dataset.test.images[np.arange(examples)])
-    return x, vdm.build(vdm.LIKELIHOODS, "softmax", levels=dataset.levels), predict
+    return x, vdm.build(vdm.likelihoods.LIKELIHOODS, "softmax", levels=dataset.levels), predict
 
 
 def one_step(x, key, *, likelihood, predict, timesteps: int):
@@ -104,7 +104,7 @@ def one_step(x, key, *, likelihood, predict, timesteps: int):
                 parameterization="x0",
                 likelihood=likelihood,
                 timesteps=timesteps,
-                form=form,
+                form=FORMS[form],
             ).total
             for form in FORMS
         ]
@@ -113,7 +113,7 @@ def one_step(x, key, *, likelihood, predict, timesteps: int):
 
 def all_steps(x, key, *, likelihood, predict, timesteps: int):
     """−ELBO of every form from all steps of one trajectory, [forms]."""
-    schedule = vdm.build(vdm.SCHEDULES, SCHEDULE)
+    schedule = vdm.build(vdm.schedules.SCHEDULES, SCHEDULE)
     times = jnp.arange(timesteps + 1) / timesteps
     after = jax.vmap(lambda s, t: vdm.interval(schedule, None, s, t))(times[:-1], times[1:])
     first = data_interval(schedule.gamma(None, 0.0))
@@ -148,8 +148,8 @@ def all_steps(x, key, *, likelihood, predict, timesteps: int):
     last = jax.tree.map(lambda leaf: leaf[-1], after)
     end = vdm.kl(vdm.transition(now[-1], last), standard_normal(x0.shape))
     ends = jnp.stack([prior(x0, last.gamma_t), end, end, end])
-    observation = least_noisy(likelihood, start, None, first.gamma_t)
-    return matching + ends - likelihood.log_prob(x, *observation)
+    given = observation(likelihood, start, None, first.gamma_t)
+    return matching + ends - likelihood.log_prob(x, *given)
 
 
 ESTIMATORS = {"one step": one_step, "all steps": all_steps}

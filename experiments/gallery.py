@@ -25,9 +25,9 @@ from PIL import Image
 import vdm_jax as vdm
 from vdm_jax.comparison.quality import kernel_distance, pixels
 from vdm_jax.config import default
-from vdm_jax.main import enable_compilation_cache
-from vdm_jax.training.checkpoint import library_versions
-from vdm_jax.training.pictures import tile
+from vdm_jax.runs.plots import tile
+from vdm_jax.runtime.devices import enable_compilation_cache
+from vdm_jax.runtime.versions import library_versions
 
 HERE = Path(__file__).resolve().parent
 COMMAND = "python experiments/gallery.py"
@@ -50,7 +50,7 @@ def config_of(parameterization: str, head: str, quick: bool) -> Any:
     config.model.parameterization = parameterization
     config.model.head = head
     config.model.timesteps = TIMESTEPS
-    config.model.times = "uniform"  # the same ones for all rows
+    config.model.time_sampler = "uniform"  # the same ones for all rows
     config.model.network = dict(NETWORK)
     config.sample.count = 4  # the run's own picture is not used
     config.sample.steps = 10
@@ -66,27 +66,43 @@ def config_of(parameterization: str, head: str, quick: bool) -> Any:
 
 def recording(name: str, seen: list) -> Any:
     """A sampler that also writes down what it sees: (γ_t, x_t, x̂_0) of every step."""
-    sampler = vdm.build(vdm.SAMPLERS, name, "sampler")
+    sampler = vdm.build(vdm.samplers.SAMPLERS, name, "sampler")
 
     def write(*values):
         seen.append([np.asarray(value) for value in values])
 
-    def step(key, xt, x0_hat, interval):
-        jax.debug.callback(write, interval.gamma_t, xt, x0_hat)
-        return sampler(key, xt, x0_hat, interval)
+    def step(key, xt, interval, predict, state):
+        def watched(xt, interval):
+            x0_hat = predict(xt, interval)
+            jax.debug.callback(write, interval.gamma_t, xt[0], x0_hat[0])
+            return x0_hat
 
-    return step
+        return sampler.step(key, xt, interval, watched, state)
+
+    return vdm.samplers.Sampler(sampler.init, step)
 
 
-def chain_of(trained: vdm.Trained, key: Any, n: int, steps: int, name: str = "ancestral"):
+def chain_of(trained: vdm.TrainedModel, key: Any, n: int, steps: int, name: str = "ancestral"):
     """log-SNR [N + 1], x_t and x̂_0 [N + 1, n, 8, 8, 1] from noise to data; the last of both are the samples."""
     seen: list = []
-    x = np.asarray(trained.sample(key, n, sampler=recording(name, seen), steps=steps))
-    jax.effects_barrier()
-    seen.sort(key=lambda values: -values[0])
-    gamma, xt, x0_hat = (np.stack(values) for values in zip(*seen, strict=True))
-    gamma_0 = trained.model.by_noise.gamma(trained.state.ema_params, 0.0)  # type: ignore[union-attr]
-    end = unit(x, trained.statistics.levels)[None]
+    watched = recording(name, seen)
+
+    @jax.jit
+    def draw(params, i):
+        return trained.model.sample(params, key, 1, sampler=watched, steps=steps, first=i)
+
+    # One example at a time: the callbacks of a batch come in no particular order.
+    x, chains = [], []
+    for i in range(n):
+        seen.clear()
+        x.append(np.asarray(draw(trained.state.ema_params, i))[0])
+        jax.effects_barrier()
+        seen.sort(key=lambda values: -values[0])
+        chains.append([np.stack(values) for values in zip(*seen, strict=True)])
+    gamma = chains[0][0]
+    xt, x0_hat = (np.stack([chain[j] for chain in chains], axis=1) for j in (1, 2))
+    gamma_0 = trained.model.per_noise_level.gamma(trained.state.ema_params, 0.0)  # type: ignore[union-attr]
+    end = unit(np.stack(x), trained.statistics.levels)[None]
     return (
         -np.append(gamma, float(gamma_0)),
         np.concatenate([xt, end]),
@@ -237,7 +253,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder of the runs, to resume; else a new one")
     options = parser.parse_args()
     enable_compilation_cache()
-    rows, heads, steps = [*vdm.PARAMETERIZATIONS], ["unit", "raw"], TIMESTEPS
+    rows, heads, steps = [*vdm.parameterizations.PARAMETERIZATIONS], ["unit", "raw"], TIMESTEPS
     samplers = SAMPLERS
     if options.quick:
         options.out = Path(tempfile.mkdtemp())
@@ -250,7 +266,7 @@ def main() -> None:
     for head in heads:
         for name in rows:
             workdir = folder / f"{name}_{head}"
-            trained = vdm.train(config_of(name, head, options.quick), workdir, say=lambda _: None)
+            trained = vdm.train(config_of(name, head, options.quick), workdir, log=lambda _: None)
             test = json.loads((workdir / "evaluation.json").read_text())["test"]
             x = np.asarray(trained.sample(key, SHOWN, steps=steps))
             pictures.append((f"{name}, {head}", x, f"{test['bits_per_dim']:.3f}"))

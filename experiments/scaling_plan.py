@@ -33,11 +33,11 @@ import numpy as np
 from jax.experimental import topologies
 
 from vdm_jax.config import to_dict
-from vdm_jax.jobs import One
 from vdm_jax.models import Statistics
-from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.runs.sweep import Run
+from vdm_jax.runtime.versions import library_versions
+from vdm_jax.training.dispatch import compiled, make_layout
 from vdm_jax.training.layout import shardings
-from vdm_jax.training.parallel import compiled, make_layout
 from vdm_jax.typing import Batch
 
 HERE = Path(__file__).resolve().parent
@@ -209,7 +209,7 @@ def program(about: dict, devices: list, text: Path | None) -> dict:
     config["model"]["network"] |= about["network"]
     shape, batch = about["shape"], about["batch"]
     log_counts = np.zeros((*shape, 256), np.float32)
-    job = One(config, Statistics(shape, 256, log_counts=log_counts))
+    job = Run(config, Statistics(shape, 256, log_counts=log_counts))
     layout = make_layout("mesh", about["fsdp"], devices=devices[: about["devices"]])
     n = layout.mesh.size
     state = jax.eval_shape(job.start)
@@ -312,7 +312,10 @@ def table(rows: dict[str, dict]) -> str:
     whole = {name: r for name, r in rows.items() if "refused" not in r}
     timed = {f"{name} | {m}": t for name, r in whole.items() for m, t in r["times"].items()}
     lines = []
-    for head, columns, body in (("program", PROGRAM, whole), ("program | machine", TIMES, timed)):
+    for head, columns, body in (
+        ("program", PROGRAM, whole),
+        ("program | machine", TIMES, timed),
+    ):
         cells = [[head, *columns]]
         cells += [[name, *(f"{show(r)}" for show in columns.values())] for name, r in body.items()]
         text = ["| " + " | ".join(row) + " |" for row in cells]

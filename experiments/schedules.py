@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import vdm_jax as vdm
-from vdm_jax.main import enable_compilation_cache
+from vdm_jax.runtime.devices import enable_compilation_cache
 
 HERE = Path(__file__).resolve().parent
 BETAS = {"name": "from_betas", "betas": np.linspace(1e-4, 2e-2, 1000).tolist()}
@@ -55,7 +55,7 @@ def run(spec: Any, options: argparse.Namespace) -> tuple[vdm.Comparison, np.ndar
         progress=False,
         **small if options.quick else many,
     )
-    schedule = vdm.build(vdm.SCHEDULES, spec)
+    schedule = vdm.build(vdm.schedules.SCHEDULES, spec)
     own = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), result.params["schedule"])
     of_seeds = jax.vmap(lambda params: schedule.gamma(params, TIMES), axis_size=len(result.seeds))
     return result, np.asarray(of_seeds(own))

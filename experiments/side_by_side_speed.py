@@ -21,11 +21,11 @@ import numpy as np
 
 from vdm_jax.config import default, to_dict
 from vdm_jax.data import load_dataset
-from vdm_jax.jobs import Many, One
-from vdm_jax.prepare import statistics_of
-from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.runs.setup import statistics_of
+from vdm_jax.runs.sweep import Run, Sweep
+from vdm_jax.runtime.versions import library_versions
+from vdm_jax.training.dispatch import dispatcher, make_layout
 from vdm_jax.training.layout import shardings
-from vdm_jax.training.parallel import dispatcher, make_layout
 
 HERE = Path(__file__).resolve().parent
 ROWS = ("mean", "x0", "eps", "v", "score")
@@ -41,9 +41,9 @@ def config_of(network: dict[str, Any], seeds: int) -> dict[str, Any]:
     with config.model.ignore_type():
         config.model.network = network
     config.model.timesteps = 1000
-    config.model.times = "uniform"  # the same ones for all rows
-    config.runs.parameterizations = ROWS
-    config.runs.seeds = tuple(range(seeds))
+    config.model.time_sampler = "uniform"  # the same ones for all rows
+    config.sweep.parameterizations = ROWS
+    config.sweep.seeds = tuple(range(seeds))
     config.train.steps_per_dispatch = DISPATCH[network["name"]]
     return to_dict(config)
 
@@ -51,7 +51,7 @@ def config_of(network: dict[str, Any], seeds: int) -> dict[str, Any]:
 class Runner:
     """A compiled job, its state, and a stack of batches that it is given again and again."""
 
-    def __init__(self, job: One | Many, split: Any, compiled: Any = None):
+    def __init__(self, job: Run | Sweep, split: Any, compiled: Any = None):
         train, layout = job.config["train"], make_layout("jit")
         stack = train["steps_per_dispatch"]
         places = shardings(layout, jax.eval_shape(job.start))
@@ -75,13 +75,13 @@ class Runner:
 def measure(network: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     dataset, config = load_dataset("digits"), config_of(network, options.seeds)
     statistics = statistics_of(config, dataset)
-    many = Many(config, statistics)
+    many = Sweep(config, statistics)
     together = Runner(many, dataset.train)
     apart: dict[str, Runner] = {}
     by_row: dict[str, Any] = {}
-    for name, single in many.members.items():
+    for name, single in many.configs.items():
         row = single["model"]["parameterization"]
-        apart[name] = Runner(One(single, statistics), dataset.train, by_row.get(row))
+        apart[name] = Runner(Run(single, statistics), dataset.train, by_row.get(row))
         by_row[row] = apart[name].step
     times = []
     for _ in range(options.repeats):

@@ -39,18 +39,18 @@ from ml_collections import ConfigDict
 
 from vdm_jax.config import default, difference, to_dict
 from vdm_jax.data import Dataset, Split, load_dataset
-from vdm_jax.jobs import One
-from vdm_jax.main import enable_compilation_cache
-from vdm_jax.prepare import statistics_of
-from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.runs.setup import statistics_of
+from vdm_jax.runs.sweep import Run
+from vdm_jax.runtime.devices import enable_compilation_cache
+from vdm_jax.runtime.versions import library_versions
+from vdm_jax.training.dispatch import dispatcher, make_layout
 from vdm_jax.training.layout import shardings
-from vdm_jax.training.parallel import dispatcher, make_layout
 from vdm_jax.xla import cores
 
 HERE = Path(__file__).resolve().parent
 FLAT = {"name": "vdm_unet", "channels": 48, "blocks": 4, "dropout": 0.1, "fourier": (7, 8)}
 INPUT = {"model.base": "input", "model.head": "raw"}
-UNIFORM = {"model.times": "uniform"}
+UNIFORM = {"model.time_sampler": "uniform"}
 AVERAGE = {"train.ema_decay": 0.9999, "train.ema_warmup": False}
 OPTIMIZER = {
     "optimizer.name": "adamw",
@@ -71,8 +71,8 @@ INGREDIENTS: dict[str, Row] = {
     "raw head": {"model.head": "raw"},
     "learned linear": LEARNED,
     "learned monotone": BOUND | {"model.schedule": {"name": "learned_monotone"}},
-    "analytic times": {"model.times": "analytic"},
-    "base levels, analytic times": {"model.base": "levels", "model.times": "analytic"},
+    "analytic times": {"model.time_sampler": "analytic"},
+    "base levels, analytic times": {"model.base": "levels", "model.time_sampler": "analytic"},
     "flat network": {"model.network": FLAT},
     "no EMA warm-up": AVERAGE,
 }
@@ -82,7 +82,7 @@ OF_DIGITS: dict[str, Row] = {
 }
 SHORT, TENTH = "shipped, 400 steps", {"train.steps": 400, "optimizer.decay_steps": 400}
 OF_MNIST: dict[str, Row] = {
-    "times of the digits": BOUND | {"model.times": "learned"},
+    "times of the digits": BOUND | {"model.time_sampler": "learned"},
     "AdamW, rate 0.005": {"optimizer.name": "adamw", "optimizer.learning_rate": 5e-3},
     "flat network": {"model.network": FLAT | {"dropout": 0.0}},  # as the shipped one
 }
@@ -123,13 +123,12 @@ class Runner:
     """The compiled step of a variant, its state, and where it is."""
 
     def __init__(self, config: dict[str, Any], dataset: Dataset):
-        self.job = One(config, statistics_of(config, dataset))
+        self.job = Run(config, statistics_of(config, dataset))
         self.dataset, self.layout = dataset, make_layout("jit")
         train = config["train"]
         places = shardings(self.layout, jax.eval_shape(self.job.start))
         self.state = jax.jit(self.job.start, out_shardings=places)()
-        ema = {name: train[name] for name in ("ema_decay", "ema_warmup")}
-        self.run = dispatcher(self.layout, self.job.step(self.layout, **ema), self.state, 1)
+        self.run = dispatcher(self.layout, self.job.step(self.layout), self.state, 1)
         self.step, self.batch_size = 0, train["batch_size"]
 
     def train(self, stop: int) -> float:
@@ -151,7 +150,8 @@ class Runner:
     def bound(self, weights: Any = None) -> float:
         """Test bits/dim of the averaged weights, or of these."""
         state = self.state if weights is None else self.state._replace(ema_params=weights)
-        return self.job.trained(state, Path(), self.layout, self.dataset).bits_per_dim("test")
+        parts = state, Path(), self.layout, lambda settings: self.dataset
+        return self.job.trained(*parts).bits_per_dim("test")
 
 
 def start(quick: bool) -> None:

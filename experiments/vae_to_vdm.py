@@ -27,12 +27,12 @@ from matplotlib.figure import Figure
 
 import vdm_jax
 from vdm_jax.data import level_counts, load_dataset, train_batches
-from vdm_jax.main import enable_compilation_cache
 from vdm_jax.models import Model, build_model
 from vdm_jax.models.statistics import fit_statistics
-from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.runs.plots import tile
+from vdm_jax.runtime.devices import enable_compilation_cache
+from vdm_jax.runtime.versions import library_versions
 from vdm_jax.training.optimizer import make_optimizer
-from vdm_jax.training.pictures import tile
 
 HERE = Path(__file__).resolve().parent
 LATENT = 16
@@ -156,7 +156,7 @@ def evaluate(model: Model, params, x, draws: int, importance_samples: int) -> di
     """Test bits/dim of each seed: the ELBO with its parts, and the importance-weighted bound, if any."""
     bits = 1 / (math.prod(x.shape[1:]) * math.log(2))
     key = jax.random.key(1)
-    if model.refusal is not None:  # no bound: what its decoder makes of the codes
+    if model.unsupported is not None:  # no bound: what its decoder makes of the codes
         loss = jax.jit(jax.vmap(lambda p: model.loss(p, key, x)[1]["reconstruction"]))(params)
         return {"reconstruction": loss.tolist()}
     elbo = jax.jit(jax.vmap(lambda p: model.elbo(p, key, x, draws=draws)))(params)
@@ -260,8 +260,7 @@ def main() -> None:
 
     dataset = load_dataset("digits")
     counts = level_counts(dataset.train.images, dataset.levels)
-    sample = dataset.train.images[np.arange(1024)]
-    statistics = fit_statistics(counts, sample, base="histogram")
+    statistics = fit_statistics(counts, base="histogram")
     test = jnp.asarray(dataset.test.images[np.arange(len(dataset.test.images))])
     rows, pictures = [], {"data": np.asarray(test[:STRIP])}
     for name in options.systems:
@@ -278,8 +277,8 @@ def main() -> None:
         still = build_model(without_dropout(spec), statistics)  # as an autoencoder's loss has it
         found = evaluate(still, params, test, options.draws, options.importance_samples)
         first = jax.tree.map(lambda leaf: leaf[0], params)
-        if model.refusal is not None:
-            drawn = model.pictures["reconstructions"](first, test[:STRIP])[:, 1]
+        if model.unsupported is not None:
+            drawn = model.plots["reconstructions"](first, test[:STRIP])[:, 1]
             pictures[f"{name}, decoded"] = np.asarray(drawn)
         else:
             chain = {"steps": spec["timesteps"] or 1000} if spec["name"] == "vdm" else {}

@@ -24,9 +24,10 @@ import numpy as np
 import vdm_jax as vdm
 from vdm_jax.config import default, to_dict
 from vdm_jax.data import level_counts, load_dataset, train_batches
-from vdm_jax.main import enable_compilation_cache
+from vdm_jax.models import with_model_state
 from vdm_jax.models.statistics import fit_statistics
-from vdm_jax.training.checkpoint import library_versions
+from vdm_jax.runtime.devices import enable_compilation_cache
+from vdm_jax.runtime.versions import library_versions
 from vdm_jax.training.optimizer import make_optimizer
 
 HERE = Path(__file__).resolve().parent
@@ -54,15 +55,15 @@ DRAWS = {
 MONOTONE = {"name": "learned_monotone"}
 TRAINED: dict[str, dict[str, Any]] = {
     "linear, uniform times": {},
-    "linear, analytic times": {"times": "analytic"},
-    "linear, learned times": {"times": "learned"},
+    "linear, analytic times": {"time_sampler": "analytic"},
+    "linear, learned times": {"time_sampler": "learned"},
     "linear, uniform times, half the steps": {"part": 0.5},
-    "linear, analytic times, half the steps": {"times": "analytic", "part": 0.5},
+    "linear, analytic times, half the steps": {"time_sampler": "analytic", "part": 0.5},
     "learned_monotone on the bound": {"schedule": MONOTONE | {"trained_on": "bound"}},
     "learned_monotone on the variance": {"schedule": MONOTONE | {"trained_on": "variance"}},
     "the same, learned times": {
         "schedule": MONOTONE | {"trained_on": "variance"},
-        "times": "learned",
+        "time_sampler": "learned",
     },
 }
 HEADS = ("raw", "unit")
@@ -133,20 +134,25 @@ def variances(options: Any) -> list[dict[str, Any]]:
     counts = level_counts(data.train.images, 17)
     optimizer, _ = make_optimizer(**dict(default().optimizer))
     for spec in MODELS[: 1 if options.quick else None]:
-        statistics = fit_statistics(counts, images[:1024], base=spec["base"])
-        build = partial(vdm.MODELS["vdm"], statistics, network=NETWORK, **spec)
-        models = {times: build(times=times) for times in vdm.TIMES}
+        statistics = fit_statistics(counts, base=spec["base"])
+        build = partial(vdm.models.MODELS["vdm"], statistics, network=NETWORK, **spec)
+        models = {times: build(time_sampler=times) for times in vdm.time_samplers.TIME_SAMPLERS}
+        params = jax.jit(models["learned"].init)(jax.random.key(0))
         start = vdm.init_state(
-            jax.jit(models["learned"].init)(jax.random.key(0)), optimizer, jax.random.key(1)
+            params,
+            optimizer,
+            jax.random.key(1),
+            model_state=models["learned"].init_model_state(params),
         )
         step, state = jax.jit(vdm.make_step(models["learned"].loss, optimizer)), start
         for stack in train_batches(
             data.train, batch_size=BATCH, seed=0, start_step=0, stop_step=options.warm, stack=1
         ):
             state, _ = step(state, jax.tree.map(lambda leaf: leaf[0], stack))
-        for when, params in (("before", start.params), ("after", state.params)):
+        for when, now in (("before", start), ("after", state)):
+            drawn = models | {"learned": with_model_state(models["learned"], now.model_state)}
             found = {
-                name: measure(models[times], params, images, options, name == "independent")
+                name: measure(drawn[times], now.params, images, options, name == "independent")
                 for name, times in DRAWS.items()
             }
             rows.append(spec | {"when": when, "draws": found})
@@ -176,9 +182,9 @@ def variance_line(row: dict[str, Any]) -> str:
 
 def trained(name: str, options: Any) -> dict[str, Any]:
     """Test bounds of eps after training one way, and how much the training loss then varies."""
-    asked = {"schedule": "linear", "times": "uniform", "part": 1.0} | TRAINED[name]
+    asked = {"schedule": "linear", "time_sampler": "uniform", "part": 1.0} | TRAINED[name]
     config = to_dict(default())
-    config["model"]["times"] = asked["times"]
+    config["model"]["time_sampler"] = asked["time_sampler"]
     network = NETWORK | ({"width": 8} if options.quick else {})
     result = vdm.compare(
         ["eps"],
@@ -200,18 +206,22 @@ def trained(name: str, options: Any) -> dict[str, Any]:
     images = data.train.images[np.arange(len(data.train.images))]
     found = {}
     for v, head in enumerate(HEADS):
-        own = jax.tree.map(lambda leaf, v=v: jnp.asarray(leaf[v, 0]), result.params)
-        model = vdm.MODELS["vdm"](
+        own, model_state = jax.tree.map(
+            lambda leaf, v=v: jnp.asarray(leaf[v, 0]), (result.params, result.model_state)
+        )
+        model = vdm.models.vdm(
             result.statistics,
             network=network,
             schedule=asked["schedule"],
-            times=asked["times"],
+            time_sampler=asked["time_sampler"],
             base="histogram",
             head=head,
         )
         found[head] = result.bound(f"eps_{head}_elbo")._asdict() | {
             "each": np.asarray(result.bits_per_dim[v]).tolist(),
-            "spread": measure(model, own, images, options, independent=False),
+            "spread": measure(
+                with_model_state(model, model_state), own, images, options, independent=False
+            ),
             "milliseconds": float(np.asarray(result.milliseconds)[v]),
         }
     return found
