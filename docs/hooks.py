@@ -1,21 +1,34 @@
-"""What the site does beyond Markdown, so that the same pages read well on GitHub.
+"""Extensions of the site's build, so that the same Markdown reads well on GitHub and on the site.
 
-- Results of experiments and SECURITY.md lie outside docs/. They become files of the site, and relative links to
-  them, which are right in the repository, are turned into links to these.
-- A full name in code, such as `vdm_jax.gaussian.kl`, becomes a link to its place in the API reference; one that
-  has none there is a warning.
+- Results of experiments and SECURITY.md lie outside docs/. Copy them into the site, and point the relative
+  links of the repository at the copies.
+- Link a full name in code, such as `vdm_jax.gaussian.kl`, to its entry in the API reference; warn if it has
+  none.
+- Convert LaTeX to MathML, which browsers render without scripts, fonts or a network; warn if it does not
+  parse.
 """
 
+import html
+import logging
 import posixpath
 import re
 from pathlib import Path
 
+from math_core import LatexError, LatexToMathML
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ("experiments/results", "SECURITY.md")
 LINK = re.compile(r"\]\((?P<to>(?:\.\./)+[^)#\s]+)")
 NAME = re.compile(r"(?<![\[`])`(?P<name>vdm_jax(?:\.\w+)+)`(?![\]`])")
+# pymdownx.arithmatex marks formulas like this
+INLINE = re.compile(r'<span class="arithmatex">\\\((?P<latex>.*?)\\\)</span>', re.S)
+DISPLAY = re.compile(r'<div class="arithmatex">\\\[(?P<latex>.*?)\\\]</div>', re.S)
+IN_CONTENTS = re.compile(r"\\\((?P<latex>.*?)\\\)")
+TAG = re.compile(r"\\tag\{(?P<number>\w+)\}")
+
+log = logging.getLogger("mkdocs.hooks.math")
+converter = LatexToMathML(fancy_error=False)
 
 
 def on_files(files, config):
@@ -29,21 +42,51 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, **_):
-    here = posixpath.dirname(page.file.src_uri)
+    folder = posixpath.dirname(page.file.src_uri)
 
-    def inside(found):
-        """The link from a page's place in the repository as one from its place in the site."""
-        target = posixpath.normpath(posixpath.join("docs", here, found["to"]))
+    def link_to_copy(match):
+        target = posixpath.normpath(posixpath.join("docs", folder, match["to"]))
         if not target.startswith(OUTSIDE):
-            return found[0]
-        return f"]({posixpath.relpath(target, here or '.')}"
+            return match[0]
+        return f"]({posixpath.relpath(target, folder or '.')}"
 
-    def linked(text):
+    def link_names(text):
         return NAME.sub(r"[`\g<name>`][\g<name>]", text)
 
-    markdown = LINK.sub(inside, markdown)
+    markdown = LINK.sub(link_to_copy, markdown)
     parts, end = [], 0
     for fence in re.finditer(r"^```.*?^```$", markdown, re.S | re.M):
-        parts += [linked(markdown[end : fence.start()]), fence[0]]
+        parts += [link_names(markdown[end : fence.start()]), fence[0]]
         end = fence.end()
-    return "".join([*parts, linked(markdown[end:])])
+    return "".join([*parts, link_names(markdown[end:])])
+
+
+def on_page_content(content, page, **_):
+    def mathml(latex, display=False):
+        try:
+            return converter.convert_with_local_state(html.unescape(latex), displaystyle=display)
+        except LatexError as error:
+            log.warning("%s: %s in %r", page.file.src_uri, error, latex)
+            return f"<code>{latex}</code>"
+
+    def inline(match):
+        return mathml(match["latex"])
+
+    def equation(match):
+        tag = TAG.search(match["latex"])
+        number = f'<span class="equation-number">({tag["number"]})</span>' if tag else ""
+        formulas = "".join(
+            f'<div class="equation-formula">{mathml(part, display=True)}</div>'
+            for part in TAG.sub("", match["latex"]).split(r"\qquad")
+        )
+        return (
+            f'<div class="equation"><div class="equation-formulas">{formulas}</div>{number}</div>'
+        )
+
+    def convert_titles(items):
+        for item in items:
+            item.title = IN_CONTENTS.sub(inline, item.title)
+            convert_titles(item.children)
+
+    convert_titles(page.toc)
+    return DISPLAY.sub(equation, INLINE.sub(inline, content))
