@@ -527,7 +527,7 @@ def test_folders_that_are_not_to_be_used(command, here):
     config.write_text(json.dumps(to_dict(smoke) | {"seed": 5}))
     before = config.read_text()
     line = assert_one_line(command(SMOKE, "--workdir=other"))
-    assert line.startswith("other holds a run of another config; give another --workdir, or undo: ")
+    assert line.startswith("other holds a run of another config (config.json); give another --workdir, or undo: ")
     assert line.endswith("config.seed: 5 there, 0 here")
     assert [path.name for path in (here / "other").iterdir()] == ["config.json"]
     assert config.read_text() == before and (here / "file").read_text() == "mine"
@@ -536,7 +536,7 @@ def test_folders_that_are_not_to_be_used(command, here):
 def test_evaluating_a_run_of_another_config(trained, command, monkeypatch):
     monkeypatch.chdir(trained[0])
     line = assert_one_line(command(SMOKE, *SMALL, "--mode=evaluate", "--config.seed=4"))
-    assert line == "runs/smoke holds a run of another config: config.seed: 0 there, 4 here"
+    assert line == "runs/smoke holds a run of another config (config.json): config.seed: 0 there, 4 here"
 
 
 def test_an_error_of_traced_code_is_no_mistake_of_the_user(command, here, monkeypatch):

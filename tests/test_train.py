@@ -450,7 +450,7 @@ def test_the_folder_of_another_run_is_left_alone(unbroken):
     trained, _ = unbroken
     before = contents(trained.workdir)
     message = (
-        f"{trained.workdir} holds a run of another config; .*undo: "
+        f"{trained.workdir} holds a run of another config .config.json.; .*undo: "
         r"config\.model\.head: 'unit' there, 'raw' here; config\.seed: 0 there, 3 here$"
     )
     with pytest.raises(ValueError, match=message):

@@ -204,7 +204,7 @@ def _check_claim(workdir: Path, config: dict[str, Any]) -> None:
     saved = read_config(workdir) if path.exists() else config
     if lines := difference(saved, config):
         raise ValueError(
-            f"{workdir} holds a run of another config; give another --workdir, or undo: "
+            f"{workdir} holds a run of another config ({CONFIG}); give another --workdir, or undo: "
             + "; ".join(lines)
         )
     try:
