@@ -29,7 +29,7 @@ def get_config():
     )
     config.model.schedule.name = "learned_linear"
     config.model.base = "input"
-    config.model.head = "raw"
+    config.model.output_scale = "none"
     config.model.time_sampler = "uniform"
     config.optimizer.learning_rate = 2e-4
     config.optimizer.decay_steps = config_dict.placeholder(int)

@@ -55,7 +55,7 @@ def config_of(asked: dict[str, Any], size: Size) -> dict[str, Any]:
       ValueError: a field that there is not, or a value that it does not take.
     """
     config = to_dict(default())
-    config["model"] |= {"network": dict(size.network), "base": "input", "head": "raw"}
+    config["model"] |= {"network": dict(size.network), "base": "input", "output_scale": "none"}
     config["model"]["schedule"]["name"] = "learned_linear"
     config["train"] |= {"batch_size": size.batch if asked["batch"] is None else asked["batch"]}
     config["train"] |= {"steps_per_dispatch": asked["steps_per_dispatch"], "parallel": "jit"}

@@ -1,4 +1,4 @@
-"""Which parameterization, head and weighting? Train all of them side by side and tabulate what they reach.
+"""Compare parameterizations, output scales and weightings: train all side by side and tabulate the bounds.
 
     python experiments/compare_parameterizations.py [--quick] [--data=digits|mnist|...] [--seeds N] [--steps N]
                                                     [--out=DIR]

@@ -1,10 +1,10 @@
-"""Train every parameterization with both heads on the embedded digits and tabulate their test bounds.
+"""Train every parameterization with both output scales on the embedded digits and tabulate their test bounds.
 
     python experiments/digits_parameterizations.py [--quick] [--out=DIR] [--runs=DIR]
-                                                   [--heads unit raw] [--rows eps v ...]
+                                                   [--output_scales unit_variance none] [--rows eps v ...]
 
-The tables of the README are those of `--heads unit`, and of `--heads raw --rows mean score` with
-`--out=experiments/results/digits_raw_heads`.
+The tables of the docs are those of `--output_scales unit_variance`, and of
+`--output_scales none --rows mean score --out=experiments/results/digits_unscaled`.
 Same network, base, data order and number of steps for all; `mean` with T = 1000, the others in continuous time.
 Writes results.json (numbers, configs, library versions) and table.md, with what the test split costs without a
 network. --quick trains each for seconds, to see that everything runs; its numbers mean nothing.
@@ -29,10 +29,10 @@ from vdm_jax.runtime.versions import library_versions
 HERE = Path(__file__).resolve().parent
 
 
-def config_of(parameterization: str, head: str, quick: bool):
+def config_of(parameterization: str, output_scale: str, quick: bool):
     config = default()
     config.model.parameterization = parameterization
-    config.model.head = head
+    config.model.output_scale = output_scale
     if parameterization == "mean":
         config.model.timesteps = 1000
     if quick:
@@ -46,15 +46,15 @@ def config_of(parameterization: str, head: str, quick: bool):
     return config
 
 
-def run(parameterization: str, head: str, quick: bool, folder: Path) -> dict:
+def run(parameterization: str, output_scale: str, quick: bool, folder: Path) -> dict:
     start = time.time()
-    config = config_of(parameterization, head, quick)
-    workdir = folder / f"{parameterization}_{head}"
+    config = config_of(parameterization, output_scale, quick)
+    workdir = folder / f"{parameterization}_{output_scale}"
     trained = vdm_jax.train(config, workdir)
     test = json.loads((workdir / "evaluation.json").read_text())["test"]
     return {
         "parameterization": parameterization,
-        "head": head,
+        "output_scale": output_scale,
         "base": config.model.base,
         "timesteps": config.model.timesteps,
         "seconds": round(time.time() - start),
@@ -75,13 +75,13 @@ def without_network() -> dict[str, float]:
 
 def table(rows: list[dict], known: dict[str, float]) -> str:
     lines = [
-        "| parameterization | head | base | T | test bits/dim | reconstruction | matching | prior |",
+        "| parameterization | output scale | base | T | test bits/dim | reconstruction | matching | prior |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         test = row["test"]
         lines.append(
-            f"| {row['parameterization']} | {row['head']} | {row['base']} | {row['timesteps'] or '∞'} "
+            f"| {row['parameterization']} | {row['output_scale']} | {row['base']} | {row['timesteps'] or '∞'} "
             f"| {test['bits_per_dim']:.3f} ± {test['standard_error']:.3f} | {test['reconstruction']:.3f} "
             f"| {test['matching']:.3f} | {test['prior']:.3f} |"
         )
@@ -96,16 +96,18 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=Path, help="folder for the runs, to resume; else a temporary one"
     )
-    parser.add_argument("--heads", nargs="+", default=["unit", "raw"])
+    parser.add_argument("--output_scales", nargs="+", default=["unit_variance", "none"])
     parser.add_argument(
         "--rows", nargs="+", default=list(vdm_jax.parameterizations.PARAMETERIZATIONS)
     )
     options = parser.parse_args()
     enable_compilation_cache()
     folder = options.runs or Path(tempfile.mkdtemp())
-    cases = [(name, head) for head in options.heads for name in options.rows]
-    rows = [run(name, head, options.quick, folder) for name, head in cases]
-    rows.sort(key=lambda row: (row["head"] != "unit", row["parameterization"]))
+    cases = [
+        (name, output_scale) for output_scale in options.output_scales for name in options.rows
+    ]
+    rows = [run(name, output_scale, options.quick, folder) for name, output_scale in cases]
+    rows.sort(key=lambda row: (row["output_scale"] != "unit_variance", row["parameterization"]))
     about = {"versions": library_versions(), "python": platform.python_version()}
     about |= {"machine": f"{platform.machine()} CPU", "quick": options.quick}
     about["without_network"] = known = without_network()

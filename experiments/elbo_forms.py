@@ -60,7 +60,12 @@ def digits_case(examples: int, steps: int):
     dataset = load_dataset("digits")
     counts = level_counts(dataset.train.images, dataset.levels)
     statistics = fit_statistics(counts, base="histogram")
-    parts = {"network": NETWORK, "parameterization": "eps", "base": "histogram", "head": "unit"}
+    parts = {
+        "network": NETWORK,
+        "parameterization": "eps",
+        "base": "histogram",
+        "output_scale": "unit_variance",
+    }
     model = build_model({"name": "vdm", "schedule": SCHEDULE, **parts}, statistics)
     optimizer, _ = make_optimizer(
         learning_rate=1e-3,

@@ -2,10 +2,10 @@
 
     python experiments/gallery.py [--quick] [--out=DIR] [--runs=DIR]
 
-Trains each parameterization with both heads, T = 1000: one small U-Net, one base, one data order, one number
-of training steps. Writes denoising.gif and denoising.png (a chain of the `eps` model), parameterizations.png
-(all of them from the same noise), samplers.png (steps and samplers of the `eps` model) and results.json
-(bounds, distances, configs, library versions). No sample is chosen: each picture has the first of its seed.
+Trains each parameterization with both output scales, T = 1000: one small U-Net, one base, one data order, one
+number of training steps. Writes denoising.gif and denoising.png (a chain of the `eps` model),
+parameterizations.png (all of them from the same noise), samplers.png (steps and samplers of the `eps` model) and
+results.json (bounds, distances, configs, library versions). No sample is chosen: each picture has the first of its seed.
 --quick trains one for seconds; its pictures show nothing.
 """
 
@@ -45,10 +45,10 @@ FRAME, PAUSE = 80, 3000  # milliseconds
 CLEAR = 7.0  # log-SNR from which on nothing is seen to change
 
 
-def config_of(parameterization: str, head: str, quick: bool) -> Any:
+def config_of(parameterization: str, output_scale: str, quick: bool) -> Any:
     config = default()
     config.model.parameterization = parameterization
-    config.model.head = head
+    config.model.output_scale = output_scale
     config.model.timesteps = TIMESTEPS
     config.model.time_sampler = "uniform"  # the same ones for all rows
     config.model.network = dict(NETWORK)
@@ -206,7 +206,7 @@ def animation(path: Path, log_snr: np.ndarray, xt: np.ndarray, x0_hat: np.ndarra
 
 
 def rows_of_samples(
-    path: Path, rows: list[tuple[str, np.ndarray, str]], levels: int, heads: tuple[str, str]
+    path: Path, rows: list[tuple[str, np.ndarray, str]], levels: int, output_scales: tuple[str, str]
 ) -> None:
     """A row of samples each, with its name on the left and a number on the right; the first row is of data."""
     height, above = 0.43, 0.25  # inches
@@ -223,7 +223,7 @@ def rows_of_samples(
     for axes, (name, images, number) in zip(strips, rows, strict=True):
         show(axes, tile(images[:SHOWN], levels, SHOWN))
         beside(axes, 0.5, (name, number), va="center", fontsize=10)
-    beside(strips[0], 1.08, heads, va="bottom", fontsize=9, color="0.35")
+    beside(strips[0], 1.08, output_scales, va="bottom", fontsize=9, color="0.35")
     save(figure, path)
 
 
@@ -253,27 +253,33 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder of the runs, to resume; else a new one")
     options = parser.parse_args()
     enable_compilation_cache()
-    rows, heads, steps = [*vdm.parameterizations.PARAMETERIZATIONS], ["unit", "raw"], TIMESTEPS
+    rows, output_scales, steps = (
+        [*vdm.parameterizations.PARAMETERIZATIONS],
+        ["unit_variance", "none"],
+        TIMESTEPS,
+    )
     samplers = SAMPLERS
     if options.quick:
         options.out = Path(tempfile.mkdtemp())
         jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
-        rows, heads, steps, samplers = ["eps"], ["unit"], 20, {"ddim": (5,)}
+        rows, output_scales, steps, samplers = ["eps"], ["unit_variance"], 20, {"ddim": (5,)}
     folder = options.runs or Path(tempfile.mkdtemp())
     key = jax.random.key(SEED)
 
     found, pictures, chosen = [], [], None
-    for head in heads:
+    for output_scale in output_scales:
         for name in rows:
-            workdir = folder / f"{name}_{head}"
-            trained = vdm.train(config_of(name, head, options.quick), workdir, log=lambda _: None)
+            workdir = folder / f"{name}_{output_scale}"
+            trained = vdm.train(
+                config_of(name, output_scale, options.quick), workdir, log=lambda _: None
+            )
             test = json.loads((workdir / "evaluation.json").read_text())["test"]
             x = np.asarray(trained.sample(key, SHOWN, steps=steps))
-            pictures.append((f"{name}, {head}", x, f"{test['bits_per_dim']:.3f}"))
-            found.append({"parameterization": name, "head": head, "test": test})
+            pictures.append((f"{name}, {output_scale}", x, f"{test['bits_per_dim']:.3f}"))
+            found.append({"parameterization": name, "output_scale": output_scale, "test": test})
             found[-1]["config"] = trained.config
-            print(f"{name}, {head}: {test['bits_per_dim']:.3f} bits/dim", flush=True)
-            if (name, head) == ("eps", "unit"):
+            print(f"{name}, {output_scale}: {test['bits_per_dim']:.3f} bits/dim", flush=True)
+            if (name, output_scale) == ("eps", "unit_variance"):
                 chosen = trained
     assert chosen is not None
     levels = chosen.dataset.levels
@@ -289,7 +295,7 @@ def main() -> None:
         options.out / "parameterizations.png",
         [first, *pictures],
         levels,
-        ("output, head", "bits/dim"),
+        ("output, scale", "bits/dim"),
     )
     keys = jax.random.split(jax.random.key(SEED + 1), BATCHES)
     measured, pictures = [], []

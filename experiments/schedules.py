@@ -2,9 +2,9 @@
 
     python experiments/schedules.py [--quick] [--seeds 3] [--steps 2000] [--out=DIR]
 
-The same small MLP on the digits in continuous time, eps and v with unit heads, trained on the bound under each
-schedule: `vdm_jax.compare` once for each. Writes schedules.json (numbers, settings, versions), table.md and
-schedules.png. --quick trains for a few steps; its numbers mean nothing.
+The same small MLP on the digits in continuous time, eps and v with unit-variance outputs, trained on the bound
+under each schedule: `vdm_jax.compare` once for each. Writes schedules.json (numbers, settings, versions),
+table.md and schedules.png. --quick trains for a few steps; its numbers mean nothing.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def run(spec: Any, options: argparse.Namespace) -> tuple[vdm.Comparison, np.ndar
         seeds=options.seeds,
         steps=options.steps,
         weightings=("elbo",),
-        heads=("unit",),
+        output_scales=("unit_variance",),
         timesteps=None,
         sampling_steps=(),
         gradient_batches=0,
@@ -65,8 +65,8 @@ def table(found: dict[str, tuple[vdm.Comparison, np.ndarray]]) -> str:
     columns = ["schedule", "eps", "v", "reconstruction", "matching", "prior", "γ(0)", "γ(1)"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for name, (result, gamma) in found.items():
-        first = result["eps_unit_elbo"]
-        cells = [name, *(str(result.bound(f"{row}_unit_elbo")) for row in ("eps", "v"))]
+        first = result["eps_unit_variance_elbo"]
+        cells = [name, *(str(result.bound(f"{row}_unit_variance_elbo")) for row in ("eps", "v"))]
         cells += [f"{first[part]:.4f}" for part in ("reconstruction", "matching", "prior")]
         cells += [f"{gamma[:, i].mean():.2f}" for i in (0, -1)]
         lines.append(f"| {' | '.join(cells)} |")
@@ -90,7 +90,7 @@ def figure(found: dict[str, tuple[vdm.Comparison, np.ndarray]]) -> Figure:
         for j, of_seed in enumerate(gamma):
             label = name if j == 0 else None
             left.plot(TIMES, of_seed, color=f"C{i}", linewidth=1.2, label=label)
-        at = result.bound("eps_unit_elbo")
+        at = result.bound("eps_unit_variance_elbo")
         right.errorbar(at.mean, i, xerr=at.standard_error, fmt="o", color=f"C{i}", capsize=3)
         right.plot(result.bits_per_dim[0], [i + 0.2] * len(result.seeds), "|", color=f"C{i}")
     left.set(xlabel="t", ylabel="γ(t) = −log SNR", title="schedules after training, each seed")
@@ -119,7 +119,7 @@ def main() -> None:
     found = {}
     for name, spec in schedules.items():
         found[name] = run(spec, options)
-        print(name, found[name][0].bound("eps_unit_elbo"), flush=True)
+        print(name, found[name][0].bound("eps_unit_variance_elbo"), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     rows = {
         name: result.to_dict() | {"gamma": gamma[:, ::10].tolist()}

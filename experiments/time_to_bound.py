@@ -3,10 +3,10 @@
     python experiments/time_to_bound.py [--quick] [--data mnist] [--variants ...] [--seeds 3] [--minutes 20]
                                         [--out DIR]
 
-`paper` is Kingma et al. 2021 at a size for small images: flat U-Net, Fourier features, the input as base, raw
-head, uniform times, learned linear γ, their optimizer and average of the weights, which forgets the initial
-ones in some 10,000 steps: a second curve is of the last weights instead. `paper, shipped optimizer` is the same
-model under the shipped optimizer and average. Every other row is the shipped config with what its name says
+`paper` is Kingma et al. 2021 at a size for small images: flat U-Net, Fourier features, the input as base,
+unscaled output, uniform times, learned linear γ, their optimizer and average of the weights, which forgets the
+initial ones in some 10,000 steps: a second curve is of the last weights instead. `paper, shipped optimizer` is the
+same model under the shipped optimizer and average. Every other row is the shipped config with what its name says
 replaced (another optimizer has a rate of its own). `paper` trains for --minutes (12.44 in the committed curves
 of MNIST), the others for as many steps as the config says; on MNIST all but `shipped` take a tenth of them (and
 of its decay), beside a row of the shipped config that does the same.
@@ -49,7 +49,7 @@ from vdm_jax.xla import cores
 
 HERE = Path(__file__).resolve().parent
 FLAT = {"name": "vdm_unet", "channels": 48, "blocks": 4, "dropout": 0.1, "fourier": (7, 8)}
-INPUT = {"model.base": "input", "model.head": "raw"}
+INPUT = {"model.base": "input", "model.output_scale": "none"}
 UNIFORM = {"model.time_sampler": "uniform"}
 AVERAGE = {"train.ema_decay": 0.9999, "train.ema_warmup": False}
 OPTIMIZER = {
@@ -66,9 +66,9 @@ PAPER: Row = INPUT | UNIFORM | LEARNED | {"model.network": FLAT}
 WHOLE: dict[str, Row] = {"shipped": {}, "paper": PAPER | AVERAGE | OPTIMIZER}
 INGREDIENTS: dict[str, Row] = {
     "paper, shipped optimizer": PAPER,
-    "base input, raw head": INPUT,
+    "base input, unscaled output": INPUT,
     "base levels": {"model.base": "levels"},
-    "raw head": {"model.head": "raw"},
+    "unscaled output": {"model.output_scale": "none"},
     "learned linear": LEARNED,
     "learned monotone": BOUND | {"model.schedule": {"name": "learned_monotone"}},
     "analytic times": {"model.time_sampler": "analytic"},

@@ -77,7 +77,7 @@ def diffusion(width: int, timesteps: int | None) -> dict:
         "schedule": "linear",
         "parameterization": "eps",
         "base": "histogram",
-        "head": "unit",
+        "output_scale": "unit_variance",
         "likelihood": "softmax",
         "timesteps": timesteps,
     }

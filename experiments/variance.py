@@ -35,15 +35,15 @@ BATCH = 64
 WARM = 300  # steps of training before the second measurement
 PARTS = 8  # of the batches, for standard errors
 NETWORK = {"name": "mlp", "width": 128, "depth": 2}
-MODELS = [  # a unit head of base zero is the raw one of eps; with another base it is the same for all rows
-    {"parameterization": row, "head": head, "base": base}
-    for base, head, row in (
-        ("zero", "raw", "eps"),
-        ("zero", "raw", "v"),
-        ("zero", "unit", "v"),
-        ("histogram", "raw", "eps"),
-        ("histogram", "raw", "v"),
-        ("histogram", "unit", "v"),
+MODELS = [  # unit variance with base zero is eps unscaled; with another base it is one model
+    {"parameterization": row, "output_scale": output_scale, "base": base}
+    for base, output_scale, row in (
+        ("zero", "none", "eps"),
+        ("zero", "none", "v"),
+        ("zero", "unit_variance", "v"),
+        ("histogram", "none", "eps"),
+        ("histogram", "none", "v"),
+        ("histogram", "unit_variance", "v"),
     )
 ]
 DRAWS = {
@@ -66,7 +66,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "time_sampler": "learned",
     },
 }
-HEADS = ("raw", "unit")
+OUTPUT_SCALES = ("none", "unit_variance")
 
 
 def measure(
@@ -171,7 +171,7 @@ def ratio(row: dict[str, Any], name: str, what: str) -> str:
 def variance_line(row: dict[str, Any]) -> str:
     base = row["draws"]["stratified"]
     noise = np.sqrt(base["gradient_variance"]) / max(base["gradient_norm"], 1e-30)
-    cells = [f"{row['parameterization']}, {row['head']}, {row['base']}", row["when"]]
+    cells = [f"{row['parameterization']}, {row['output_scale']}, {row['base']}", row["when"]]
     cells += [f"{np.sqrt(base['loss_variance']):.3g}"]
     others = [name for name in DRAWS if name != "stratified"]
     cells += [ratio(row, name, "loss_variance") for name in others]
@@ -195,7 +195,7 @@ def trained(name: str, options: Any) -> dict[str, Any]:
         seeds=options.seeds,
         steps=max(1, int(asked["part"] * options.steps)),
         weightings=["elbo"],
-        heads=HEADS,
+        output_scales=OUTPUT_SCALES,
         timesteps=None,
         draws=1 if options.quick else 64,
         sampling_steps=(),
@@ -205,7 +205,7 @@ def trained(name: str, options: Any) -> dict[str, Any]:
     data = load_dataset("digits")
     images = data.train.images[np.arange(len(data.train.images))]
     found = {}
-    for v, head in enumerate(HEADS):
+    for v, output_scale in enumerate(OUTPUT_SCALES):
         own, model_state = jax.tree.map(
             lambda leaf, v=v: jnp.asarray(leaf[v, 0]), (result.params, result.model_state)
         )
@@ -215,9 +215,9 @@ def trained(name: str, options: Any) -> dict[str, Any]:
             schedule=asked["schedule"],
             time_sampler=asked["time_sampler"],
             base="histogram",
-            head=head,
+            output_scale=output_scale,
         )
-        found[head] = result.bound(f"eps_{head}_elbo")._asdict() | {
+        found[output_scale] = result.bound(f"eps_{output_scale}_elbo")._asdict() | {
             "each": np.asarray(result.bits_per_dim[v]).tolist(),
             "spread": measure(
                 with_model_state(model, model_state), own, images, options, independent=False
@@ -229,7 +229,7 @@ def trained(name: str, options: Any) -> dict[str, Any]:
 
 def training_line(name: str, row: dict[str, Any]) -> str:
     cells = [name]
-    for of in HEADS:
+    for of in OUTPUT_SCALES:
         found, spread = row[of], row[of]["spread"]
         cells += [f"{found['mean']:.4f} ± {found['standard_error']:.4f}"]
         cells += [f"{np.sqrt(spread['loss_variance']):.3f}"]
@@ -252,14 +252,16 @@ def table(rows: list[dict[str, Any]], runs: dict[str, Any], options: Any) -> str
         "",
     ]
     columns = ["training"]
-    columns += [f"{of}, {what}" for of in HEADS for what in ("bits/dim", "σ loss", "σ gradient")]
+    columns += [
+        f"{of}, {what}" for of in OUTPUT_SCALES for what in ("bits/dim", "σ loss", "σ gradient")
+    ]
     lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [training_line(name, row) for name, row in runs.items()]
     lines += [
         "",
         f"Test bits/dim ± standard error over {options.seeds} seeds after {options.steps} steps; eps, base "
-        "histogram, raw and unit heads. The standard deviations are those of one batch at the first seed's "
-        "averaged weights, drawn as in its training.",
+        "histogram, unscaled and unit-variance outputs. The standard deviations are those of one batch at the "
+        "first seed's averaged weights, drawn as in its training.",
         "",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Base denoisers against naive float64 posterior means, and the scale a unit head takes, eq. (22), (23)."""
+"""Base denoisers against naive float64 posterior means, and output scales, eq. (22), (23)."""
 
 import itertools
 
@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdm_jax.bases import BASES, HEADS, Base, measure_residual
+from vdm_jax.bases import BASES, Base, measure_residual
 from vdm_jax.diffusion import Interval, alpha, sigma
 from vdm_jax.likelihoods import level_values
+from vdm_jax.output_scales import OUTPUT_SCALES
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Preconditioning, TargetCoefficients
 
 LEVELS = 5
@@ -82,13 +83,13 @@ def test_discrete_bases_are_posterior_means(name, seed, gamma_t):
 @pytest.mark.parametrize("name", BASES)
 def test_bases_treat_each_position_alone(name):
     base, at = make(name), step(0.0)
-    mix, target = ROWS["v"](at), ROWS["v"].target(at)
+    preconditioning, target = ROWS["v"](at), ROWS["v"].target(at)
     x0, eps = draw(0)
 
     def values(x0, eps):
         xt = latent(x0, eps, at.gamma_t)
-        error = base.error(x0, eps, xt, at.gamma_t, mix, target)
-        return base.estimate(xt, at.gamma_t, mix), error
+        error = base.error(x0, eps, xt, at.gamma_t, preconditioning, target)
+        return base.estimate(xt, at.gamma_t, preconditioning), error
 
     before, after = values(x0, eps), values(x0.at[1, 2].add(0.4), eps.at[1, 2].add(2.0))
     for a, b in zip(before, after, strict=True):
@@ -102,9 +103,9 @@ def errors_and_estimates(x0, eps, at):
     for (base_name, base), (name, row) in itertools.product(
         ((name, make(name)) for name in BASES), ROWS.items()
     ):
-        mix, target = row(at), row.target(at)
-        b = base.estimate(xt, at.gamma_t, mix)
-        error = base.error(x0, eps, xt, at.gamma_t, mix, target)
+        preconditioning, target = row(at), row.target(at)
+        b = base.estimate(xt, at.gamma_t, preconditioning)
+        error = base.error(x0, eps, xt, at.gamma_t, preconditioning, target)
         found[base_name, name] = error, x0 - b, 1 + jnp.max(jnp.abs(b))
     return [found[key] for key in itertools.product(BASES, ROWS)]
 
@@ -151,10 +152,14 @@ def test_deviation_of_linear_bases_is_measured(name, second_moment, gamma_t):
     signs = np.array(list(itertools.product([1, -1], repeat=2)), np.float32)
     x0, eps = jnp.asarray(np.sqrt(second_moment) * signs[:, 0]), jnp.asarray(signs[:, 1])
     for row in ROWS.values():
-        mix, target = row(at), row.target(at)
-        error = base.error(x0, eps, latent(x0, eps, at.gamma_t), at.gamma_t, mix, target)
+        preconditioning, target = row(at), row.target(at)
+        error = base.error(
+            x0, eps, latent(x0, eps, at.gamma_t), at.gamma_t, preconditioning, target
+        )
         measured = np.sqrt(np.mean(np.square(np.asarray(error, np.float64))))
-        np.testing.assert_allclose(base.deviation(at.gamma_t, mix, target), measured, rtol=3e-6)
+        np.testing.assert_allclose(
+            base.deviation(at.gamma_t, preconditioning, target), measured, rtol=3e-6
+        )
 
 
 @pytest.mark.parametrize("name", ["levels", "histogram"])
@@ -197,13 +202,13 @@ def test_measured_residual_is_the_error_of_two_levels():
 
 @pytest.mark.parametrize("name", BASES)
 def test_heads_scale_the_networks_target(name):
-    """`raw` is one; `unit` times |out| is the deviation of what the network corrects."""
-    assert set(HEADS) == {"raw", "unit"}
+    """`none` is one; `unit_variance` times |out| is the deviation of what the network corrects."""
+    assert set(OUTPUT_SCALES) == {"none", "unit_variance"}
     base, at = make(name), step(-3.0)
     for row in ROWS.values():
         numbers = at.gamma_t, row(at), row.target(at)
-        assert HEADS["raw"]()(base, *numbers) == 1
-        scale = HEADS["unit"]()(base, *numbers)
+        assert OUTPUT_SCALES["none"]()(base, *numbers) == 1
+        scale = OUTPUT_SCALES["unit_variance"]()(base, *numbers)
         np.testing.assert_allclose(scale * abs(numbers[1].out), base.deviation(*numbers), rtol=1e-6)
         assert scale > 0
 
@@ -272,17 +277,17 @@ def test_a_level_that_never_occurs_has_no_mass():
 
 @jax.jit
 def values_and_slopes(gamma_t, x0, eps, net):
-    """x̂_0, errors and scales of every base, row and head, with gradients in γ_t, x_0, ε and the network."""
+    """Return x̂_0, errors and scales of every base, parameterization and output scale, and their gradients."""
 
-    def run(base, row, head):
+    def run(base, row, output_scale):
         def total(gamma_t, x0, eps, net):
             at = step(gamma_t)
-            mix, target = row(at), row.target(at)
+            preconditioning, target = row(at), row.target(at)
             xt = latent(x0, eps, gamma_t)
-            scale = head(base, gamma_t, mix, target)
-            x0_hat = base.estimate(xt, gamma_t, mix) + mix.out * scale * net
-            error = base.error(x0, eps, xt, gamma_t, mix, target)
-            deviation = base.deviation(gamma_t, mix, target)
+            scale = output_scale(base, gamma_t, preconditioning, target)
+            x0_hat = base.estimate(xt, gamma_t, preconditioning) + preconditioning.out * scale * net
+            error = base.error(x0, eps, xt, gamma_t, preconditioning, target)
+            deviation = base.deviation(gamma_t, preconditioning, target)
             return jnp.sum(x0_hat) + jnp.sum(error) + deviation, (x0_hat, error, scale)
 
         both = jax.value_and_grad(total, (0, 1, 2, 3), has_aux=True)
@@ -291,9 +296,13 @@ def values_and_slopes(gamma_t, x0, eps, net):
     residual = np.float32([-20, 0, 20]), np.float32([-12, -2, -1])
     bases = {name: make(name) for name in BASES} | {"measured": make("levels", residual=residual)}
     return {
-        f"{name}, {row}, {head}": run(base, ROWS[row], HEADS[head]())
+        f"{name}, {row}, {output_scale}": run(base, ROWS[row], OUTPUT_SCALES[output_scale]())
         for name, base in bases.items()
-        for row, head in (("eps", "unit"), ("mean", "unit"), ("x0", "raw"))
+        for row, output_scale in (
+            ("eps", "unit_variance"),
+            ("mean", "unit_variance"),
+            ("x0", "none"),
+        )
     }
 
 

@@ -56,7 +56,11 @@ def images(n=40, levels=4, shape=(3, 3, 1)):
 
 def compared(**changes):
     settings = FAST | {"data": images(), "levels": 4, "seeds": 2, "timesteps": 20}
-    settings |= {"parameterizations": ("eps", "v"), "heads": ("raw",), "weightings": ("elbo",)}
+    settings |= {
+        "parameterizations": ("eps", "v"),
+        "output_scales": ("none",),
+        "weightings": ("elbo",),
+    }
     return vdm.compare(**settings | changes)
 
 
@@ -64,7 +68,7 @@ def compared(**changes):
 def result():
     return compared(
         parameterizations=("mean", "v"),
-        heads=("raw", "unit"),
+        output_scales=("none", "unit_variance"),
         weightings=("elbo", "simple"),
         gradient_batches=2,
         sampling_steps=(2,),
@@ -179,8 +183,8 @@ def test_best_denoisers_compared_are_equal_and_a_wrong_weight_is_caught(name):
     networks = best_networks(law, 20, ("mean", "x0", "eps", "v"))
 
     def off(step):
-        mix = eps().mix(step)
-        return mix._replace(out=1.1 * mix.out)
+        preconditioning = eps().preconditioning(step)
+        return preconditioning._replace(out=1.1 * preconditioning.out)
 
     rows = {row: row for row in networks}
     wrong = Parameterization(off, eps().target)
@@ -189,19 +193,19 @@ def test_best_denoisers_compared_are_equal_and_a_wrong_weight_is_caught(name):
         rows | {"wrong": wrong},
         law_as_mixture(law),
         **changes | {"network": networks | {"wrong": networks["eps"]}},
-        heads=["raw"],
+        output_scales=["none"],
         weightings={"elbo": "elbo", "half": lambda log_snr, exact: 0.5 * exact},
         timesteps=20,
     )
     assert result.gradients is None and result.milliseconds is None
     for row in rows:
         for weighting in ("elbo", "half"):
-            found = result.difference(f"{row}_raw_{weighting}", "eps_raw_elbo")
-            assert abs(found.mean) < 1e-5 * abs(result.bound("eps_raw_elbo").mean), row
+            found = result.difference(f"{row}_none_{weighting}", "eps_none_elbo")
+            assert abs(found.mean) < 1e-5 * abs(result.bound("eps_none_elbo").mean), row
             assert found.standard_error < 1e-5
-        quality = result.quality[20][result.names.index(f"{row}_raw_elbo")]
+        quality = result.quality[20][result.names.index(f"{row}_none_elbo")]
         assert quality.mean() < 0.2  # of the chain's own law
-    found = result.difference("wrong_raw_elbo", "eps_raw_elbo")
+    found = result.difference("wrong_none_elbo", "eps_none_elbo")
     assert abs(found.mean) > 10 * found.standard_error
     notes = [note for note in result.notes if "inconsistent" in note]
     assert (
@@ -210,7 +214,7 @@ def test_best_denoisers_compared_are_equal_and_a_wrong_weight_is_caught(name):
         and "by up to 9" in notes[0]
     )
     assert notes[0] in result.table()
-    line = next(row for row in result.table().splitlines() if row.startswith("| eps_raw_half"))
+    line = next(row for row in result.table().splitlines() if row.startswith("| eps_none_half"))
     assert "| 0.5 |" in line
 
 
@@ -248,7 +252,11 @@ def prepared(config=None, **changes):
 
     names = ("base", "schedule", "likelihood", "optimizer")
     given = dict.fromkeys(names) | {"seeds": 2, "levels": 4, "data": images(), "network": NET}
-    given |= {"parameterizations": ("mean", "v"), "heads": ("raw", "unit"), "timesteps": 20}
+    given |= {
+        "parameterizations": ("mean", "v"),
+        "output_scales": ("none", "unit_variance"),
+        "timesteps": 20,
+    }
     given |= {"weightings": ("elbo", "simple"), "steps": 2, "batch_size": 8, "draws": 1}
     return setup_comparison(config=config, **given | changes)
 
@@ -330,14 +338,20 @@ def test_errors_are_standard_errors_of_paired_differences(result):
     assert difference.standard_error == pytest.approx(abs(each[0] - each[1]) / 2)
 
 
-def test_unit_heads_of_all_rows_are_one_model_and_raw_gains_are_out(result):
-    unit = [result.bits_per_dim[result.names.index(f"{row}_unit_elbo")] for row in ("mean", "v")]
+def test_unit_variance_outputs_are_one_model_and_unscaled_gains_are_out(result):
+    unit = [
+        result.bits_per_dim[result.names.index(f"{row}_unit_variance_elbo")]
+        for row in ("mean", "v")
+    ]
     np.testing.assert_allclose(unit[0], unit[1], rtol=1e-3)
     row, names = PARAMETERIZATIONS["v"](), result.names
     out = abs(np.asarray(row(vdm.Interval(*[jnp.asarray(-result.log_snr)] * 3)).out))
-    np.testing.assert_allclose(result.gains[names.index("v_raw_elbo")], out, rtol=0.5)
-    gains = result.gains[names.index("mean_unit_elbo")], result.gains[names.index("v_unit_elbo")]
-    np.testing.assert_allclose(*gains, rtol=1e-4)
+    np.testing.assert_allclose(result.output_gains[names.index("v_none_elbo")], out, rtol=0.5)
+    output_gains = (
+        result.output_gains[names.index("mean_unit_variance_elbo")],
+        result.output_gains[names.index("v_unit_variance_elbo")],
+    )
+    np.testing.assert_allclose(*output_gains, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -393,8 +407,8 @@ def test_what_is_shown_and_saved(result, tmp_path):
     }
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert found["variants"].keys() == {*result} and found["about"]["seeds"] == [0, 1]
-    row = found["variants"]["v_raw_elbo"]
-    assert row["bits_per_dim"] == pytest.approx(result["v_raw_elbo"]["bits_per_dim"])
+    row = found["variants"]["v_none_elbo"]
+    assert row["bits_per_dim"] == pytest.approx(result["v_none_elbo"]["bits_per_dim"])
     assert len(row["bins"]["bits_per_dim"]) == 4 and len(row["weights"]["eps"]) == 20
     assert len(row["gradient_cosine_between_bins"]) == 4
     with (tmp_path / "out" / "comparison.csv").open() as file:
@@ -405,8 +419,8 @@ def test_what_is_shown_and_saved(result, tmp_path):
             assert min(picture.size) > 300
     html = result._repr_html_()
     assert html.count("<tr>") == 2 * 9 and "data:image/png;base64," in html
-    assert result._repr_markdown_().count("| v_raw_elbo |") == 2
-    with pytest.raises(KeyError, match="'nothing' is none of mean_raw_elbo"):
+    assert result._repr_markdown_().count("| v_none_elbo |") == 2
+    with pytest.raises(KeyError, match="'nothing' is none of mean_none_elbo"):
         result["nothing"]
     with pytest.raises(ValueError, match=r"steps: samples were drawn with \[2\], found 3"):
         result.plot_samples(3)
@@ -504,7 +518,7 @@ OWN = {
 def test_own_networks_are_trained(name):
     few = {"network": OWN[name], "parameterizations": ("v",), "seeds": 1}
     result = compared(steps=3, **few)
-    assert [*result] == ["v_raw_elbo"] and not result.skipped.any()
+    assert [*result] == ["v_none_elbo"] and not result.skipped.any()
     assert (result.bits_per_dim != compared(steps=0, **few).bits_per_dim).all()
 
 
@@ -566,7 +580,7 @@ def test_integers_and_learned_schedules_of_the_users_choice(tmp_path):
         jax.random.key(0),
         network=NET,
         base="histogram",
-        head="unit",
+        output_scale="unit_variance",
         statistics=result.statistics,
         schedule="learned_linear",
         schedule_params=params["eps"]["schedule"],
@@ -614,13 +628,17 @@ def with_times(times):
 @pytest.mark.slow
 def test_the_error_of_the_base_is_measured_for_every_head_that_may_use_it():
     residuals = [
-        prepared(heads=heads, config=with_times(times)).sweep.statistics.residual is not None
-        for heads, times in (
-            (["raw"], "uniform"),
-            (["unit"], "uniform"),
-            ({"mine": "unit"}, "uniform"),
-            ({"mine": lambda base, gamma_t, mix, target: jnp.ones_like(gamma_t)}, "uniform"),
-            (["raw"], "analytic"),
+        prepared(output_scales=output_scales, config=with_times(times)).sweep.statistics.residual
+        is not None
+        for output_scales, times in (
+            (["none"], "uniform"),
+            (["unit_variance"], "uniform"),
+            ({"mine": "unit_variance"}, "uniform"),
+            (
+                {"mine": lambda base, gamma_t, preconditioning, target: jnp.ones_like(gamma_t)},
+                "uniform",
+            ),
+            (["none"], "analytic"),
         )
     ]
     assert residuals == [False, True, True, True, True]
@@ -629,11 +647,13 @@ def test_the_error_of_the_base_is_measured_for_every_head_that_may_use_it():
 def test_what_a_config_leaves_to_the_model_is_the_models():
     config = default()
     config.model = ConfigDict({"name": "vdm", "network": dict(NET)})
-    few = dict.fromkeys(("parameterizations", "heads", "weightings", "timesteps", "data", "levels"))
+    few = dict.fromkeys(
+        ("parameterizations", "output_scales", "weightings", "timesteps", "data", "levels")
+    )
     few |= dict.fromkeys(("seeds", "network", "steps", "batch_size", "draws")) | {"timesteps": ...}
     found = prepared(config, **few)
     assert found.about["timesteps"] is None and "base zero" in found.about["components"]
-    assert [[*part] for part in found.components.values()] == [["eps"], ["raw"], ["elbo"]]
+    assert [[*part] for part in found.components.values()] == [["eps"], ["none"], ["elbo"]]
 
 
 @pytest.mark.slow
@@ -657,7 +677,7 @@ def test_a_tfds_name_and_a_config(tmp_path, monkeypatch):
     config.sweep.seeds = (4,)
     few = FAST | dict.fromkeys(("steps", "batch_size", "draws"))
     result = vdm.compare(config=config, **few)
-    assert [*result] == ["mean_unit_elbo", "x0_unit_elbo"] and result.seeds == [4]
+    assert [*result] == ["mean_unit_variance_elbo", "x0_unit_variance_elbo"] and result.seeds == [4]
     assert result.about["data"].startswith("mine 1.0.0") and result.about["steps"] == 2
     assert result.about["timesteps"] == 10 and "base levels" in result.about["components"]
     assert "± standard error over the 25 examples" in result.table()
@@ -681,9 +701,9 @@ def features(x):
 
 @pytest.mark.slow
 def test_features_and_reference_of_the_users_choice():
-    result = compared(features=features, reference="v_raw_elbo", seeds=1, sampling_steps=(2,))
-    assert result.distance == "kernel distance of features" and result.reference == "v_raw_elbo"
-    assert result["eps_raw_elbo"]["difference"]["to"] == "v_raw_elbo"
+    result = compared(features=features, reference="v_none_elbo", seeds=1, sampling_steps=(2,))
+    assert result.distance == "kernel distance of features" and result.reference == "v_none_elbo"
+    assert result["eps_none_elbo"]["difference"]["to"] == "v_none_elbo"
 
 
 # ---------------------------------------------------------------- mistakes
@@ -694,7 +714,7 @@ WRONG = [
     ({"parameterizations": ["v", "v"]}, "parameterizations: expected each once, found 'v' twice"),
     ({"parameterizations": [eps()]}, "parameterizations: expected names; give own ones by name"),
     ({"parameterizations": ["mean"], "timesteps": None}, "'mean' has no finite form in continuous"),
-    ({"heads": ["row"]}, "heads: unknown name 'row'; did you mean 'raw'"),
+    ({"output_scales": ["row"]}, "output_scales: unknown name 'row'; did you mean 'none'"),
     ({"weightings": ["snr"]}, "weightings: unknown name 'snr'"),
     ({"seeds": 0}, "seeds: expected at least 1, found 0"),
     ({"seeds": [1, 1]}, r"seeds: expected a number of them, or different whole ones, found \[1, 1\]"),
@@ -731,7 +751,7 @@ WRONG = [
     ({"data": (images(), np.zeros(40))}, r"data: a tuple of two is \(train, test\), expected"),
     ({"network": Dropped()}, "the NNX module Dropped has state besides its parameters"),
     ({"optimizer": {"lr": 1}}, "config.optimizer: unknown field 'lr'"),
-    ({"reference": "eps"}, "reference: expected one of eps_raw_elbo, v_raw_elbo, found 'eps'"),
+    ({"reference": "eps"}, "reference: expected one of eps_none_elbo, v_none_elbo, found 'eps'"),
     ({"schedule": "learned_linear", "weightings": ["simple"]}, "weightings: a learned .* found 'simple'"),
     (
         {"schedule": "learned_linear", "weightings": {"a": "elbo", "b": lambda log_snr, exact: exact}},
@@ -764,7 +784,11 @@ def test_mistakes_of_another_kind():
         ({"eps": lambda x, g: x[:1]}, {}, "expected an output"),
         (3, {}, "denoisers_or_params: expected"),
         ({"eps": lambda x, g: x}, {"draws": 0}, "draws: expected at least 1"),
-        ({"eps": lambda x, g: x}, {"head": "unit"}, "statistics: are needed for base 'zero'"),
+        (
+            {"eps": lambda x, g: x},
+            {"output_scale": "unit_variance"},
+            "statistics: are needed for base 'zero'",
+        ),
         ({"eps": Linen()}, {}, r"expected a callable .*, or its parameters beside network="),
         ({"eps": {"w": x}}, {"network": NET}, r"denoisers_or_params\['eps'\]: cannot be applied"),
     ]:

@@ -91,11 +91,16 @@ def test_terms_predictions_and_means(output):
     row = PARAMETERIZATIONS[output]()
 
     def of_step(step, xt, eps, F):
-        x0, mix = jnp.asarray(X0), row(step)
-        x0_hat = to_x0(F, xt, mix)
+        x0, preconditioning = jnp.asarray(X0), row(step)
+        x0_hat = to_x0(F, xt, preconditioning)
         p = posterior(xt, x0_hat, step)
         square = jnp.sum(jnp.square(F - regression_target(x0, eps, row.target(step))))
-        return x0_hat, p.mean, kl(posterior(xt, x0, step), p), exact_weight(step, mix) * square
+        return (
+            x0_hat,
+            p.mean,
+            kl(posterior(xt, x0, step), p),
+            exact_weight(step, preconditioning) * square,
+        )
 
     with jax.enable_x64(True):
         x0_hat, mean, divergence, loss = over_steps(of_step)
@@ -220,13 +225,13 @@ def test_terms_and_ancestral_steps_of_a_chain_without_signal_at_its_end(output, 
             step, rate = training_interval(schedule, {}, i, n - 1)
             q = marginal(jnp.asarray(x0, dtype), step.gamma_t)
             xt = q.mean + jnp.exp(0.5 * q.log_var) * eps
-            mix = row(step)
+            preconditioning = row(step)
             output = linear_network(xt, step.gamma_t)
-            error = mix.out * (
+            error = preconditioning.out * (
                 regression_target(jnp.asarray(x0, dtype), eps, row.target(step)) - output
             )
             at = NoisySample(jnp.asarray(x0, dtype), eps, xt, step, rate)
-            p = posterior(xt, to_x0(output, xt, mix), step)
+            p = posterior(xt, to_x0(output, xt, preconditioning), step)
             return matching(at, error) / (n - 1), p.mean, p.log_var
 
         found = jax.jit(jax.vmap(of))(jnp.arange(n - 1), jnp.asarray(eps[1:], dtype))
@@ -256,8 +261,8 @@ def test_samples_of_a_chain_without_signal_at_its_end(output, sampler, steps):
         inside = interval(schedule, {}, jnp.maximum(i - 1, 0) / 19, jnp.maximum(i, 1) / 19)
         step = jax.tree.map(lambda a, b: jnp.where(i == 0, a, b), data_interval(gamma_t), inside)
         step = step if output == "mean" else step._replace(gamma_t=gamma_t)
-        mix = row(step)
-        return (x0 - mix.skip * xt) / mix.out
+        preconditioning = row(step)
+        return (x0 - preconditioning.skip * xt) / preconditioning.out
 
     found = jax.jit(
         lambda: generate(

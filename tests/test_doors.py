@@ -269,7 +269,10 @@ ROWS = {
     ),
     "posterior of shapes": (lambda: vdm.posterior(X, X[:1], STEP), "posterior: x0: expected shape"),
     "to_x0 of shapes": (lambda: vdm.to_x0(X[:1], X, MIX), "to_x0: output: expected shape"),
-    "to_x0 of a tuple": (lambda: vdm.to_x0(X, X, (1, 1)), "mix: expected a Preconditioning"),
+    "to_x0 of a tuple": (
+        lambda: vdm.to_x0(X, X, (1, 1)),
+        "preconditioning: expected a Preconditioning",
+    ),
     "stacked of none": (lambda: vdm.parameterizations.stacked([], 0), "rows: expected at least 1"),
     "stacked beyond": (
         lambda: vdm.parameterizations.stacked([vdm.parameterizations.v()], 1),

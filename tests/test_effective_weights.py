@@ -106,8 +106,8 @@ def curvatures_and_weights(path, timesteps, weightings, dtype, n=7):
     used = PATHS[path].get("train_schedule", PATHS[path]["schedule"])
 
     def one(weighting, i, j, phase):
-        row, space = stacked(rows, i), stacked(rows, j)
-        loss = {"parameterization": row, "space": space, "weighting": weighting}
+        row, loss_space = stacked(rows, i), stacked(rows, j)
+        loss = {"parameterization": row, "loss_space": loss_space, "weighting": weighting}
         loss |= {"timesteps": timesteps}
         second, time = curvature(jax.random.key(3), x, phase, **PATHS[path], **loss)
         weights = effective_weights(**loss, schedule=used, times=time[None])
@@ -151,17 +151,17 @@ def assert_weights_are_curvatures(path, timesteps, names, found, rtol):
         rate = per_time if timesteps is None else timesteps * np.expm1(gamma_t - gamma_s)
         out = {name: squared_out(name, gamma_s, gamma_t) for name in names}
         for i, row in enumerate(names):
-            for j, space in enumerate(names):
+            for j, loss_space in enumerate(names):
                 each = EffectiveWeights(*(weight[i, j] for weight in weights))
                 in_units = {  # each as the weight of the network's own error, t uniform
-                    "own": each.own / out[space],
+                    "per_time": each.per_time / out[loss_space],
                     "x0": each.x0 * per_time,
                     "eps": each.eps * per_time / out["eps"],
                     "v": each.v * per_time / out["v"],
                     "relative": each.relative * 0.5 * rate * np.exp(-gamma_t),
                 }
                 for name, value in in_units.items():
-                    case = f"{weighting}: {name} of {row} in {space}"
+                    case = f"{weighting}: {name} of {row} in {loss_space}"
                     half = 0.5 * second[i, j, :, 0, 0]
                     np.testing.assert_allclose(value * out[row], half, rtol=rtol, err_msg=case)
 
@@ -188,7 +188,7 @@ def test_of_the_bound_they_know_neither_row_nor_space_nor_schedule(spec):
     @jax.vmap
     def found(i, j):
         times = jnp.linspace(0.0, 1.0, 9)
-        return effective_weights(stacked(rows, i), space=stacked(rows, j), times=times, **at)
+        return effective_weights(stacked(rows, i), loss_space=stacked(rows, j), times=times, **at)
 
     weights = jit(found)(*(jnp.asarray(i.ravel()) for i in np.indices((4, 4))))
     np.testing.assert_allclose(weights.eps, 0.5, rtol=2e-5)
@@ -201,9 +201,9 @@ def test_of_the_bound_they_know_neither_row_nor_space_nor_schedule(spec):
 
 @pytest.mark.parametrize("timesteps", [7, 1000, None])
 def test_the_plain_error_of_the_noise_is_flat_under_a_linear_schedule(timesteps):
-    found = in_double("v", "simple", space="eps", schedule=LINEAR, timesteps=timesteps)
+    found = in_double("v", "simple", loss_space="eps", schedule=LINEAR, timesteps=timesteps)
     np.testing.assert_allclose(found.eps, 1 / (LAST - FIRST), rtol=1e-10)
-    np.testing.assert_allclose(found.own, 1, rtol=1e-10)
+    np.testing.assert_allclose(found.per_time, 1, rtol=1e-10)
 
 
 @pytest.mark.parametrize("timesteps", [7, None])
@@ -225,16 +225,20 @@ def error_of_x0(log_snr):
 def test_integrated_over_log_snr_they_are_the_loss(schedule, weighting):
     nodes, masses = np.polynomial.legendre.leggauss(400)
     for own_space in CONTINUOUS:
-        loss = {"space": own_space, "schedule": schedule}
+        loss = {"loss_space": own_space, "schedule": schedule}
         found = in_double("x0", weighting, times=(nodes + 1) / 2, **loss)
         gamma = -found.log_snr
         own_error = error_of_x0(-gamma) / squared_out(own_space, gamma, gamma)
-        expected = 0.5 * masses @ (found.own * own_error)
+        expected = 0.5 * masses @ (found.per_time * own_error)
         found = in_double("x0", weighting, times=np.linspace(0, 1, 4001), **loss)
         gamma = -found.log_snr
-        for space in ("x0", "eps", "v"):
-            values = getattr(found, space) * error_of_x0(-gamma) / squared_out(space, gamma, gamma)
-            case = f"{space} of {own_space}"
+        for loss_space in ("x0", "eps", "v"):
+            values = (
+                getattr(found, loss_space)
+                * error_of_x0(-gamma)
+                / squared_out(loss_space, gamma, gamma)
+            )
+            case = f"{loss_space} of {own_space}"
             integral = np.trapezoid(values, gamma)
             np.testing.assert_allclose(integral, expected, rtol=1e-4, err_msg=case)
 
@@ -243,17 +247,17 @@ def test_integrated_over_log_snr_they_are_the_loss(schedule, weighting):
 def test_summed_over_the_steps_of_a_chain_they_are_the_loss(weighting):
     gammas = GAMMA["cosine"](np.linspace(0, 1, 14))
     errors = error_of_x0(-gammas[1:])
-    for space in PARAMETERIZATIONS:
-        found = in_double("v", weighting, space=space, schedule=COSINE, timesteps=13)
-        loss = np.mean(found.own * errors / squared_out(space, gammas[:-1], gammas[1:]))
+    for loss_space in PARAMETERIZATIONS:
+        found = in_double("v", weighting, loss_space=loss_space, schedule=COSINE, timesteps=13)
+        loss = np.mean(found.per_time * errors / squared_out(loss_space, gammas[:-1], gammas[1:]))
         total = np.sum(np.diff(gammas) * found.x0 * errors)
         np.testing.assert_allclose(total, loss, rtol=1e-12)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("space", CONTINUOUS)
-def test_chains_become_continuous_at_first_order(space, weighting):
-    errors, at = [], {"space": space, "schedule": COSINE}
+@pytest.mark.parametrize("loss_space", CONTINUOUS)
+def test_chains_become_continuous_at_first_order(loss_space, weighting):
+    errors, at = [], {"loss_space": loss_space, "schedule": COSINE}
     for T in (1000, 2000, 4000):
         steps = np.arange(T // 10 - 1, T, T // 10)  # they end at t = 0.1, 0.2, …
         chain = in_double("v", weighting, timesteps=T, times=steps, **at)
@@ -296,10 +300,10 @@ def test_published_losses_of_uniform_times_are_one_loss_in_every_row_space_and_s
             pairs = []
             for name, printed_in, loss in PRINTED:
                 theirs = effective_weights(printed_in, as_printed(loss), times=times, **at)
-                for i, space in enumerate(spaces):
+                for i, loss_space in enumerate(spaces):
                     row = spaces[i - 1]  # what the network outputs does not matter
-                    ours = effective_weights(row, name, space=space, times=times, **at)
-                    pairs.append((ours._replace(own=theirs.own), theirs))
+                    ours = effective_weights(row, name, loss_space=loss_space, times=times, **at)
+                    pairs.append((ours._replace(per_time=theirs.per_time), theirs))
             return pairs
 
         for ours, theirs in found():
@@ -315,23 +319,23 @@ def test_sigmoid_weighs_the_log_snr_alike_under_every_schedule(spec, timesteps):
         at = built(spec) | {"timesteps": timesteps}
         times = jnp.arange(7) if timesteps else jnp.linspace(0.0, 1.0, 9)
         spaces = list(PARAMETERIZATIONS) if timesteps else CONTINUOUS
-        for space in spaces:
-            loss = {"space": space, "times": times} | at
+        for loss_space in spaces:
+            loss = {"loss_space": loss_space, "times": times} | at
             found = effective_weights("v", {"name": "sigmoid", "bias": 1.5}, **loss)
             bound = effective_weights("v", "elbo", **loss)
             theirs = np.exp(1.5) / (np.exp(1.5) + np.exp(np.asarray(found.log_snr)))
             np.testing.assert_allclose(found.relative, theirs, rtol=1e-9)
             np.testing.assert_allclose(found.eps, theirs * bound.eps, rtol=1e-9)
-            np.testing.assert_allclose(found.own, theirs * bound.own, rtol=1e-9)
+            np.testing.assert_allclose(found.per_time, theirs * bound.per_time, rtol=1e-9)
 
 
-@pytest.mark.parametrize("space", CONTINUOUS)
-def test_simple_is_the_plain_error_of_the_space(space):
+@pytest.mark.parametrize("loss_space", CONTINUOUS)
+def test_simple_is_the_plain_error_of_the_space(loss_space):
     """Ho et al. 2020 in eps: the one weighting that the space decides."""
-    found = in_double("v", "simple", space=space, schedule=COSINE)
-    np.testing.assert_allclose(found.own, 1, rtol=1e-12)
+    found = in_double("v", "simple", loss_space=loss_space, schedule=COSINE)
+    np.testing.assert_allclose(found.per_time, 1, rtol=1e-12)
     gamma = -found.log_snr
-    in_x0 = 1 / squared_out(space, gamma, gamma) / SLOPE["cosine"](gamma)
+    in_x0 = 1 / squared_out(loss_space, gamma, gamma) / SLOPE["cosine"](gamma)
     np.testing.assert_allclose(found.x0, in_x0, rtol=1e-10)
 
 
@@ -401,16 +405,16 @@ def test_curves_are_of_every_loss_in_three_spaces(losses, timesteps, tmp_path):
     figure = weight_curves(tmp_path / "weights.png", weights, "losses")
     with Image.open(tmp_path / "weights.png") as picture:
         assert picture.size == tuple((100 * figure.get_size_inches()).astype(int))
-    for axes, space in zip(figure.axes, ("x0", "eps", "v"), strict=True):
+    for axes, loss_space in zip(figure.axes, ("x0", "eps", "v"), strict=True):
         bound, *lines = axes.lines
         gamma = -np.asarray(bound.get_xdata(), np.float64)
-        exact = 0.5 * np.exp(-gamma) * squared_out(space, gamma, gamma)
+        exact = 0.5 * np.exp(-gamma) * squared_out(loss_space, gamma, gamma)
         np.testing.assert_allclose(bound.get_ydata(), exact, rtol=1e-4)
         assert [line.get_label() for line in lines] == [*weights]
         styles = {(line.get_color(), line.get_linestyle(), line.get_linewidth()) for line in lines}
         assert len(styles) == len(lines)  # those that coincide are told apart
         for line, found in zip(lines, weights.values(), strict=True):
-            np.testing.assert_array_equal(line.get_ydata(), getattr(found, space))
+            np.testing.assert_array_equal(line.get_ydata(), getattr(found, loss_space))
             np.testing.assert_array_equal(line.get_xdata(), found.log_snr)
         every = np.concatenate([line.get_ydata() for line in axes.lines])
         assert axes.get_ylim()[0] < every.min() and every.max() < axes.get_ylim()[1]
@@ -431,11 +435,11 @@ def test_curves_need_not_be_saved(tmp_path, monkeypatch):
     ("settings", "message"),
     [
         ({"parameterization": "esp"}, "parameterization: unknown name 'esp'; did you mean 'eps'"),
-        ({"space": "x00"}, "space: unknown name 'x00'; did you mean 'x0'"),
+        ({"loss_space": "x00"}, "loss_space: unknown name 'x00'; did you mean 'x0'"),
         ({"weighting": "elba"}, "weighting: unknown name 'elba'; did you mean 'elbo'"),
         ({"schedule": "cosin"}, "schedule: unknown name 'cosin'; did you mean 'cosine'"),
         ({"parameterization": "mean"}, "'mean' has no finite form in continuous time"),
-        ({"space": "mean"}, "'mean' has no finite form in continuous time"),
+        ({"loss_space": "mean"}, "'mean' has no finite form in continuous time"),
         ({"timesteps": 0}, "timesteps must be at least 1, or None, found 0"),
         ({"schedule": "learned_linear"}, "the schedule is learned: pass schedule_params="),
     ],

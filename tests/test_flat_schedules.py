@@ -54,12 +54,12 @@ def test_every_row_space_and_weighting_is_finite(timesteps, ends):
     @jit
     @jax.vmap
     def finite(i, j, k):
-        row, space, weighting = (
+        row, loss_space, weighting = (
             stacked(rows, i),
             stacked(rows, j),
             stacked_weightings(weightings, k),
         )
-        loss = {"parameterization": row, "space": space, "weighting": weighting}
+        loss = {"parameterization": row, "loss_space": loss_space, "weighting": weighting}
         loss |= {"schedule": schedule, "timesteps": timesteps}
         model = vdm(Statistics(SHAPE, LEVELS), network=NETWORK, time_sampler="learned", **loss)
         params = jax.tree.map(lambda leaf: leaf + 0.05, model.init(jax.random.key(0)))
@@ -131,9 +131,9 @@ def test_effective_weights_of_the_bound_are_a_half_there_too(timesteps):
     theirs = 1 / (1 + np.exp(np.asarray(sigmoid.log_snr) - 2))
     np.testing.assert_allclose(sigmoid.relative, theirs, rtol=1e-5)
     flat = np.asarray(bound.log_snr)[:1] == np.asarray(bound.log_snr)
-    assert flat.sum() > 3 and np.all(np.asarray(bound.own)[flat][:-1] == 0)
+    assert flat.sum() > 3 and np.all(np.asarray(bound.per_time)[flat][:-1] == 0)
     plain = effective_weights("v", "simple", **at)
-    np.testing.assert_allclose(plain.own, 1)
+    np.testing.assert_allclose(plain.per_time, 1)
     assert np.all(np.asarray(plain.eps)[flat][:-1] == 0)
 
 
@@ -212,10 +212,10 @@ def test_the_hierarchy_over_the_chain_is_finite():
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.slow
-def test_every_base_and_unit_heads_are_finite(base):
+def test_every_base_with_unit_variance_outputs_is_finite(base):
     counts = np.zeros((*SHAPE, LEVELS), np.float32)
     model = vdm(
-        Statistics(SHAPE, LEVELS, log_counts=counts), network=NETWORK, base=base, head="unit",
+        Statistics(SHAPE, LEVELS, log_counts=counts), network=NETWORK, base=base, output_scale="unit_variance",
         parameterization="mean", time_sampler="analytic", schedule=line(low=FIRST, high=LAST), timesteps=50,
     )  # fmt: skip
     params = model.init(jax.random.key(0))

@@ -258,15 +258,15 @@ def test_terms_and_plain_ratio_agree_on_average(chain):
 # --- the VDM is the hierarchy over its fixed encoder ---------------------------------------------------
 
 MILD = {"name": "linear", "gamma_min": -4.0, "gamma_max": 5.0}
-HEADS = [
-    {"parameterization": "eps", "base": "input", "head": "raw"},
-    {"parameterization": "v", "base": "levels", "head": "unit"},
-    {"parameterization": "mean", "base": "zero", "head": "unit"},
+OUTPUT_SCALES = [
+    {"parameterization": "eps", "base": "input", "output_scale": "none"},
+    {"parameterization": "v", "base": "levels", "output_scale": "unit_variance"},
+    {"parameterization": "mean", "base": "zero", "output_scale": "unit_variance"},
 ]
 
 
 @pytest.mark.parametrize("likelihood", ["softmax", "discretized_gaussian"])
-@pytest.mark.parametrize("settings", HEADS, ids=lambda s: s["parameterization"])
+@pytest.mark.parametrize("settings", OUTPUT_SCALES, ids=lambda s: s["parameterization"])
 @pytest.mark.slow
 def test_the_hierarchy_over_the_fixed_encoder_is_the_vdm_term_by_term(settings, likelihood):
     T, key = 4, jax.random.key(6)

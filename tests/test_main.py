@@ -233,7 +233,7 @@ def test_weights_of_a_config_that_was_never_trained(command, here, idle, name):
     for line, columns in found.items():
         row = line.split(",")[0]
         assert line.startswith(f"{row}, {weighting}: error in {row}-space; schedule {path['name']}")
-        assert list(columns) == ["log-SNR", "own", "x0", "eps", "v", "relative"]
+        assert list(columns) == ["log-SNR", "per time", "x0", "eps", "v", "relative"]
         np.testing.assert_allclose(columns["log-SNR"], levels, atol=0.03)
         np.testing.assert_allclose(columns["eps"], 0.5 * columns["relative"], rtol=0.01)
         assert np.all(columns["relative"] == 1) == (weighting == "elbo")
@@ -260,10 +260,12 @@ def test_weights_are_of_the_loss_that_is_asked_for(command, here, idle):
     ((line, columns),) = tables(out).items()
     assert line == "v, min_snr: error in x0-space; schedule cosine, continuous time"
     log_snr = columns["log-SNR"]
-    np.testing.assert_allclose(columns["own"], np.exp(np.minimum(log_snr, np.log(5))), rtol=0.01)
+    np.testing.assert_allclose(
+        columns["per time"], np.exp(np.minimum(log_snr, np.log(5))), rtol=0.01
+    )
     np.testing.assert_allclose(columns["x0"], np.exp(log_snr) * columns["eps"], rtol=0.01)
     per_time = 2 * np.pi * np.cosh(log_snr / 2)  # of a cosine without ends
-    np.testing.assert_allclose(per_time * columns["x0"], columns["own"], rtol=0.1)
+    np.testing.assert_allclose(per_time * columns["x0"], columns["per time"], rtol=0.1)
     assert [path.name for path in (here / "deep" / "er").iterdir()] == ["weights.png"]
 
 
@@ -272,7 +274,7 @@ def test_weights_of_a_chain_and_a_learned_schedule(command, here, idle):
     status, out, _ = command(SMOKE, WEIGHTS, *[f"--config.model.{each}" for each in asked])
     ((line, columns),) = tables(out).items()
     assert status == 0 and line.endswith("gamma_min -13.3), at its start, T = 4")
-    assert len(columns["own"]) == 4 and columns["log-SNR"][-1] == -5
+    assert len(columns["per time"]) == 4 and columns["log-SNR"][-1] == -5
     np.testing.assert_array_equal(columns["relative"], 1)
 
 
@@ -295,10 +297,10 @@ NAMES = {  # what is written wrong, and what is near
     "model.schedule.name": ("linaer", "linear"),
     "model.parameterization": ("esp", "eps"),
     "model.base": ("histgram", "histogram"),
-    "model.head": ("units", "unit"),
+    "model.output_scale": ("unit_varianc", "unit_variance"),
     "model.likelihood": ("sofmax", "softmax"),
     "model.weighting.name": ("elba", "elbo"),
-    "model.space": ("x00", "x0"),
+    "model.loss_space": ("x00", "x0"),
     "sample.sampler": ("ancestal", "ancestral"),
 }
 
@@ -422,7 +424,10 @@ NOT_WEIGHED = [
     ("model.parameterization=esp", "config.model.parameterization: unknown name 'esp'; did you"),
     ("model.parameterization=mean", "config.model.parameterization: 'mean' has no finite form"),
     ("model.weighting.name=elba", "config.model.weighting: unknown name 'elba'; did you mean"),
-    ("model.space=x00", "config.model.space: unknown name 'x00'; did you mean 'x0'? choices"),
+    (
+        "model.loss_space=x00",
+        "config.model.loss_space: unknown name 'x00'; did you mean 'x0'? choices",
+    ),
     ("model.timesteps=0", "timesteps must be at least 1, or None, found 0"),
 ]
 
@@ -461,7 +466,9 @@ def test_help(tmp_path):
 
 def test_flags_may_stand_in_a_file(command, here, idle):
     (here / "flags").write_text(f"{SMOKE}\n--config.model.weighting=min_snr\n# a comment\n")
-    status, out, _ = command("--flagfile=flags", "--mode", "weights", "--config.model.space", "x0")
+    status, out, _ = command(
+        "--flagfile=flags", "--mode", "weights", "--config.model.loss_space", "x0"
+    )
     assert status == 0 and "eps, min_snr: error in x0-space" in out
 
 
@@ -527,7 +534,9 @@ def test_folders_that_are_not_to_be_used(command, here):
     config.write_text(json.dumps(to_dict(smoke) | {"seed": 5}))
     before = config.read_text()
     line = assert_one_line(command(SMOKE, "--workdir=other"))
-    assert line.startswith("other holds a run of another config (config.json); give another --workdir, or undo: ")
+    assert line.startswith(
+        "other holds a run of another config (config.json); give another --workdir, or undo: "
+    )
     assert line.endswith("config.seed: 5 there, 0 here")
     assert [path.name for path in (here / "other").iterdir()] == ["config.json"]
     assert config.read_text() == before and (here / "file").read_text() == "mine"
@@ -536,7 +545,10 @@ def test_folders_that_are_not_to_be_used(command, here):
 def test_evaluating_a_run_of_another_config(trained, command, monkeypatch):
     monkeypatch.chdir(trained[0])
     line = assert_one_line(command(SMOKE, *SMALL, "--mode=evaluate", "--config.seed=4"))
-    assert line == "runs/smoke holds a run of another config (config.json): config.seed: 0 there, 4 here"
+    assert (
+        line
+        == "runs/smoke holds a run of another config (config.json): config.seed: 0 there, 4 here"
+    )
 
 
 def test_an_error_of_traced_code_is_no_mistake_of_the_user(command, here, monkeypatch):

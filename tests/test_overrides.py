@@ -20,7 +20,7 @@ CONFIGS = {
 FIELDS = {name: dict(leaves(to_plain(CONFIGS[name]()))) for name in CONFIGS}
 MAY_BE_NONE = {path for path, row in ROWS.items() if row.optional} | {
     "model.timesteps",
-    "model.space",
+    "model.loss_space",
     "model.train_schedule",
 }
 MAY_BE_NONE |= {"model.network.fourier"}
@@ -222,7 +222,7 @@ def test_names_with_arguments_where_the_config_has_a_name():
     assert line.startswith("--config.model.base.mix: no such field; ") and line.endswith(
         "fields of config.model.base: levels, name, residual, second_moment"
     )
-    assert "fields of config.model.space: name" in refusal("eps", "model.space.x=3")
+    assert "fields of config.model.loss_space: name" in refusal("eps", "model.loss_space.x=3")
 
 
 def test_another_family():

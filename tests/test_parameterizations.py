@@ -145,12 +145,16 @@ def test_targets_mean_the_data(shape, seed, gamma_s, delta):
         at = step(gamma_s, delta)
         xt = alpha(at.gamma_t) * x0 + sigma(at.gamma_t) * eps
         for name, row in ROWS.items():
-            mix, target = row(at), regression_target(x0, eps, row.target(at))
+            preconditioning, target = row(at), regression_target(x0, eps, row.target(at))
             # what is subtracted here may be far larger than what is left
-            atol = 1e-14 * float(jnp.max(jnp.abs(mix.skip * xt)) + 1)
-            naive = (x0 - mix.skip * xt) / mix.out
-            np.testing.assert_allclose(target, naive, 1e-10, atol / abs(mix.out), err_msg=name)
-            np.testing.assert_allclose(to_x0(target, xt, mix), x0, 1e-10, atol, err_msg=name)
+            atol = 1e-14 * float(jnp.max(jnp.abs(preconditioning.skip * xt)) + 1)
+            naive = (x0 - preconditioning.skip * xt) / preconditioning.out
+            np.testing.assert_allclose(
+                target, naive, 1e-10, atol / abs(preconditioning.out), err_msg=name
+            )
+            np.testing.assert_allclose(
+                to_x0(target, xt, preconditioning), x0, 1e-10, atol, err_msg=name
+            )
 
 
 @given(seed=seeds, gamma_s=gammas, delta=widths(-12))
@@ -182,8 +186,13 @@ def test_stacked_rows_are_the_single_ones():
     rows = list(ROWS.values())
 
     def run(row):
-        mix, target = row(at), regression_target(x0, eps, row.target(at))
-        return mix, target, to_x0(F, xt, mix), exact_weight(at, mix)
+        preconditioning, target = row(at), regression_target(x0, eps, row.target(at))
+        return (
+            preconditioning,
+            target,
+            to_x0(F, xt, preconditioning),
+            exact_weight(at, preconditioning),
+        )
 
     together = jax.jit(jax.vmap(lambda i: run(stacked(rows, i))))(jnp.arange(len(rows)))
     for i, row in enumerate(rows):
@@ -224,10 +233,14 @@ def values_and_slopes(gamma_t, delta, x0, eps, net):
 
     def total(row, gamma_s, gamma_t, delta, x0, eps, net):
         at = Interval(gamma_s, gamma_t, delta)
-        mix, target = row(at), regression_target(x0, eps, row.target(at))
+        preconditioning, target = row(at), regression_target(x0, eps, row.target(at))
         xt = alpha(gamma_t) * x0 + sigma(gamma_t) * eps
-        loss = exact_weight(at, mix) * jnp.sum(jnp.square(target - net))
-        return loss + bound_weight(at, 1.0, mix.out).scale ** 2, (mix, target, to_x0(net, xt, mix))
+        loss = exact_weight(at, preconditioning) * jnp.sum(jnp.square(target - net))
+        return loss + bound_weight(at, 1.0, preconditioning.out).scale ** 2, (
+            preconditioning,
+            target,
+            to_x0(net, xt, preconditioning),
+        )
 
     def run(row):
         both = jax.value_and_grad(lambda *x: total(row, *x), tuple(range(6)), has_aux=True)

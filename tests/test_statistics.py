@@ -102,7 +102,11 @@ def of_a_run(images, base):
 def of_a_comparison(images, base):
     names = ("levels", "schedule", "likelihood", "optimizer", "draws", "weightings", "config")
     given = dict.fromkeys(names) | {"seeds": 1, "timesteps": 20, "steps": 1, "batch_size": 8}
-    given |= {"parameterizations": "eps", "heads": "unit", "network": {"name": "mlp", "width": 4}}
+    given |= {
+        "parameterizations": "eps",
+        "output_scales": "unit_variance",
+        "network": {"name": "mlp", "width": 4},
+    }
     return setup_comparison(data=dataset_of(images), base=base, **given).sweep.statistics
 
 

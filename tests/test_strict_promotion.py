@@ -88,9 +88,13 @@ def test_every_likelihood(name):
 
 
 FAMILIES = [  # a family, its fields and an optimizer
-    ("vdm", {"network": UNET, "base": "histogram", "head": "unit"}, "adamw"),
+    ("vdm", {"network": UNET, "base": "histogram", "output_scale": "unit_variance"}, "adamw"),
     ("vdm", {"network": UNET | {"dtype": "bfloat16"}, "weighting": "min_snr"}, "adamw"),
-    ("vdm", {"network": MLP | {"dtype": "bfloat16"}, "base": "input", "head": "unit"}, "adamw"),
+    (
+        "vdm",
+        {"network": MLP | {"dtype": "bfloat16"}, "base": "input", "output_scale": "unit_variance"},
+        "adamw",
+    ),
     ("vdm", {"network": MLP, "time_sampler": "learned", "timesteps": 6, "weighting": "p2"}, "muon"),
     ("vdm", {"network": MLP, "time_sampler": "analytic", "base": "levels"}, "adamw"),
     ("vdm", {"network": MLP, "schedule": "learned_monotone"}, "adamw"),

@@ -31,7 +31,7 @@ def tiny(**runs):
     config.model.network.width = 16
     config.model.network.dropout = 0.2
     config.model.timesteps = 50
-    config.model.head = "raw"
+    config.model.output_scale = "none"
     config.model.time_sampler = "uniform"  # learned ones are moved by rounding
     config.optimizer.warmup_steps = 2
     config.train.batch_size = 16
@@ -119,11 +119,16 @@ def test_learned_times_are_each_runs_own(digits):
 def test_heads_weightings_and_a_learned_schedule_are_runs_of_their_own(digits):
     statistics = digits[1]
     both = tiny(
-        parameterizations=("eps", "v"), heads=("raw", "unit"), weightings=("elbo", "simple")
+        parameterizations=("eps", "v"),
+        output_scales=("none", "unit_variance"),
+        weightings=("elbo", "simple"),
     )
     learned = tiny(parameterizations=("eps", "v"))
     learned.model.schedule = {"name": "learned_linear"}
-    for config, variants in ((both, ("v_raw_simple", "eps_unit_elbo")), (learned, ("v",))):
+    for config, variants in (
+        (both, ("v_none_simple", "eps_unit_variance_elbo")),
+        (learned, ("v",)),
+    ):
         many = Sweep(to_dict(config), statistics)
         losses, state, _ = fit(many, digits)
         for name in variants:
@@ -250,9 +255,9 @@ def test_a_run_that_diverges_leaves_the_others_alone(trained, tmp_path, capsys):
 
 
 def test_rows_of_a_field_that_is_left_to_the_model():
-    config = to_dict(tiny(heads=("raw", "unit")))
-    del config["model"]["head"]
-    assert [*expand(config)] == ["raw", "unit"]
+    config = to_dict(tiny(output_scales=("none", "unit_variance")))
+    del config["model"]["output_scale"]
+    assert [*expand(config)] == ["none", "unit_variance"]
 
 
 def test_seeds_share_what_is_compiled(trained):
@@ -298,10 +303,12 @@ def test_a_mean_in_continuous_time_and_models_without_rows(tmp_path):
     with pytest.raises(ValueError, match="mean"):
         vdm.train_sweep(config, tmp_path / "run")
     vae = runpy.run_path(str(SMOKE.with_name("vae.py")))["get_config"]()
-    vae.sweep.heads = ("raw",)
-    with pytest.raises(ValueError, match=r"config\.sweep\.heads: 'vae' has no head"):
+    vae.sweep.output_scales = ("none",)
+    with pytest.raises(
+        ValueError, match=r"config\.sweep\.output_scales: 'vae' has no output_scale"
+    ):
         vdm.train_sweep(vae, tmp_path / "run")
-    vae.sweep.heads, vae.sweep.parameterizations = (), ("eps",)
+    vae.sweep.output_scales, vae.sweep.parameterizations = (), ("eps",)
     with pytest.raises(ValueError, match="'vae' has no parameterization"):
         vdm.train_sweep(vae, tmp_path / "run")
     ae = runpy.run_path(str(SMOKE.with_name("ae.py")))["get_config"]()

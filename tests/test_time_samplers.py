@@ -202,7 +202,8 @@ def test_uniform_times_are_those_of_draw_times_to_the_bit():
         jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert "times" not in named[None].components
     assert (
-        "times learned" in gaussian_model(scaled(zero), time_sampler={"name": "learned"}).components
+        "time sampler learned"
+        in gaussian_model(scaled(zero), time_sampler={"name": "learned"}).components
     )
 
 
@@ -378,7 +379,7 @@ def test_averages_move_towards_the_squared_losses():
 
 
 def test_large_losses_are_trained_on():
-    """Those of a raw `mean` head near the data, where its targets are of order 1e-3."""
+    """Those of an unscaled `mean` output near the data, where its targets are of order 1e-3."""
     x = jnp.ones((8, *SHAPE))
     found = {}
     for times in TIME_SAMPLERS:

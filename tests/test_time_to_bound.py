@@ -87,7 +87,11 @@ def test_the_table_has_times_in_units_of_the_other_row(script):
 def test_runs_that_are_there_are_read_if_their_steps_were_timed(script, tmp_path):
     options = Namespace(data="digits", seeds=3, out=tmp_path)
     (tmp_path / "curves").mkdir()
-    for name, seeds in {"shipped": (0, 2), "paper, last weights": (1,), "raw head": (0,)}.items():
+    for name, seeds in {
+        "shipped": (0, 2),
+        "paper, last weights": (1,),
+        "unscaled output": (0,),
+    }.items():
         for seed in seeds:
             path = script.path_of(options, name, seed)
             path.write_text(json.dumps(runs([(seed, 0, 0)])[0]))

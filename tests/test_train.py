@@ -139,7 +139,7 @@ def test_the_evaluation_on_disk_is_that_of_the_run(unbroken):
     text = str(trained.evaluate())
     for part in (
         "diffusion ELBO, continuous time, 2 draws per example",
-        "vdm: mlp, linear, eps, base histogram, head unit, weighting elbo, likelihood softmax",
+        "vdm: mlp, linear, eps, base histogram, output scale unit_variance, weighting elbo, likelihood softmax",
         "digits scikit-learn",
         "split test[permutation 0, 1500:], 297 examples",
         "EMA weights of step 16",
@@ -398,14 +398,20 @@ MISTAKES = [
         {"model.base": {"name": "levels", "levls": 3}},
         r"config\.model\.base: 'levels' has no argument 'levls'",
     ),
-    ({"model.head": "units"}, r"config\.model\.head: unknown name 'units'; did you mean 'unit'"),
+    (
+        {"model.output_scale": "unit_varianc"},
+        r"config\.model\.output_scale: unknown name 'unit_varianc'; did you mean 'unit_variance'",
+    ),
     (
         {"model.likelihood": "sofmax"},
         r"config\.model\.likelihood: unknown name 'sofmax'; .*'softmax'",
     ),
     ({"model.likelihood": "gaussian"}, r"config\.model\.likelihood: .*17 levels.*continuous"),
     ({"model.weighting.name": "elba"}, r"config\.model\.weighting: unknown name 'elba'; .*'elbo'"),
-    ({"model.space": "esp"}, r"config\.model\.space: unknown name 'esp'; did you mean 'eps'"),
+    (
+        {"model.loss_space": "esp"},
+        r"config\.model\.loss_space: unknown name 'esp'; did you mean 'eps'",
+    ),
     ({"sample.sampler": "ancestal"}, r"sample\.sampler: unknown name 'ancestal'; .*'ancestral'"),
     (
         {"optimizer.decay_steps": 2},
@@ -451,10 +457,10 @@ def test_the_folder_of_another_run_is_left_alone(unbroken):
     before = contents(trained.workdir)
     message = (
         f"{trained.workdir} holds a run of another config .config.json.; .*undo: "
-        r"config\.model\.head: 'unit' there, 'raw' here; config\.seed: 0 there, 3 here$"
+        r"config\.model\.output_scale: 'unit_variance' there, 'none' here; config\.seed: 0 there, 3 here$"
     )
     with pytest.raises(ValueError, match=message):
-        vdm.train(tiny(**{"model.head": "raw", "seed": 3}), trained.workdir, log=silent)
+        vdm.train(tiny(**{"model.output_scale": "none", "seed": 3}), trained.workdir, log=silent)
     assert contents(trained.workdir) == before
 
 

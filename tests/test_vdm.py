@@ -1,4 +1,4 @@
-"""The model: its bound is the one of the plain functions, whatever the head, the base and the batch."""
+"""The model: its bound is the one of the plain functions, whatever the output scale, the base and the batch."""
 
 import itertools
 import math
@@ -12,11 +12,12 @@ import oracles
 import pytest
 from oracles import jit
 
-from vdm_jax.bases import BASES, HEADS
+from vdm_jax.bases import BASES
 from vdm_jax.elbo import negative_elbo
 from vdm_jax.likelihoods import level_values
 from vdm_jax.models import Statistics, vdm
 from vdm_jax.nets import Network
+from vdm_jax.output_scales import OUTPUT_SCALES
 from vdm_jax.parameterizations import PARAMETERIZATIONS, stacked
 from vdm_jax.samplers import SAMPLERS
 from vdm_jax.schedules import learned_monotone, linear
@@ -32,7 +33,7 @@ ENDS = {"gamma_min": FIRST, "gamma_max": LAST}
 MILD = {"name": "linear"} | ENDS
 NETWORK = {"name": "mlp", "width": 16, "depth": 1}
 ROWS = [row() for row in PARAMETERIZATIONS.values()]
-CHOICES = np.array(list(itertools.product(range(len(ROWS)), range(len(HEADS)))))
+CHOICES = np.array(list(itertools.product(range(len(ROWS)), range(len(OUTPUT_SCALES)))))
 CONTINUOUS = [name for name, row in PARAMETERIZATIONS.items() if row().continuous]
 
 FREQUENCIES = np.random.default_rng(3).dirichlet(np.full(LEVELS, 0.7), SHAPE)
@@ -194,22 +195,26 @@ def test_a_base_that_knows_the_data_has_their_entropy_as_its_bound(base):
     assert abs(off.mean()) < 4 * error
 
 
-def row_and_head(choice):
-    """The row and the head of one of `CHOICES`, which may be traced: all of them in one compilation."""
-    heads = [head() for head in HEADS.values()]
-    return stacked(ROWS, choice[0]), lambda *at: jnp.stack([head(*at) for head in heads])[choice[1]]
+def row_and_scale(choice):
+    """Return the parameterization and the output scale of one of `CHOICES`, which may be traced."""
+    output_scales = [output_scale() for output_scale in OUTPUT_SCALES.values()]
+    return stacked(ROWS, choice[0]), lambda *at: jnp.stack(
+        [output_scale(*at) for output_scale in output_scales]
+    )[choice[1]]
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_every_base_row_and_head_is_finite_and_common_bases_start_from_one_bound(base):
+def test_every_base_row_and_output_scale_is_finite_and_common_bases_start_from_one_bound(base):
     x = jnp.asarray(levels_data(8))
     residual = np.float32([FIRST, LAST]), np.float32([-3, -0.5])
     statistics = STATISTICS._replace(residual=residual)
 
     def model(choice):
-        row, head = row_and_head(choice)
+        row, output_scale = row_and_scale(choice)
         settings = {"network": NETWORK, "schedule": MILD, "timesteps": 5}
-        return vdm(statistics, parameterization=row, base=base, head=head, **settings)
+        return vdm(
+            statistics, parameterization=row, base=base, output_scale=output_scale, **settings
+        )
 
     @jit
     @partial(jax.vmap, in_axes=(0, None))
@@ -222,8 +227,8 @@ def test_every_base_row_and_head_is_finite_and_common_bases_start_from_one_bound
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
     out = gradients["network"]["out"]["kernel"]
     assert np.all(np.abs(out).max(axis=(1, 2)) > 0)
-    each_row = values.reshape(len(ROWS), len(HEADS))
-    np.testing.assert_allclose(each_row, each_row[:, :1].repeat(len(HEADS), 1), rtol=1e-5)
+    each_row = values.reshape(len(ROWS), len(OUTPUT_SCALES))
+    np.testing.assert_allclose(each_row, each_row[:, :1].repeat(len(OUTPUT_SCALES), 1), rtol=1e-5)
     if base == "zero":  # each row's own: x̂_0 = skip · x_t, and eps and score share their skip
         own = dict(zip(PARAMETERIZATIONS, each_row[:, 0].tolist(), strict=True))
         np.testing.assert_allclose(own.pop("score"), own["eps"], rtol=1e-5)
@@ -232,20 +237,20 @@ def test_every_base_row_and_head_is_finite_and_common_bases_start_from_one_bound
         np.testing.assert_allclose(values, values[0], rtol=1e-5)
 
 
-def correction_network(law, row, interval_of, base, head):
+def correction_network(law, row, interval_of, base, output_scale):
     """The best network of `law` as the correction to a base: net = (x̂_0 − b) / (out · c)."""
 
     def one(xt, gamma_t):
         step = interval_of(gamma_t)
-        mix, target = row(step), row.target(step)
-        error = law.posterior_means(xt, gamma_t)[0] - base.estimate(xt, gamma_t, mix)
-        return error / (mix.out * head(base, gamma_t, mix, target))
+        preconditioning, target = row(step), row.target(step)
+        error = law.posterior_means(xt, gamma_t)[0] - base.estimate(xt, gamma_t, preconditioning)
+        return error / (preconditioning.out * output_scale(base, gamma_t, preconditioning, target))
 
     return constant_network(one)
 
 
 @pytest.mark.slow
-def test_one_denoiser_has_one_bound_and_one_sample_in_every_base_row_and_head():
+def test_one_denoiser_has_one_bound_and_one_sample_in_every_base_row_and_scale():
     T, x = 6, jnp.asarray(levels_data(16))
     law = oracles.gaussian(SHAPE)
     found = {}
@@ -257,9 +262,14 @@ def test_one_denoiser_has_one_bound_and_one_sample_in_every_base_row_and_head():
             @jit
             @jax.vmap
             def bound_and_sample(choice, base=base):
-                row, head = row_and_head(choice)
-                network = correction_network(law, row, interval_of, base, head)
-                settings = {"parameterization": row, "base": base, "head": head, "timesteps": T}
+                row, output_scale = row_and_scale(choice)
+                network = correction_network(law, row, interval_of, base, output_scale)
+                settings = {
+                    "parameterization": row,
+                    "base": base,
+                    "output_scale": output_scale,
+                    "timesteps": T,
+                }
                 model = model_of(network=network, likelihood="discretized_gaussian", **settings)
                 key = jax.random.key(0)
                 # half as many steps as the chain has: `mean` still means the chain's own step
@@ -381,7 +391,9 @@ def test_elbo_weighting_gives_the_same_loss_in_every_space_and_output():
     @jit
     @partial(jax.vmap, in_axes=(None, 0))
     def loss(params, i):
-        model = model_of(space=stacked(ROWS, i), timesteps=5, parameterization="v", base="levels")
+        model = model_of(
+            loss_space=stacked(ROWS, i), timesteps=5, parameterization="v", base="levels"
+        )
         return model.loss(params, jax.random.key(0), x)
 
     params = init_params(model_of(base="levels"))
@@ -418,7 +430,7 @@ def test_every_weighting_is_its_papers_loss_in_every_space():
             return model.loss(params, jax.random.key(5), x)[1]
 
         def in_space(i, weighting):
-            return metrics(weighting=weighting, space=stacked(spaces, i))
+            return metrics(weighting=weighting, loss_space=stacked(spaces, i))
 
         each = jnp.arange(len(spaces))
         # a weighting that gives away the one λ that all of them drew
@@ -432,10 +444,10 @@ def test_every_weighting_is_its_papers_loss_in_every_space():
     error_x0 = spy["matching"] / (0.5 * (LAST - FIRST) * snr)  # ‖x_0 − x̂_0‖² in bits/dim
     for weighting, metrics in found.items():
         np.testing.assert_allclose(metrics["matching"], spy["matching"].repeat(4), rtol=1e-5)
-        for space, loss in zip(CONTINUOUS, metrics["loss"] - ends, strict=True):
+        for loss_space, loss in zip(CONTINUOUS, metrics["loss"] - ends, strict=True):
             weight = HAND_WEIGHTS[weighting]
-            expected = error_x0 * (1 / HAND_OUT[space](snr) if weight is None else weight(snr))
-            case = f"{weighting} in {space}"
+            expected = error_x0 * (1 / HAND_OUT[loss_space](snr) if weight is None else weight(snr))
+            case = f"{weighting} in {loss_space}"
             np.testing.assert_allclose(loss, expected, rtol=1e-3, err_msg=case)
 
 
@@ -637,13 +649,13 @@ def test_mean_is_sampled_in_steps_of_its_chain():
         ({"network": {"name": "mlp", "widht": 3}}, "'mlp' has no argument 'widht'.*'width'"),
         ({"network": {"name": "mlp", "dropout": 1.5}}, "model.network: mlp: dropout must lie"),
         ({"base": "level"}, "model.base: .*did you mean 'levels'"),
-        ({"head": "units"}, "model.head: .*choices: raw, unit"),
-        ({"space": "epsilon"}, "model.space: .*choices: eps, mean, score, v, x0"),
+        ({"output_scale": "unit_varianc"}, "model.output_scale: .*choices: none, unit_variance"),
+        ({"loss_space": "epsilon"}, "model.loss_space: .*choices: eps, mean, score, v, x0"),
         ({"weighting": "snr"}, "model.weighting: .*choices: elbo, min_snr"),
         ({"likelihood": "gaussian"}, "model.likelihood: the data have 4 levels"),
         ({"likelihood": {"name": "softmax", "levels": 8}}, "the likelihood is of 8 levels"),
         ({"parameterization": "mean"}, "model.parameterization: 'mean' .*timesteps=T, found None"),
-        ({"space": "mean"}, "model.space: 'mean' .*timesteps=T, found None"),
+        ({"loss_space": "mean"}, "model.loss_space: 'mean' .*timesteps=T, found None"),
         ({"timesteps": 0}, "timesteps must be at least 1, or None, found 0"),
         (
             {"schedule": "learned_linear", "weighting": "simple"},

@@ -69,14 +69,15 @@ def test_what_is_no_weighting_is_refused():
 
 def test_a_weighting_of_a_traced_index_is_that_row():
     rows = [build() for build in WEIGHTINGS.values()]
-    space, step = PARAMETERIZATIONS["v"](), Interval(*jnp.asarray([-2.0, -1.0, 1.0]))
+    error_space, step = PARAMETERIZATIONS["v"](), Interval(*jnp.asarray([-2.0, -1.0, 1.0]))
 
     @jax.vmap
     def of(index):
         row = stacked_weightings(rows, index)
-        return row(jnp.asarray(1.0), jnp.asarray(2.0)), row.space(space)(step).out
+        return row(jnp.asarray(1.0), jnp.asarray(2.0)), row.error_space(error_space)(step).out
 
     expected = [
-        (row(jnp.asarray(1.0), jnp.asarray(2.0)), row.space(space)(step).out) for row in rows
+        (row(jnp.asarray(1.0), jnp.asarray(2.0)), row.error_space(error_space)(step).out)
+        for row in rows
     ]
     np.testing.assert_allclose(np.transpose(of(jnp.arange(len(rows)))), expected, rtol=1e-6)

@@ -2,7 +2,7 @@
 
 A base is a fixed denoiser b(x_t, γ_t); the network predicts the correction, x̂_0 = b + out·net. Each row
 gives the estimate b, its error x_0 − b without cancellation where b is linear, and the standard
-deviation of that error, which a unit head (23) multiplies the network by.
+deviation of that error, by which the output scale `unit_variance` (23) multiplies the network's output.
 
     zero        b = skip·x_t                 F = net, the parameterization as printed
     input       b = (1−σ_t)/α_t · x_t        ε̂ = x_t, the "base measure" of Kingma et al. 2021
@@ -29,15 +29,15 @@ class Base(NamedTuple):
     """A fixed denoiser that treats each position alone: its error follows from the histograms of the data.
 
     Attributes:
-      estimate: (xt, gamma_t, mix) -> b, of the data's shape.
-      error: (x0, eps, xt, gamma_t, mix, target) -> x0 − b.
-      deviation: (gamma_t, mix, target) -> root mean square of x0 − b per position, for unit heads.
-      informative: whether b tells the network something that x_t does not; then it is an input of it.
+      estimate: (xt, gamma_t, preconditioning) -> b, of the data's shape.
+      error: (x0, eps, xt, gamma_t, preconditioning, target) -> x0 − b.
+      deviation: (gamma_t, preconditioning, target) -> root mean square of x0 − b per position.
+      informative: True if b holds information that x_t does not; then it is an input of the network.
 
     Examples:
       >>> base = vdm.bases.levels(levels=2)  # data are −½ or ½
-      >>> mix = vdm.parameterizations.x0()(vdm.Interval(*jnp.asarray([-2.0, 0.0, 2.0])))
-      >>> print(np.asarray(base.estimate(jnp.asarray([0.0, 5.0]), jnp.asarray(0.0), mix)).round(3))
+      >>> preconditioning = vdm.parameterizations.x0()(vdm.Interval(*jnp.asarray([-2.0, 0.0, 2.0])))
+      >>> print(np.asarray(base.estimate(jnp.asarray([0.0, 5.0]), jnp.asarray(0.0), preconditioning)).round(3))
       [0.    0.499]
     """
 
@@ -50,18 +50,18 @@ class Base(NamedTuple):
 def zero(*, second_moment: float = 1 / 3) -> Base:
     """No base: the network's output is F itself. `second_moment` is E[x_0²] of the data."""
 
-    def estimate(xt, gamma_t, mix):
+    def estimate(xt, gamma_t, preconditioning):
         del gamma_t
-        return mix.skip * xt
+        return preconditioning.skip * xt
 
-    def error(x0, eps, xt, gamma_t, mix, target):
+    def error(x0, eps, xt, gamma_t, preconditioning, target):
         del xt, gamma_t
-        return mix.out * regression_target(x0, eps, target)
+        return preconditioning.out * regression_target(x0, eps, target)
 
-    def deviation(gamma_t, mix, target):
+    def deviation(gamma_t, preconditioning, target):
         del gamma_t
         power = second_moment * jnp.square(target.x0) + jnp.square(target.eps)
-        return jnp.abs(mix.out) * jnp.sqrt(power)
+        return jnp.abs(preconditioning.out) * jnp.sqrt(power)
 
     return Base(estimate, error, deviation, informative=False)
 
@@ -72,16 +72,16 @@ def input(*, second_moment: float = 1 / 3) -> Base:
     def gain(gamma_t):  # (1 − σ)/α
         return -jnp.expm1(log_sigma(gamma_t)) * jnp.exp(-log_alpha(gamma_t))
 
-    def estimate(xt, gamma_t, mix):
-        del mix
+    def estimate(xt, gamma_t, preconditioning):
+        del preconditioning
         return gain(gamma_t) * xt
 
-    def error(x0, eps, xt, gamma_t, mix, target):
-        del xt, mix, target
+    def error(x0, eps, xt, gamma_t, preconditioning, target):
+        del xt, preconditioning, target
         return sigma(gamma_t) * (x0 - gain(gamma_t) * eps)
 
-    def deviation(gamma_t, mix, target):
-        del mix, target
+    def deviation(gamma_t, preconditioning, target):
+        del preconditioning, target
         return sigma(gamma_t) * jnp.sqrt(second_moment + jnp.square(gain(gamma_t)))
 
     return Base(estimate, error, deviation, informative=False)
@@ -123,8 +123,8 @@ def _discrete(values: np.ndarray, log_counts: np.ndarray, second_moment, residua
     # then neither a sum relative to the nearest level nor its derivatives overflow
     narrow = np.min(log_counts) > -25
 
-    def estimate(xt, gamma_t, mix):
-        del mix
+    def estimate(xt, gamma_t, preconditioning):
+        del preconditioning
         alpha_t, scale = alpha(gamma_t), jnp.exp(-log_sigma(gamma_t))
         table, prior = (jnp.asarray(array, xt.dtype) for array in (values, log_counts))
         last = (1,) * jnp.ndim(xt) + values.shape
@@ -147,12 +147,12 @@ def _discrete(values: np.ndarray, log_counts: np.ndarray, second_moment, residua
         total = jnp.dot(mass, jnp.ones_like(table), precision="highest")
         return jnp.dot(mass, table, precision="highest") / total
 
-    def error(x0, eps, xt, gamma_t, mix, target):
+    def error(x0, eps, xt, gamma_t, preconditioning, target):
         del eps, target
-        return x0 - estimate(xt, gamma_t, mix)
+        return x0 - estimate(xt, gamma_t, preconditioning)
 
-    def deviation(gamma_t, mix, target):
-        del mix, target
+    def deviation(gamma_t, preconditioning, target):
+        del preconditioning, target
         if residual is None:
             return jax.lax.rsqrt(1 / second_moment + jnp.exp(-gamma_t))
         gammas, log_deviation = (jnp.asarray(column, gamma_t.dtype) for column in residual)
@@ -197,22 +197,3 @@ BASES: dict[str, Callable[..., Base]] = {
     "histogram": histogram,
 }
 """name -> factory of a `Base`."""
-
-Head = Callable[[Base, Scalar, Preconditioning, TargetCoefficients], Scalar]
-"""(base, gamma_t, mix, target) -> c, the factor on the network's output: x̂_0 = b + out·c·net, eq. (23)."""
-
-
-def raw() -> Head:
-    """c = 1: the network produces F (its correction) itself."""
-    return lambda base, gamma_t, mix, target: jnp.ones_like(mix.out)
-
-
-def unit() -> Head:
-    """c = the standard deviation of the network's target, so that its output is of order one."""
-    return lambda base, gamma_t, mix, target: (
-        base.deviation(gamma_t, mix, target) / jnp.abs(mix.out)
-    )
-
-
-HEADS: dict[str, Callable[[], Head]] = {"raw": raw, "unit": unit}
-"""name -> factory of a `Head`."""

@@ -56,10 +56,10 @@ def _default_model() -> dict[str, Any]:
         "train_schedule": config_dict.placeholder(object),
         "parameterization": "eps",
         "base": "histogram",
-        "head": "unit",
+        "output_scale": "unit_variance",
         "likelihood": "softmax",
         "timesteps": config_dict.placeholder(int),
-        "space": config_dict.placeholder(str),
+        "loss_space": config_dict.placeholder(str),
         "weighting": {"name": "elbo"},
         "time_sampler": "learned",
     }

@@ -40,15 +40,15 @@ class EffectiveWeights(NamedTuple):
 
     Attributes:
       log_snr: [n], falling with the times; of a step of a chain, that of its noisier end.
-      own: [n], the weight w of the squared error in the model's `space`, with t uniform.
+      per_time: [n], the weight w of the squared error in `loss_space`, with t uniform.
       x0, eps, v: [n], the weight ω of the squared error in that space per unit of log-SNR. Where the schedule
-        is flat, a loss that still counts its draws, such as `simple`, has no such weight: 0, and `own` says how
-        much it counts.
+        is flat, a loss that still counts its draws, such as `simple`, has no such weight: 0, and `per_time` is
+        its weight.
       relative: [n], in units of the bound's: the same number in every space.
     """
 
     log_snr: Reals
-    own: Reals
+    per_time: Reals
     x0: Reals
     eps: Reals
     v: Reals
@@ -56,10 +56,10 @@ class EffectiveWeights(NamedTuple):
 
 
 def training_weight(
-    step: Interval,
+    interval: Interval,
     time_weight: Scalar,
-    row: Parameterization,
-    space: Parameterization,
+    parameterization: Parameterization,
+    loss_space: Parameterization,
     weighting: Weighting,
 ) -> ErrorWeight:
     """Return the weight of the error x_0 − x̂_0 in a training loss, see `elbo.weighted_square`.
@@ -67,40 +67,44 @@ def training_weight(
     Weight and scale are products: a ratio to the bound's own weight would be 0/0 where a schedule is flat.
 
     Args:
-      step, time_weight: of `training_interval`.
-      row: what the network outputs.
-      space: of the model; the weighting decides whether the loss depends on it.
+      interval, time_weight: of `training_interval`.
+      parameterization: what the network outputs.
+      loss_space: of the model; the weighting decides whether the loss depends on it.
       weighting: of `WEIGHTINGS`, built.
     """
-    written = weighting.space(space)
-    weight = weighting(-step.gamma_t, _exact_weight(step, time_weight, written))
-    return ErrorWeight(jnp.where(is_blind(step, row, written), 0, weight), 1 / written(step).out)
+    error_space = weighting.error_space(loss_space)
+    weight = weighting(-interval.gamma_t, _exact_weight(interval, time_weight, error_space))
+    blind = is_blind(interval, parameterization, error_space)
+    return ErrorWeight(jnp.where(blind, 0, weight), 1 / error_space(interval).out)
 
 
-def _exact_weight(step: Interval, time_weight: Scalar, space: Parameterization) -> Scalar:
+def _exact_weight(interval: Interval, time_weight: Scalar, error_space: Parameterization) -> Scalar:
     """Return the weight of a squared error of a space in the bound; 0 where a schedule is flat."""
-    return jnp.where(time_weight == 0, 0, exact_weight(step, space(step), time_weight))
+    weight = exact_weight(interval, error_space(interval), time_weight)
+    return jnp.where(time_weight == 0, 0, weight)
 
 
-def is_blind(step: Interval, row: Parameterization, space: Parameterization) -> Bool[Array, ""]:
-    """Return whether an output says nothing of the error in a space.
+def is_blind(
+    interval: Interval, parameterization: Parameterization, error_space: Parameterization
+) -> Bool[Array, ""]:
+    """Return True if an output carries no information about the error in a space.
 
-    Of the table's rows only `mean` is so, where the schedule is flat: there it is x_t, whatever x_0 is, and an
-    error of it would be one of x_0 times 1/Δ. Its own error is fine.
+    Among the rows of the table, only `mean` is blind, and only where the schedule is flat: its target is then
+    x_t for every x_0, so that an error of x_0 would be its error times 1/Δ. The error of `mean` is finite.
     """
 
-    def magnified(step):
-        return jnp.abs(row(step).out / space(step).out)
+    def magnification(interval):
+        return jnp.abs(parameterization(interval).out / error_space(interval).out)
 
-    usual = magnified(step._replace(delta=jnp.ones_like(step.delta)))
-    return (step.delta == 0) & (magnified(step) > 1e3 * usual)
+    usual = magnification(interval._replace(delta=jnp.ones_like(interval.delta)))
+    return (interval.delta == 0) & (magnification(interval) > 1e3 * usual)
 
 
 def effective_weights(
     parameterization: Any = "eps",
     weighting: Any = "elbo",
     *,
-    space: Any = None,
+    loss_space: Any = None,
     schedule: Any = "linear",
     schedule_params: Params = None,
     timesteps: int | None = None,
@@ -111,8 +115,8 @@ def effective_weights(
     Args:
       parameterization: what the network outputs, of `PARAMETERIZATIONS`.
       weighting: of the squared error, of `WEIGHTINGS`.
-      space: in which `simple`, or a function as the weighting, takes its error, and the space of `own`; None is
-        the parameterization's.
+      loss_space: the space in which `simple`, or a function as the weighting, measures the error, and the space
+        of `per_time`; the parameterization's if None.
       schedule: of `SCHEDULES`; the one that training draws its times by.
       schedule_params: of a learned one.
       timesteps: T ≥ 1, or None for continuous time.
@@ -129,38 +133,42 @@ def effective_weights(
       >>> found.eps.round(3).tolist()  # the bound, whatever the parameterization
       [0.5, 0.5]
     """
-    own = build(PARAMETERIZATIONS, parameterization, "parameterization")
-    space = own if space is None else build(PARAMETERIZATIONS, space, "space")
+    parameterization = build(PARAMETERIZATIONS, parameterization, "parameterization")
+    if loss_space is None:
+        loss_space = parameterization
+    loss_space = build(PARAMETERIZATIONS, loss_space, "loss_space")
     weighting = build_weighting(weighting)
     schedule = build(SCHEDULES, schedule, "schedule")
-    check_timesteps(timesteps, own)
-    check_timesteps(timesteps, space, "space")
+    check_timesteps(timesteps, parameterization)
+    check_timesteps(timesteps, loss_space, "loss_space")
     check_schedule_params(schedule, schedule_params)
     if times is None:
         times = _even_times(schedule, schedule_params, timesteps)
     times = _checked_times(times, timesteps)
 
     def at(t):
-        step, time_weight = training_interval(schedule, schedule_params, t, timesteps)
-        written = weighting.space(space)
-        exact = _exact_weight(step, time_weight, written)
-        # the slope is the ratio of the two where both are 0, as of `elbo` and `sigmoid` in a flat stretch
+        interval, time_weight = training_interval(schedule, schedule_params, t, timesteps)
+        error_space = weighting.error_space(loss_space)
+        exact = _exact_weight(interval, time_weight, error_space)
+        # where both are 0, as of `elbo` and `sigmoid` in a flat stretch, the slope is their ratio
         weight, slope = jax.jvp(
-            lambda exact: weighting(-step.gamma_t, exact), (exact,), (jnp.ones_like(exact),)
+            lambda exact: weighting(-interval.gamma_t, exact), (exact,), (jnp.ones_like(exact),)
         )
-        flat, none = exact == 0, (weight == 0) | is_blind(step, space, written)
-        relative = jnp.where(
-            flat, jnp.where(weight == 0, slope, 0), weight / jnp.where(flat, 1, exact)
-        )
+        flat = exact == 0
+        unweighted = (weight == 0) | is_blind(interval, parameterization, error_space)
+        ratio = weight / jnp.where(flat, 1, exact)
+        relative = jnp.where(flat, jnp.where(weight == 0, slope, 0), ratio)
         # expm1(Δ)/Δ, its limit where there is no interval
-        chain = jnp.where(step.delta > 0, jnp.expm1(step.delta) / _positive(step.delta), 1.0)
+        delta = interval.delta
+        chain = jnp.where(delta > 0, jnp.expm1(delta) / jnp.where(delta > 0, delta, 1), 1.0)
         eps = 0.5 * relative * chain
+        units = jnp.square(loss_space(interval).out / error_space(interval).out)
         return EffectiveWeights(
-            log_snr=-step.gamma_t,
-            own=jnp.where(none, 0, weight * jnp.square(space(step).out / written(step).out)),
-            x0=jnp.exp(-step.gamma_t) * eps,
+            log_snr=-interval.gamma_t,
+            per_time=jnp.where(unweighted, 0, weight * units),
+            x0=jnp.exp(-interval.gamma_t) * eps,
             eps=eps,
-            v=jnp.exp(2 * log_alpha(step.gamma_t)) * eps,
+            v=jnp.exp(2 * log_alpha(interval.gamma_t)) * eps,
             relative=relative,
         )
 
@@ -203,7 +211,3 @@ def _even_times(schedule: Schedule, params: Params, timesteps: int | None) -> Ar
         return times
     # the step that ends nearest
     return jnp.clip(jnp.round(times * timesteps).astype(jnp.int32) - 1, 0, timesteps - 1)
-
-
-def _positive(delta: Scalar) -> Scalar:
-    return jnp.where(delta > 0, delta, 1.0)

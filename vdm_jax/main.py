@@ -208,7 +208,9 @@ def _loaded(workdir: Path, read: Callable[..., Any] = load) -> Any:
     found = read(workdir, step, parallel=train.parallel, fsdp=train.fsdp)
     lines = difference(read_config(workdir), asked)
     if lines:
-        raise ValueError(f"{workdir} holds a run of another config (config.json): {'; '.join(lines)}")
+        raise ValueError(
+            f"{workdir} holds a run of another config (config.json): {'; '.join(lines)}"
+        )
     for trained in found.values() if isinstance(found, dict) else [found]:
         trained.config.update({name: asked[name] for name in ("evaluate", "sample", "data")})
     return found

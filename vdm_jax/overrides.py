@@ -21,11 +21,12 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from vdm_jax.bases import BASES, HEADS
+from vdm_jax.bases import BASES
 from vdm_jax.config import leaves, to_plain
 from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.models import CHAINS, MODELS
 from vdm_jax.nets import NETS
+from vdm_jax.output_scales import OUTPUT_SCALES
 from vdm_jax.override_values import Field, Override, default_of, field_of, literal, parse_value
 from vdm_jax.parameterizations import PARAMETERIZATIONS
 from vdm_jax.schedules import SCHEDULES
@@ -42,9 +43,9 @@ COMPONENTS: dict[str, Mapping[str, Callable]] = {
     "schedule": SCHEDULES,
     "train_schedule": SCHEDULES,
     "parameterization": PARAMETERIZATIONS,
-    "space": PARAMETERIZATIONS,
+    "loss_space": PARAMETERIZATIONS,
     "base": BASES,
-    "head": HEADS,
+    "output_scale": OUTPUT_SCALES,
     "likelihood": LIKELIHOODS,
     "weighting": WEIGHTINGS,
     "time_sampler": TIME_SAMPLERS,

@@ -34,8 +34,8 @@ class Preconditioning(NamedTuple):
 
     Examples:
       >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
-      >>> mix = vdm.parameterizations.v()(step)
-      >>> print(f"{mix.skip:.3f}, {mix.out:.3f}")  # α, −σ
+      >>> preconditioning = vdm.parameterizations.v()(step)
+      >>> print(f"{preconditioning.skip:.3f}, {preconditioning.out:.3f}")  # α, −σ
       0.707, -0.707
     """
 
@@ -54,22 +54,22 @@ class Parameterization(NamedTuple):
     """One row: functions of the interval. Call it for its `Preconditioning`.
 
     Attributes:
-      mix: interval -> Preconditioning.
+      preconditioning: interval -> Preconditioning.
       target: interval -> TargetCoefficients.
       continuous: whether it has a finite form as Δ → 0 (only `mean` has not).
       needs_signal: whether it divides by α, so that it has no form where SNR = 0 (`eps` and `score`).
     """
 
-    mix: Callable[[Interval], Preconditioning]
+    preconditioning: Callable[[Interval], Preconditioning]
     target: Callable[[Interval], TargetCoefficients]
     continuous: bool = True
     needs_signal: bool = False
 
     def __call__(self, interval: Interval) -> Preconditioning:
-        return self.mix(interval)
+        return self.preconditioning(interval)
 
 
-def to_x0(output: Data, xt: Data, mix: Preconditioning) -> Data:
+def to_x0(output: Data, xt: Data, preconditioning: Preconditioning) -> Data:
     """Return the prediction x̂_0 of a network's output F.
 
     Raises:
@@ -83,11 +83,13 @@ def to_x0(output: Data, xt: Data, mix: Preconditioning) -> Data:
       >>> print(np.asarray(vdm.to_x0(eps, xt, vdm.parameterizations.eps()(step))).round(3))
       [0.25]
     """
-    check_instance(mix, Preconditioning, "mix", "vdm.parameterizations.eps()(interval)")
+    check_instance(
+        preconditioning, Preconditioning, "preconditioning", "vdm.parameterizations.eps()(interval)"
+    )
     for name, array in (("output", output), ("xt", xt)):
         check_real(array, name)
     check_shape(jnp.shape(output), jnp.shape(xt), "to_x0: output")
-    return mix.skip * xt + mix.out * output
+    return preconditioning.skip * xt + preconditioning.out * output
 
 
 def regression_target(x0: Data, eps: Data, target: TargetCoefficients) -> Data:
@@ -114,12 +116,12 @@ def bound_weight(interval: Interval, time_weight: Real, out: Real) -> ErrorWeigh
 
 
 def exact_weight(
-    interval: Interval, mix: Preconditioning, time_weight: Real | None = None
+    interval: Interval, preconditioning: Preconditioning, time_weight: Real | None = None
 ) -> Scalar:
     """Return the weight of ‖F − target‖² in the bound, eq. (13): ½ e^{−γ_t} expm1(Δ) out².
 
     Args:
-      interval, mix: of one step.
+      interval, preconditioning: of one step.
       time_weight: as `bound_weight` takes it, by default that of one matching term, expm1(Δ).
 
     Examples:
@@ -129,14 +131,14 @@ def exact_weight(
       3.195
     """
     time_weight = jnp.expm1(interval.delta) if time_weight is None else time_weight
-    weight, scale = bound_weight(interval, time_weight, mix.out)
+    weight, scale = bound_weight(interval, time_weight, preconditioning.out)
     return weight * jnp.square(scale)
 
 
 def x0() -> Parameterization:
     """F predicts the data."""
 
-    def mix(interval):
+    def preconditioning(interval):
         one = jnp.ones_like(interval.gamma_t)
         return Preconditioning(0 * one, one)
 
@@ -144,13 +146,13 @@ def x0() -> Parameterization:
         one = jnp.ones_like(interval.gamma_t)
         return TargetCoefficients(one, 0 * one)
 
-    return Parameterization(mix, target)
+    return Parameterization(preconditioning, target)
 
 
 def eps() -> Parameterization:
     """F predicts the noise."""
 
-    def mix(interval):
+    def preconditioning(interval):
         g = interval.gamma_t
         return Preconditioning(jnp.exp(-log_alpha(g)), -jnp.exp(0.5 * g))
 
@@ -158,7 +160,7 @@ def eps() -> Parameterization:
         one = jnp.ones_like(interval.gamma_t)
         return TargetCoefficients(0 * one, one)
 
-    return Parameterization(mix, target, needs_signal=True)
+    return Parameterization(preconditioning, target, needs_signal=True)
 
 
 def mean() -> Parameterization:
@@ -167,7 +169,7 @@ def mean() -> Parameterization:
     Where the schedule is flat (Δ = 0) the mean is x_t and says nothing of x_0; the row is that of Δ = `FLAT`.
     """
 
-    def mix(interval):
+    def preconditioning(interval):
         gamma_s, gamma_t, delta = interval
         delta = jnp.maximum(delta, FLAT)
         skip = -jnp.exp(-log_alpha(gamma_t)) / jnp.expm1(delta)
@@ -175,29 +177,29 @@ def mean() -> Parameterization:
 
     def target(interval):
         gamma_s, gamma_t, delta = interval
-        delta = jnp.maximum(delta, FLAT)  # as in `mix`: both then describe one x̂_0
+        delta = jnp.maximum(delta, FLAT)  # as in `preconditioning`: both then describe one x̂_0
         log_eps = log_alpha(gamma_s) + 0.5 * gamma_t - delta
         return TargetCoefficients(alpha(gamma_s), jnp.exp(log_eps))
 
-    return Parameterization(mix, target, continuous=False)
+    return Parameterization(preconditioning, target, continuous=False)
 
 
 def v() -> Parameterization:
     """F predicts the velocity α ε − σ x_0."""
 
-    def mix(interval):
+    def preconditioning(interval):
         return Preconditioning(alpha(interval.gamma_t), -sigma(interval.gamma_t))
 
     def target(interval):
         return TargetCoefficients(-sigma(interval.gamma_t), alpha(interval.gamma_t))
 
-    return Parameterization(mix, target)
+    return Parameterization(preconditioning, target)
 
 
 def score() -> Parameterization:
     """F predicts the score −ε/σ."""
 
-    def mix(interval):
+    def preconditioning(interval):
         g = interval.gamma_t
         return Preconditioning(jnp.exp(-log_alpha(g)), jnp.exp(0.5 * g + log_sigma(g)))
 
@@ -205,7 +207,7 @@ def score() -> Parameterization:
         inverse = jnp.exp(-log_sigma(interval.gamma_t))
         return TargetCoefficients(0 * inverse, -inverse)
 
-    return Parameterization(mix, target, needs_signal=True)
+    return Parameterization(preconditioning, target, needs_signal=True)
 
 
 def stacked(rows: Sequence[Parameterization], index: int | Int[Array, ""]) -> Parameterization:
@@ -218,8 +220,8 @@ def stacked(rows: Sequence[Parameterization], index: int | Int[Array, ""]) -> Pa
     Examples:
       >>> rows = [build() for build in vdm.parameterizations.PARAMETERIZATIONS.values()]
       >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
-      >>> mixes = jax.vmap(lambda index: vdm.parameterizations.stacked(rows, index)(step))(jnp.arange(5))
-      >>> print(np.asarray(mixes.out).round(3))  # mean, x0, eps, v, score
+      >>> of_row = lambda index: vdm.parameterizations.stacked(rows, index)(step)
+      >>> print(np.asarray(jax.vmap(of_row)(jnp.arange(5)).out).round(3))  # mean, x0, eps, v, score
       [ 1.232  1.    -1.    -0.707  0.707]
     """
     rows = list(rows)
@@ -230,7 +232,7 @@ def stacked(rows: Sequence[Parameterization], index: int | Int[Array, ""]) -> Pa
     if not is_traced(index):
         index = whole_number(np.asarray(index)[()], "index", 0, len(rows) - 1)
     return Parameterization(
-        switch_by_index([row.mix for row in rows], index),
+        switch_by_index([row.preconditioning for row in rows], index),
         switch_by_index([row.target for row in rows], index),
         all(row.continuous for row in rows),
         any(row.needs_signal for row in rows),

@@ -42,7 +42,7 @@ class SweepSettings:
     """Values to train in one program; no lists, one run."""
 
     parameterizations: Sequence[str] = row(())
-    heads: Sequence[str] = row(())
+    output_scales: Sequence[str] = row(())
     weightings: Sequence[str] = row(())
     learning_rates: Sequence[float] = row((), ABOVE_ZERO)
     seeds: Sequence[int] = row((), SEED)

@@ -27,24 +27,24 @@ from vdm_jax.specs import build
 from vdm_jax.typing import Real, Scalar, as_float
 
 
-def _chosen(space: Parameterization) -> Parameterization:
-    return space
+def _chosen(loss_space: Parameterization) -> Parameterization:
+    return loss_space
 
 
-def _in_eps(space: Parameterization) -> Parameterization:
-    del space
+def _in_eps(loss_space: Parameterization) -> Parameterization:
+    del loss_space
     return eps()
 
 
-def _in_x0(space: Parameterization) -> Parameterization:
-    del space
+def _in_x0(loss_space: Parameterization) -> Parameterization:
+    del loss_space
     return x0()
 
 
 class Weighting(NamedTuple):
     """The weight of a squared error, and the space that the error is taken in. Call it for the weight.
 
-    A plain function (log_snr, exact) -> weight is a `Weighting` of the error in the model's `space`.
+    A plain function (log_snr, exact) -> weight is a `Weighting` of the error in the model's `loss_space`.
 
     Attributes:
       weigh: (log_snr, exact) -> w, where `exact` is the weight of that error in the bound.
@@ -53,7 +53,7 @@ class Weighting(NamedTuple):
     """
 
     weigh: Callable[[Scalar, Real], Scalar]
-    space: Callable[[Parameterization], Parameterization] = _chosen
+    error_space: Callable[[Parameterization], Parameterization] = _chosen
     bound: bool = False
 
     def __call__(self, log_snr: Scalar, exact: Real) -> Scalar:
@@ -136,7 +136,7 @@ def stacked_weightings(rows: Sequence[Any], index: Any) -> Weighting:
     rows = [as_weighting(row) for row in rows]
     return Weighting(
         switch_by_index(rows, index),
-        lambda space: stacked([row.space(space) for row in rows], index),
+        lambda loss_space: stacked([row.error_space(loss_space) for row in rows], index),
         all(row.bound for row in rows),
     )
 

@@ -16,7 +16,7 @@ CONTINUOUS = {"base": "zero", "likelihood": "gaussian"}
 
 DEFAULTS: dict[str, Any] = {
     "parameterizations": ("mean", "x0", "eps", "v"),
-    "heads": ("raw", "unit"),
+    "output_scales": ("none", "unit_variance"),
     "weightings": None,  # the bound's, and unless the schedule is trained on it, the simple one
     "seeds": 3,
     "steps": 2000,
@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "data": "digits",
     "base": None,  # that of the kind of data
     "likelihood": None,
-    "space": None,
+    "loss_space": None,
     "train_schedule": None,
     "time_sampler": "uniform",
 }

@@ -71,7 +71,7 @@ def measured(
         edges=edges,
         bounds=bounds,
         weights={name: _weights(setup, i) for i, name in enumerate(plan.variants)},
-        gains=measure.gains(sweep, params, edges),
+        output_gains=measure.output_gains(sweep, params, edges),
         gradients=gradients,
         at_start=at_start,
         quality=distances,
@@ -130,7 +130,7 @@ def _weights(setup: Setup, variant: int) -> Any:
     return effective_weights(
         parts["parameterizations"],
         parts["weightings"],
-        space=model["space"],
+        loss_space=model["loss_space"],
         schedule=schedule,
         schedule_params=schedule.init(jax.random.key(0)),
         timesteps=model["timesteps"],

@@ -28,7 +28,7 @@ def compare(
     seeds: Any = None,
     steps: Any = None,
     weightings: Sequence[Any] | Mapping[str, Any] | None = None,
-    heads: Sequence[Any] | Mapping[str, Any] | None = None,
+    output_scales: Sequence[Any] | Mapping[str, Any] | None = None,
     base: Any = None,
     network: Any = None,
     schedule: Any = None,
@@ -47,7 +47,7 @@ def compare(
     config: Any = None,
     progress: bool = True,
 ) -> Comparison:
-    """Train every combination of parameterizations, heads and weightings side by side, and measure all of them.
+    """Train every combination of parameterizations, output scales and weightings side by side, and measure all.
 
     Args:
       parameterizations: names or specs of `PARAMETERIZATIONS`, or own rows by name; "mean", "x0", "eps" and "v"
@@ -56,8 +56,9 @@ def compare(
         (train, test), a `Mixture`.
       seeds: how many (3 by default), or which.
       steps: of training, 2000 by default; 0 compares what is given as it is.
-      weightings, heads: as parameterizations; ("elbo", "simple") and ("raw", "unit") by default, "elbo" alone
-        under a learned schedule. A weighting is of the squared error of the network's own output.
+      weightings: as parameterizations; ("elbo", "simple") by default, "elbo" alone under a learned schedule. A
+        weighting is of the squared error of the network's output.
+      output_scales: as parameterizations; ("none", "unit_variance") by default.
       base: of `BASES`; "histogram" for K levels and "zero" for floats by default.
       network: a name or spec of `NETS`, or what `vdm_jax.nets.as_network` takes: Linen modules, (init, apply),
         callables; a small MLP by default. {parameterization: network} gives each its own.
@@ -86,7 +87,11 @@ def compare(
     Raises:
       ValueError, TypeError, OSError: a mistake in the arguments or the data, in one line, before compilation.
     """
-    axes = {"parameterizations": parameterizations, "weightings": weightings, "heads": heads}
+    axes = {
+        "parameterizations": parameterizations,
+        "weightings": weightings,
+        "output_scales": output_scales,
+    }
     given = {"data": data, "levels": levels, "seeds": seeds, "steps": steps, "optimizer": optimizer}
     given |= {"batch_size": batch_size, "draws": draws, "network": network, "schedule": schedule}
     given |= {"base": base, "likelihood": likelihood, "timesteps": timesteps}
@@ -122,11 +127,11 @@ def _variants(setup: Setup) -> dict[str, dict[str, str]]:
     runs = sweep.config["sweep"]
     found = {}
     for variant in sweep.each_variant:
-        row, head, weighting = (
+        row, output_scale, weighting = (
             runs[axis][variant.choices[axis]]
-            for axis in ("parameterizations", "heads", "weightings")
+            for axis in ("parameterizations", "output_scales", "weightings")
         )
-        what = {"parameterization": row, "head": head, "weighting": weighting}
+        what = {"parameterization": row, "output_scale": output_scale, "weighting": weighting}
         found["_".join(what.values())] = what
     return found
 

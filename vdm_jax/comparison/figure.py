@@ -1,4 +1,4 @@
-"""The figures of a `Comparison`. Colours are parameterizations, lines are weightings, marks are heads."""
+"""Figures of a `Comparison`: colours are parameterizations, lines weightings, markers output scales."""
 
 import io
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def overview(result: Any) -> Picture:
     matching = result.bounds.matching.mean(1)
     _by_bin(axes[1], result, matching, "matching term, bits/dim a bin")
     _weights(axes[2], result)
-    _by_bin(axes[3], result, result.gains, "gain |∂x̂₀ / ∂output|")
+    _by_bin(axes[3], result, result.output_gains, "gain |∂x̂₀ / ∂output|")
     gradients = result.gradients
     if gradients is not None:
         norm = known_mean(gradients.norm, 1)
@@ -107,14 +107,14 @@ def sample_rows(result: Any, steps: int) -> Picture:
 def _styles(result: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Return the color and line style of each variant."""
     for name, what in result.variants.items():
-        row, head, weighting = (_place(result, axis, value) for axis, value in what.items())
+        row, output_scale, weighting = (_place(result, axis, value) for axis, value in what.items())
         yield (
             name,
             {
                 "color": f"C{row % 10}",
                 "linestyle": LINES[weighting % len(LINES)],
-                "linewidth": WIDTHS[head % len(WIDTHS)],
-                "marker": MARKERS[head % len(MARKERS)],
+                "linewidth": WIDTHS[output_scale % len(WIDTHS)],
+                "marker": MARKERS[output_scale % len(MARKERS)],
                 "markersize": 4,
                 "alpha": 0.85,
             },
@@ -134,9 +134,9 @@ def _legend(result: Any) -> Iterator[Line2D]:
         yield Line2D([], [], color=f"C{i % 10}", linewidth=4, label=name)
     for i, name in enumerate(_values(result, "weighting")):
         yield Line2D([], [], color="0.3", linestyle=LINES[i % len(LINES)], label=f"{name} weight")
-    for i, name in enumerate(_values(result, "head")):
+    for i, name in enumerate(_values(result, "output_scale")):
         style = {"linewidth": WIDTHS[i % len(WIDTHS)], "marker": MARKERS[i % len(MARKERS)]}
-        yield Line2D([], [], color="0.3", label=f"{name} head", markersize=4, **style)
+        yield Line2D([], [], color="0.3", label=f"output scale {name}", markersize=4, **style)
 
 
 def _bounds(axes: Any, result: Any) -> None:

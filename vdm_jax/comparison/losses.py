@@ -47,7 +47,7 @@ def parameterization_losses(
     timesteps: int | None = None,
     network: Any = None,
     base: Any = "zero",
-    head: Any = "raw",
+    output_scale: Any = "none",
     likelihood: Any = None,
     statistics: Statistics | None = None,
     draws: int = 1,
@@ -62,9 +62,10 @@ def parameterization_losses(
       key: of times and noise, the same for all.
       schedule, schedule_params, timesteps: as in `negative_elbo`.
       network: whose parameters are given: of `NETS`, or what `as_network` takes.
-      base, head: as in `MODELS["vdm"]`.
+      base, output_scale: as in `MODELS["vdm"]`.
       likelihood: of `LIKELIHOODS`; "gaussian" for floats by default, "softmax" of 256 levels for integers.
-      statistics: of the training data, such as `Comparison.statistics`; bases of levels and unit heads need it.
+      statistics: of the training data, such as `Comparison.statistics`; bases of levels and the output scale
+        `unit_variance` need them.
       draws: averaged for each example.
 
     Raises:
@@ -88,7 +89,7 @@ def parameterization_losses(
     if x.ndim < 2 or not x.size:
         raise ValueError(f"x: expected examples [n, *d], found shape {x.shape}")
     if statistics is None:
-        statistics, likelihood = _minimal_statistics(x, likelihood, base, head)
+        statistics, likelihood = _minimal_statistics(x, likelihood, base, output_scale)
     likelihood = likelihood or ("gaussian" if statistics.levels is None else "softmax")
     built = build(BASES, base, "base", **statistics._asdict())
     schedule = build(SCHEDULES, schedule, "schedule")
@@ -111,7 +112,7 @@ def parameterization_losses(
             schedule=schedule,
             parameterization=name,
             base=built,
-            head=head,
+            output_scale=output_scale,
             likelihood=likelihood,
             timesteps=timesteps,
             where="losses",
@@ -121,10 +122,14 @@ def parameterization_losses(
     return losses
 
 
-def _minimal_statistics(x: Array, likelihood: Any, base: Any, head: Any) -> tuple[Statistics, Any]:
+def _minimal_statistics(
+    x: Array, likelihood: Any, base: Any, output_scale: Any
+) -> tuple[Statistics, Any]:
     """Return statistics of examples without a training split, and their likelihood."""
-    if head != "raw" or base not in ("zero", "input"):
-        raise ValueError(f"statistics: are needed for base {base!r} with head {head!r}, found None")
+    if output_scale != "none" or base not in ("zero", "input"):
+        raise ValueError(
+            f"statistics: are needed for base {base!r} with output_scale {output_scale!r}, found None"
+        )
     discrete = not jnp.issubdtype(x.dtype, jnp.floating)
     likelihood = likelihood or ({"name": "softmax", "levels": 256} if discrete else "gaussian")
     levels = build(LIKELIHOODS, likelihood, "likelihood").levels

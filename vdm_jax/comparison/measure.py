@@ -100,14 +100,14 @@ def known_mean(values: np.ndarray, axis: int) -> np.ndarray:
     return np.where(count > 0, np.nansum(values, axis) / np.maximum(count, 1), np.nan)
 
 
-def gains(sweep: Sweep, params: PyTree, edges: np.ndarray) -> np.ndarray:
+def output_gains(sweep: Sweep, params: PyTree, edges: np.ndarray) -> np.ndarray:
     """|∂x̂_0/∂net| at the time at which each variant's first seed passes the middle of each bin: [V, K]."""
     middles = jnp.asarray((edges[1:] + edges[:-1]) / 2)
 
     def one(variant, params):
         model = per_noise_level(sweep.model_of(variant))
         times = jnp.linspace(0.0, 1.0, 2001)[:-1]
-        return model.gain(params, jnp.interp(middles, model.gamma(params, times), times))
+        return model.output_gain(params, jnp.interp(middles, model.gamma(params, times), times))
 
     first = jax.tree.map(lambda leaf: leaf[:, 0], params)
     return np.asarray(jax.jit(jax.vmap(one))(sweep.variants, first))

@@ -32,13 +32,13 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Mapping[str, dict[str, Any]]):
-    """The result of `compare`: a mapping from variants, such as "eps_raw_elbo", to what is known of them.
+    """The result of `compare`: a mapping from variants, such as "eps_none_elbo", to what is known of them.
 
     Arrays have the axes [V, S, ...]: variants, in the order of `names`, and seeds.
 
     Attributes:
       about: what was compared on what, and by which versions: JSON.
-      variants: by name, what each consists of: "parameterization", "head", "weighting".
+      variants: by name, what each consists of: "parameterization", "output_scale", "weighting".
       reference: the variant that differences are taken to.
       seeds: of the runs.
       edges: [K + 1], of the bins of γ = −log SNR.
@@ -66,7 +66,7 @@ class Comparison(Mapping[str, dict[str, Any]]):
     edges: np.ndarray
     bounds: Bounds
     weights: dict[str, EffectiveWeights]
-    gains: np.ndarray
+    output_gains: np.ndarray
     gradients: Gradients | None
     at_start: Gradients | None
     quality: dict[int, np.ndarray]
@@ -252,7 +252,10 @@ class Comparison(Mapping[str, dict[str, Any]]):
         return Estimate(float(values.mean()), float(error))
 
     def _bins(self, i: int) -> dict[str, list[float]]:
-        found = {"bits_per_dim": self.bounds.matching[i].mean(0), "gain": self.gains[i]}
+        found = {
+            "bits_per_dim": self.bounds.matching[i].mean(0),
+            "output_gain": self.output_gains[i],
+        }
         if self.gradients is not None:
             found["gradient_norm"] = known_mean(self.gradients.norm[i], 0)
             found["gradient_deviation"] = self.gradients.deviation[i].mean(0)

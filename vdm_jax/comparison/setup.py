@@ -33,14 +33,14 @@ from vdm_jax.schedules import SCHEDULES, Schedule
 from vdm_jax.specs import build, name_of, nearest
 from vdm_jax.weightings import as_weighting
 
-UNMEASURED = {"raw", "uniform", "logit_normal", "lognormal_sigma"}
-"""Heads and time samplers that do not depend on the error of the base."""
+UNMEASURED = {"none", "uniform", "logit_normal", "lognormal_sigma"}
+"""Output scales and time samplers that do not depend on the error of the base."""
 
-FIELDS = ("parameterization", "head", "weighting")
+FIELDS = ("parameterization", "output_scale", "weighting")
 
 
 Components = dict[str, dict[str, Any]]
-"""By axis and name, the built rows, heads and weightings."""
+"""By axis and name, the built parameterizations, output scales and weightings."""
 
 
 class Setup(NamedTuple):
@@ -49,7 +49,7 @@ class Setup(NamedTuple):
     Attributes:
       sweep: the runs.
       dataset, law: the data, and their density if it is known.
-      components: by axis and name, the built rows, heads and weightings.
+      components: by axis and name, the built parameterizations, output scales and weightings.
       steps, batch_size, draws, evaluate_batch: settings of training and evaluation.
       about: what to say of it.
       notes: what a reader must know.
@@ -122,7 +122,7 @@ def setup_comparison(*, config: Any, **given: Any) -> Setup:
 
 
 def _components(arguments: dict[str, Any], schedule: Schedule) -> Components:
-    """Build the compared parameterizations, heads and weightings, by axis and name."""
+    """Build the compared parameterizations, output scales and weightings, by axis and name."""
     components = {
         axis: {
             name: build(AXES[axis].table or {}, AXES[axis].wrap(spec), axis)
@@ -150,9 +150,9 @@ def _model(
     arguments: dict[str, Any], components: Components, dataset: Dataset
 ) -> tuple[dict[str, Any], Statistics]:
     """Return the section `model` of a config, with built objects, and the statistics of the data."""
-    # the error of the base is what heads may multiply by, and what times are drawn by before training
-    heads = specs_by_name("heads", arguments["heads"]).values()
-    users = {*map(name_of, heads), name_of(arguments["time_sampler"])}
+    # the error of the base scales outputs, and is the density of the times before training
+    output_scales = specs_by_name("output_scales", arguments["output_scales"]).values()
+    users = {*map(name_of, output_scales), name_of(arguments["time_sampler"])}
     statistics = _statistics(dataset, arguments, measured=bool(users - UNMEASURED))
     model: dict[str, Any] = {"name": "vdm"} | dict.fromkeys(FIELDS)
     model["network"] = _network(
@@ -160,7 +160,7 @@ def _model(
     )
     for name, table in {"base": BASES, "likelihood": LIKELIHOODS}.items():
         model[name] = build(table, arguments[name], name, **statistics._asdict())
-    for name in ("timesteps", "space", "train_schedule", "time_sampler"):
+    for name in ("timesteps", "loss_space", "train_schedule", "time_sampler"):
         model[name] = arguments[name]
     return model, statistics
 

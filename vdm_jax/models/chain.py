@@ -171,7 +171,7 @@ def diffusion(
     schedule: Any = "linear",
     parameterization: Any = "eps",
     base: Any = "zero",
-    head: Any = "raw",
+    output_scale: Any = "none",
     where: str = "chain",
 ) -> Chain:
     """The fixed linear-Gaussian chain of eq. (7) at the times 0, 1/T', …, 1, and p = q given x̂_0.
@@ -183,7 +183,7 @@ def diffusion(
       statistics: of the data.
       likelihood: of the model; some decode from the denoiser's prediction.
       timesteps: T' ≥ 1.
-      network, schedule, parameterization, base, head: as in `vdm`.
+      network, schedule, parameterization, base, output_scale: as in `vdm`.
       where: config path, for messages.
     """
     net = denoiser(
@@ -191,7 +191,7 @@ def diffusion(
         network=network,
         parameterization=parameterization,
         base=base,
-        head=head,
+        output_scale=output_scale,
         where=where,
     )
     schedule = build(SCHEDULES, schedule, f"{where}.schedule")

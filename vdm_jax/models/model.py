@@ -49,14 +49,14 @@ class PerNoiseLevel(NamedTuple):
       draw: (params, key, batch, model_state=None, *, dropout=True) -> `TrainingDraw`, as in training.
       loss: (params, key, batch, edges, model_state=None) -> [K], the training loss without reconstruction and
         prior, bits/dim.
-      gain: (params, t) -> |∂x̂_0/∂net| at times t [n] of the schedule: |out|, times c of a unit head.
+      output_gain: (params, t) -> |∂x̂_0/∂net| = |out|·c at times t [n] of the schedule.
       gamma: (params, t) -> γ, elementwise.
     """
 
     elbo: Callable[..., tuple[Elbo, Array]]
     draw: Callable[..., TrainingDraw]
     loss: Callable[..., Array]
-    gain: Callable[..., Array]
+    output_gain: Callable[..., Array]
     gamma: Callable[..., Array]
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any, NamedTuple
 
-from vdm_jax.bases import HEADS
 from vdm_jax.models import with_defaults
+from vdm_jax.output_scales import OUTPUT_SCALES
 from vdm_jax.parameterizations import PARAMETERIZATIONS, stacked, switch_by_index
 from vdm_jax.weightings import WEIGHTINGS, stacked_weightings, wrap_function
 
@@ -32,7 +32,7 @@ AXES = {
     "parameterizations": SweepAxis(
         "model", "parameterization", table=PARAMETERIZATIONS, select=stacked
     ),
-    "heads": SweepAxis("model", "head", table=HEADS),
+    "output_scales": SweepAxis("model", "output_scale", table=OUTPUT_SCALES),
     "weightings": SweepAxis(
         "model", "weighting", table=WEIGHTINGS, select=stacked_weightings, wrap=wrap_function
     ),

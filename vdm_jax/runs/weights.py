@@ -53,8 +53,8 @@ def weights(config: dict[str, Any], workdir: Path, log: Callable[[str], None] = 
     for name, loss in losses.items():
         log(f"{loss.title}; schedule {times}\n\n{weight_table(found[name])}\n")
     log(
-        "own: of the squared error in the space of the title, t uniform; x0, eps, v: of the squared error in "
-        "that space, per unit of log-SNR; relative: in units of the bound's"
+        "Weights of squared errors. per time: in the space of the title, with t uniform; x0, eps, v: in that "
+        "space, per unit of log-SNR; relative: in units of the bound's weight"
     )
     log(f"  {'weights':<15} {path}")
 
@@ -77,7 +77,7 @@ def _loss(config: dict[str, Any]) -> Loss:
     anything = Statistics((1,), 2, log_counts=np.zeros((1, 2), np.float32))
     build_model(model | {"likelihood": "softmax"}, anything)
     output, weighting = _words(spec["parameterization"]), _words(spec["weighting"])
-    space = output if spec["space"] is None else _words(spec["space"])
+    space = output if spec["loss_space"] is None else _words(spec["loss_space"])
     path = spec["schedule"] if spec["train_schedule"] is None else spec["train_schedule"]
     schedule, timesteps = build(SCHEDULES, path), spec["timesteps"]
     _, key = jax.random.split(stream(config["seed"], "params"))  # as the model's own init does
@@ -87,7 +87,7 @@ def _loss(config: dict[str, Any]) -> Loss:
         name=f"{output}, {weighting}" + (f" in {space}-space" if space != output else ""),
         title=f"{output}, {weighting}: error in {space}-space",
         times=f"{_words(path)}{of}, {steps}",
-        arguments={name: spec[name] for name in ("parameterization", "weighting", "space")}
+        arguments={name: spec[name] for name in ("parameterization", "weighting", "loss_space")}
         | {"schedule": schedule, "schedule_params": schedule.init(key), "timesteps": timesteps},
     )
 
@@ -101,7 +101,7 @@ def _words(spec: Any) -> str:
 
 def weight_table(found: EffectiveWeights) -> str:
     """A Markdown table of the weights at a few noise levels, the cleanest first."""
-    lines = ["| log-SNR | own | x0 | eps | v | relative |", "|---|---|---|---|---|---|"]
+    lines = ["| log-SNR | per time | x0 | eps | v | relative |", "|---|---|---|---|---|---|"]
     columns = np.stack([np.asarray(column) for column in found], 1)
     for i in np.unique(np.linspace(0, len(columns) - 1, LEVELS_SHOWN).round().astype(int)):
         log_snr, *values = columns[i]

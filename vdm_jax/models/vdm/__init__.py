@@ -43,10 +43,10 @@ def vdm(
     train_schedule: Any = None,
     parameterization: Any = "eps",
     base: Any = "zero",
-    head: Any = "raw",
+    output_scale: Any = "none",
     likelihood: Any = "softmax",
     timesteps: int | None = None,
-    space: Any = None,
+    loss_space: Any = None,
     weighting: Any = "elbo",
     time_sampler: Any = "uniform",
     where: str = "model",
@@ -62,7 +62,8 @@ def vdm(
         bound in continuous time does not depend on the path between the same two ends: another path spends the
         draws elsewhere, and under a weighting other than the bound weighs the noise levels by it.
       parameterization: what the network outputs, of `PARAMETERIZATIONS`.
-      base, head: the fixed denoiser and the scale of the network's correction, of `BASES` and `HEADS`.
+      base: the fixed denoiser that the network corrects, of `BASES`.
+      output_scale: of the network's correction, of `OUTPUT_SCALES`.
       likelihood: of `LIKELIHOODS`.
       timesteps: T ≥ 1 matching terms, or None for continuous time.
       space: in which the weighting `simple`, or a function as the weighting, takes the training error, of
@@ -81,26 +82,34 @@ def vdm(
     """
     check_statistics(statistics, where)
     first = network, schedule, parameterization
-    others = {"base": base, "head": head, "weighting": weighting, "space": space}
-    others |= {"likelihood": likelihood, "train schedule": train_schedule}
-    others |= {"times": None if time_sampler == "uniform" else time_sampler}
+    others = {
+        "base": base,
+        "output scale": output_scale,
+        "weighting": weighting,
+        "loss space": loss_space,
+        "likelihood": likelihood,
+        "train schedule": train_schedule,
+        "time sampler": None if time_sampler == "uniform" else time_sampler,
+    }
     components = _component_names(first, others)
     net = denoiser(
         statistics,
         network=network,
         parameterization=parameterization,
         base=base,
-        head=head,
+        output_scale=output_scale,
         where=where,
     )
     row = net.parameterization
     schedule = build(SCHEDULES, schedule, f"{where}.schedule")
-    error_space = row if space is None else build(PARAMETERIZATIONS, space, f"{where}.space")
+    error_space = (
+        row if loss_space is None else build(PARAMETERIZATIONS, loss_space, f"{where}.loss_space")
+    )
     likelihood = likelihood_for(statistics, likelihood, where)
     weigh = build_weighting(weighting, f"{where}.weighting")
     time_sampler = build(TIME_SAMPLERS, time_sampler, f"{where}.time_sampler")
     check_timesteps(timesteps, row, f"{where}.parameterization")
-    check_timesteps(timesteps, error_space, f"{where}.space")
+    check_timesteps(timesteps, error_space, f"{where}.loss_space")
     check_ends(schedule, row, f"{where}.schedule", f"{where}.parameterization")
     if schedule.learned and not weigh.bound:
         raise ValueError(
@@ -151,7 +160,7 @@ def as_model(model: VDM, components: str) -> Model:
             elbo=partial(elbo_per_noise_level, model),
             draw=draw,
             loss=partial(loss_per_noise_level, model),
-            gain=partial(output_gain, model),
+            output_gain=partial(output_gain, model),
             gamma=lambda params, t: model.schedule.gamma(params["schedule"], t),
         ),
     )

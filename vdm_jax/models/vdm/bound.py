@@ -53,4 +53,4 @@ def output_gain(model: VDM, params: Params, t: Array) -> Array:
     def interval_at(t):
         return training_interval(model.schedule, params["schedule"], t, model.timesteps)[0]
 
-    return jnp.abs(model.denoiser.gain(jax.vmap(interval_at)(t)))
+    return jnp.abs(model.denoiser.output_gain(jax.vmap(interval_at)(t)))
