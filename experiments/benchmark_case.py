@@ -86,7 +86,7 @@ def dataset_of(name: str, shape: tuple[int, ...], batch: int) -> Dataset:
         train = Split(images, "train")
         found = array_dataset("synthetic", version="1", levels=256, train=train, test=train)
     else:
-        found = load_dataset(name, where="--data")
+        found = load_dataset(name)
     few = found.test.images[np.arange(min(4 * batch, len(found.test.images)))]
     return found._replace(test=Split(few, found.test.name))
 

@@ -87,7 +87,7 @@ def digits_case(examples: int, steps: int):
         dataset.train, batch_size=128, seed=0, start_step=0, stop_step=steps, stack=stack
     ):
         state, _ = run(state, batches)
-    net = denoiser(statistics, where="model", **parts)
+    net = denoiser(statistics, **parts)
 
     def predict(xt, gamma_t):
         at = Interval(*(jnp.reshape(value, (1,)) for value in (gamma_t, gamma_t, 0.0 * gamma_t)))

@@ -4,8 +4,9 @@
 
 Trains each parameterization with both output scales, T = 1000: one small U-Net, one base, one data order, one
 number of training steps. Writes denoising.gif and denoising.png (a chain of the `eps` model),
-parameterizations.png (all of them from the same noise), samplers.png (steps and samplers of the `eps` model) and
-results.json (bounds, distances, configs, library versions). No sample is chosen: each picture has the first of its seed.
+parameterizations.png (all from the same noise), samplers.png (steps and samplers of the `eps` model) and
+results.json (bounds, distances, configs, library versions). No sample is chosen: each picture has the first of
+its seed.
 --quick trains one for seconds; its pictures show nothing.
 """
 

@@ -5,11 +5,11 @@
 
 `paper` is Kingma et al. 2021 at a size for small images: flat U-Net, Fourier features, the input as base,
 unscaled output, uniform times, learned linear γ, their optimizer and average of the weights, which forgets the
-initial ones in some 10,000 steps: a second curve is of the last weights instead. `paper, shipped optimizer` is the
-same model under the shipped optimizer and average. Every other row is the shipped config with what its name says
-replaced (another optimizer has a rate of its own). `paper` trains for --minutes (12.44 in the committed curves
-of MNIST), the others for as many steps as the config says; on MNIST all but `shipped` take a tenth of them (and
-of its decay), beside a row of the shipped config that does the same.
+initial ones in some 10,000 steps: a second curve is of the last weights instead. `paper, shipped optimizer`
+is the same model under the shipped optimizer and average. Every other row is the shipped config with what its
+name says replaced (another optimizer has a rate of its own). `paper` trains for --minutes (12.44 in the
+committed curves of MNIST), the others for as many steps as the config says; on MNIST all but `shipped` take a
+tenth of them (and of its decay), beside a row of the shipped config that does the same.
 
 First all variants take turns, a few steps each, in one process after the other, for one program twice in one
 process may differ by more than ten per cent as long as it lives. The median over all turns of all processes is

@@ -17,8 +17,8 @@ def register(images, levels):
         test=Split(images[TRAIN:], "test"),
     )
 
-    def own(*, data_dir=None, train_split=None, test_split=None, where=""):
-        del data_dir, train_split, test_split, where
+    def own(*, data_dir=None, train_split=None, test_split=None):
+        del data_dir, train_split, test_split
         return data
 
     vdm.data.DATASETS["own"] = own

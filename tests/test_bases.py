@@ -316,7 +316,7 @@ def test_values_and_gradients_are_finite_at_extremes():
 
 @pytest.mark.parametrize("shape", [(), (LEVELS, 2), (2, 3, LEVELS + 1)])
 def test_a_histogram_over_other_levels_is_refused(shape):
-    with pytest.raises(ValueError, match=r"must be the 5 levels, found shape \("):
+    with pytest.raises(ValueError, match=r"expected the 5 levels as the last axis, found shape \("):
         BASES["histogram"](levels=LEVELS, log_counts=np.zeros(shape))
 
 

@@ -173,7 +173,9 @@ def test_samples_of_the_decoder_have_its_variance():
 
 @pytest.mark.parametrize("variance", [0.0, -1.0, math.inf, math.nan])
 def test_a_decoder_without_a_variance_is_refused(variance):
-    with pytest.raises(ValueError, match=f"variance must be positive and finite, found {variance}"):
+    with pytest.raises(
+        ValueError, match=f"variance: expected a finite number above 0, found {variance}"
+    ):
         discretized_gaussian(variance=variance)
 
 

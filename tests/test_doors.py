@@ -247,7 +247,10 @@ ROWS = {
     "bins": (lambda: vdm.time_samplers.analytic(bins=8.5), "bins: expected a whole number"),
     "mix": (lambda: vdm.time_samplers.analytic(mix="a"), "mix: expected a number"),
     "rate": (lambda: vdm.time_samplers.learned(rate=None), "rate: expected a number"),
-    "width": (lambda: vdm.nets.mlp(width=True), "width must be positive, found True"),
+    "width": (
+        lambda: vdm.nets.mlp(width=True),
+        "width: expected whole numbers of at least 1, found True",
+    ),
     # mathematics
     "kl of numbers": (lambda: vdm.kl(1.0, NORMAL), "expected a Gaussian such as"),
     "kl of other shapes": (
@@ -311,7 +314,7 @@ ROWS = {
     ),
     "no params": (
         lambda: bound(schedule="learned_linear"),
-        "schedule is learned: pass schedule_params",
+        "schedule is learned, expected schedule.init",
     ),
     "other params": (
         lambda: bound(schedule=LEARNED, schedule_params={"a": X}),
@@ -403,7 +406,7 @@ ROWS = {
     "from_callable of none": (lambda: from_callable(None, batched=True), "expected a callable"),
     "from_callable of a guess": (
         lambda: from_callable(identity, batched=None),
-        "batched=True or False",
+        "batched: expected True or False",
     ),
     "from_linen of a function": (lambda: from_linen(identity), "expected a Linen module"),
     # comparisons
@@ -414,7 +417,7 @@ ROWS = {
         lambda: compare(network={"eps": identity, "epz": identity}),
         "network: one for 'epz', which is not compared; did you mean 'eps'",
     ),
-    "draws": (lambda: losses(draws=1.5), "draws: expected at least 1, found 1.5"),
+    "draws": (lambda: losses(draws=1.5), "draws: expected a whole number of at least 1, found 1.5"),
 }
 
 

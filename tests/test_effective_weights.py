@@ -440,8 +440,8 @@ def test_curves_need_not_be_saved(tmp_path, monkeypatch):
         ({"schedule": "cosin"}, "schedule: unknown name 'cosin'; did you mean 'cosine'"),
         ({"parameterization": "mean"}, "'mean' has no finite form in continuous time"),
         ({"loss_space": "mean"}, "'mean' has no finite form in continuous time"),
-        ({"timesteps": 0}, "timesteps must be at least 1, or None, found 0"),
-        ({"schedule": "learned_linear"}, "the schedule is learned: pass schedule_params="),
+        ({"timesteps": 0}, "timesteps: expected a whole number in .*, found 0"),
+        ({"schedule": "learned_linear"}, "the schedule is learned, expected schedule.init"),
     ],
     ids=str,
 )

@@ -233,7 +233,7 @@ def test_every_base_with_unit_variance_outputs_is_finite(base):
     ],
 )
 def test_a_schedule_without_width_is_refused(low, high, message):
-    with pytest.raises(ValueError, match=rf"model.schedule: {message}"):
+    with pytest.raises(ValueError, match=rf"^schedule: {message}"):
         vdm(Statistics(SHAPE, LEVELS), network=NETWORK, schedule=line(low=low, high=high))
 
 

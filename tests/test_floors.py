@@ -15,7 +15,7 @@ ROOT = Path(vdm_jax.__file__).parent
 FLOORS = [  # a name stands for the module, or for everything in the folder
     {"typing", "checks", "gaussian", "xla", "specs", "runtime"},
     {"diffusion", "schedules", "likelihoods", "mixtures", "variance"},
-    {"parameterizations", "bases", "weightings", "reductions"},
+    {"parameterizations", "bases", "output_scales", "weightings", "reductions"},
     {"elbo", "effective_weights", "samplers", "time_samplers", "nets"},
     {"models"},
     {"training", "data"},

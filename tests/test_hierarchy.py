@@ -279,7 +279,7 @@ def test_the_hierarchy_over_the_fixed_encoder_is_the_vdm_term_by_term(settings, 
 
     built = LIKELIHOODS[likelihood](levels=LEVELS)
     chain = diffusion(statistics=STATISTICS, likelihood=built, timesteps=T, **parts)
-    net = denoiser(STATISTICS, where="model", **{k: parts[k] for k in parts if k != "schedule"})
+    net = denoiser(STATISTICS, **{k: parts[k] for k in parts if k != "schedule"})
     x0 = built.encode(X)
     (draw_keys,) = example_keys(key, jnp.arange(len(X)), 1)
     one = ascend(chain, params, fold_each(draw_keys, 0), x0)
@@ -458,8 +458,8 @@ def test_an_autoencoder_reconstructs_and_refuses_the_rest():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: learned([]), r"model\.chain\.latents: expected the dimensions of T ≥ 1 latents"),
-        (lambda: learned(3), r"model\.chain\.latents: expected the dimensions .* found 3"),
+        (lambda: learned([]), r"chain\.latents: expected the dimensions of T ≥ 1 latents"),
+        (lambda: learned(3), r"chain\.latents: expected the dimensions .* found 3"),
         (lambda: learned([4, 0]), r"latents\[1\]: expected a whole number of at least 1, found 0"),
         (
             lambda: learned([4, 2.5]),
@@ -471,7 +471,7 @@ def test_an_autoencoder_reconstructs_and_refuses_the_rest():
             lambda: learned([3, 2], prior_weight=0),
             "prior_weight: 0 makes an autoencoder of one latent",
         ),
-        (lambda: learned([3], draws=0), "draws: must be at least 1, found 0"),
+        (lambda: learned([3], draws=0), "draws: expected a whole number of at least 1, found 0"),
         (
             lambda: learned([3], likelihood="bernoulli"),
             "likelihood: the data have 5 levels.* of 2 levels",
@@ -479,38 +479,38 @@ def test_an_autoencoder_reconstructs_and_refuses_the_rest():
         (lambda: learned([3], likelihood="gaussian"), "have 5 levels, .* of continuous values"),
         (lambda: vae(Statistics(SHAPE, None)), "expected K-level data, found continuous values"),
         (lambda: vae(Statistics(SHAPE, None), likelihood="softmax"), "found continuous values"),
-        (lambda: vae(STATISTICS, latent=0), r"model\.latent: expected .* at least 1, found 0"),
-        (lambda: vae(STATISTICS, latent=2.0), r"model\.latent: .* found 2\.0"),
+        (lambda: vae(STATISTICS, latent=0), r"latent: expected .* at least 1, found 0"),
+        (lambda: vae(STATISTICS, latent=2.0), r"latent: .* found 2\.0"),
         (
             lambda: vae(STATISTICS, encoder="unet"),
-            r"model\.encoder: .*cannot map \(2, 3\) to \(2, 16\)",
+            r"encoder: .*cannot map \(2, 3\) to \(2, 16\)",
         ),
         (
             lambda: vae(STATISTICS, encoder=plain(lambda x: x)),
-            r"expected a map from .* it gives \(2, 3\)",
+            r"expected a map from .* found one to \(2, 3\)",
         ),
         (
             lambda: vae(STATISTICS, decoder="vdm_unet"),
-            r"model\.decoder: cannot map \(16,\) to \(2, 3, 2\)",
+            r"decoder: cannot map \(16,\) to \(2, 3, 2\)",
         ),
-        (lambda: vae(STATISTICS, decoder="mpl"), r"model\.decoder: unknown name 'mpl'; .*'mlp'"),
+        (lambda: vae(STATISTICS, decoder="mpl"), r"decoder: unknown name 'mpl'; .*'mlp'"),
         (
             lambda: mhvae(STATISTICS, chain="diffusion"),
-            r"model\.chain: 'diffusion' needs timesteps",
+            r"chain: 'diffusion' needs timesteps",
         ),
         (
             lambda: mhvae(STATISTICS, chain={"name": "diffusion", "timesteps": 0}),
-            r"model\.chain: timesteps must be at least 1",
+            r"chain\.timesteps: expected a whole number",
         ),
         (
             lambda: mhvae(
                 STATISTICS, chain={"name": "diffusion", "timesteps": 2, "network": "mpl"}
             ),
-            r"^model\.chain\.network: unknown name 'mpl'",
+            r"^chain\.network: unknown name 'mpl'",
         ),
         (
             lambda: mhvae(STATISTICS, chain={"name": "gaussian", "latents": [2], "lvl": 3}),
-            "model.chain: 'gaussian' has no argument 'lvl'; did you mean 'level'",
+            "chain: 'gaussian' has no argument 'lvl'; did you mean 'level'",
         ),
     ],
 )
@@ -588,7 +588,7 @@ def test_encoders_and_decoders_of_a_user_are_trained(made):
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        (Map((2, 4)), r"expected a map from \(2, 3\) to \(2, 3\), it gives \(2, 4\)"),
+        (Map((2, 4)), r"expected a map from \(2, 3\) to \(2, 3\), found one to \(2, 4\)"),
         (lambda x: x, "expected a name, a Linen module, or init and apply, found function"),
         ((map_pair, lambda params: params), r"apply takes 'params', expected \(params, x\)"),
         (
@@ -599,7 +599,7 @@ def test_encoders_and_decoders_of_a_user_are_trained(made):
     ids=["shape", "function", "apply", "argument"],
 )
 def test_maps_that_are_none_are_refused_in_one_line(encoder, message):
-    with pytest.raises(ValueError, match=rf"^model\.encoder: {message}") as caught:
+    with pytest.raises(ValueError, match=rf"^encoder: {message}") as caught:
         vae(STATISTICS, latent=3, encoder=encoder, decoder=TINY)
     assert "\n" not in str(caught.value)
 

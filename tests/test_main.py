@@ -18,7 +18,7 @@ from PIL import Image
 
 from vdm_jax import main
 from vdm_jax.config import to_dict
-from vdm_jax.runs import setup, train
+from vdm_jax.runs import train
 from vdm_jax.runs import trained as loading
 from vdm_jax.runtime import devices
 from vdm_jax.xla import cores
@@ -109,7 +109,9 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     """One that shows only when the whole model is put together."""
     done = start_process(SMOKE, "--config.sample.sampler=ddmi", cwd=tmp_path)
     line = assert_one_line((done.returncode, done.stdout, done.stderr))
-    assert line.startswith("sample.sampler: unknown name 'ddmi'; did you mean 'ddim'? choices: anc")
+    assert line.startswith(
+        "config.sample.sampler: unknown name 'ddmi'; did you mean 'ddim'? choices: anc"
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -196,7 +198,6 @@ def idle(monkeypatch):
     def never(*args, **options):
         raise AssertionError("is not to be called")
 
-    monkeypatch.setattr(setup, "load_dataset", never)
     monkeypatch.setattr(loading, "load_dataset", never)
     monkeypatch.setattr(nn.Module, "init", never)
 
@@ -253,7 +254,7 @@ def test_weights_of_every_config_are_tested():
 def test_weights_are_of_the_loss_that_is_asked_for(command, here, idle):
     text = "config.model.train_schedule = ConfigDict({'name': 'cosine'})\n    return config"
     (here / "own.py").write_text((CONFIGS / "smoke.py").read_text().replace("return config", text))
-    asked = ["parameterization=v", "space=x0", "weighting.name=min_snr"]
+    asked = ["parameterization=v", "loss_space=x0", "weighting.name=min_snr"]
     asked = [f"--config.model.{each}" for each in asked]
     status, out, err = command("--config=own.py", WEIGHTS, *asked, "--workdir=deep/er")
     assert (status, err) == (0, "")
@@ -399,7 +400,7 @@ OVERRIDES = [
         "seed=99999999999999999999",
         "config.seed: expected a whole number in [0, 2**32), found 9999999",
     ),
-    ("model.schedule.gamma_min=6", "config.model.schedule: "),
+    ("model.schedule.gamma_min=6", "config.model.schedule.gamma_min: "),
     (
         "model.schedule.gamma_max=nan",
         "config.model.schedule.gamma_max: expected a finite number, found n",
@@ -408,7 +409,7 @@ OVERRIDES = [
         "model.parameterization=mean",
         "config.model.parameterization: 'mean' has no finite form in continuous time",
     ),
-    ("model.network.depth=-1", "config.model.network: "),
+    ("model.network.depth=-1", "config.model.network.depth: "),
     (
         "data.name=cifar11",
         "config.data.name: unknown data set 'cifar11', did you mean 'cifar10' or ",
@@ -420,7 +421,7 @@ NOT_WEIGHED = [
     ("train.steps=0", "config.train.steps: expected a whole number of at least 1, found 0"),
     ("model.name=vmd", "config.model.name: unknown name 'vmd'; did you mean 'vdm'? choices"),
     ("model.schedule.name=linaer", "config.model.schedule: unknown name 'linaer'; did you mean"),
-    ("model.schedule.gamma_min=6", "config.model.schedule: "),
+    ("model.schedule.gamma_min=6", "config.model.schedule.gamma_min: "),
     ("model.parameterization=esp", "config.model.parameterization: unknown name 'esp'; did you"),
     ("model.parameterization=mean", "config.model.parameterization: 'mean' has no finite form"),
     ("model.weighting.name=elba", "config.model.weighting: unknown name 'elba'; did you mean"),
@@ -428,7 +429,10 @@ NOT_WEIGHED = [
         "model.loss_space=x00",
         "config.model.loss_space: unknown name 'x00'; did you mean 'x0'? choices",
     ),
-    ("model.timesteps=0", "timesteps must be at least 1, or None, found 0"),
+    (
+        "model.timesteps=0",
+        "config.model.timesteps: expected a whole number in [1, 16777216], found 0",
+    ),
 ]
 
 

@@ -118,9 +118,7 @@ def test_unknown_fields_are_named(name):
     with pytest.raises(
         ValueError, match=r"model: unknown field 'likelyhood'; did you mean 'likelihood'"
     ):
-        build_model(
-            {"name": name, "likelyhood": "softmax"} | SETTINGS[name], DATA["levels"][0], "model"
-        )
+        build_model({"name": name, "likelyhood": "softmax"} | SETTINGS[name], DATA["levels"][0])
 
 
 def test_both_ways_to_a_diffusion_measure_the_same_base():

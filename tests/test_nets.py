@@ -467,10 +467,10 @@ def test_unet_on_patches_keeps_the_shape_of_the_data():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dropout": 1.5}, "dropout must lie in \\[0, 1\\), found 1.5"),
+        ({"dropout": 1.5}, "dropout: expected a number in \\[0, 1\\), found 1.5"),
         ({"dropout": 1.0}, "found 1.0"),
         ({"dropout": -0.1}, "found -0.1"),
-        ({"dtype": "bfloat17"}, "unknown dtype 'bfloat17'; choices: bfloat16, float32"),
+        ({"dtype": "bfloat17"}, "dtype: unknown name 'bfloat17'; did you mean 'bfloat16'"),
     ],
     ids=str,
 )
@@ -486,26 +486,30 @@ def test_wrong_settings_of_any_network_are_named(name, settings, message):
         (
             "conv_encoder",
             {"outputs": (3,), "channels": ()},
-            "conv_encoder: channels must be positive",
+            "channels: expected whole numbers",
         ),
         (
             "conv_decoder",
             {"outputs": (8, 8, 1), "blocks": 0},
-            "conv_decoder: blocks must be positive",
+            "blocks: expected whole numbers",
         ),
-        ("mlp", {"width": 0}, "mlp: width must be positive, found 0"),
-        ("mlp", {"depth": -1}, "mlp: depth must be positive, found -1"),
-        ("unet", {"channels": (8, 0)}, "unet: channels must be positive, found \\(8, 0\\)"),
-        ("unet", {"channels": 3}, "unet: channels must be a list, found 3"),
-        ("unet", {"attention": 1}, "unet: attention must be a list, found 1"),
-        ("unet", {"channels": ()}, "channels must be positive, found \\(\\)"),
-        ("unet", {"blocks": 0}, "unet: blocks must be positive, found 0"),
-        ("unet", {"patch": 0}, "unet: patch must be positive, found 0"),
-        ("unet", {"attention": (3,)}, "unet: attention must name levels 0..2, found \\(3,\\)"),
-        ("unet", {"fourier": (8, 7)}, "unet: fourier must be \\(first, last\\)"),
-        ("unet", {"remat": "fulll"}, "unet: remat: unknown name 'fulll'; did you mean 'full'"),
-        ("vdm_unet", {"scan": "yes"}, "unet: scan must be True or False, found 'yes'"),
-        ("vdm_unet", {"channels": -8}, "channels must be positive"),
+        ("mlp", {"width": 0}, "width: expected whole numbers of at least 1, found 0"),
+        ("mlp", {"depth": -1}, "depth: expected whole numbers of at least 1, found -1"),
+        (
+            "unet",
+            {"channels": (8, 0)},
+            "channels: expected whole numbers of at least 1, found \\(8, 0\\)",
+        ),
+        ("unet", {"channels": 3}, "channels: expected a list, found 3"),
+        ("unet", {"attention": 1}, "attention: expected a list, found 1"),
+        ("unet", {"channels": ()}, "channels: expected whole numbers of at least 1, found \\(\\)"),
+        ("unet", {"blocks": 0}, "blocks: expected whole numbers of at least 1, found 0"),
+        ("unet", {"patch": 0}, "patch: expected whole numbers of at least 1, found 0"),
+        ("unet", {"attention": (3,)}, "attention: expected levels 0..2, found \\(3,\\)"),
+        ("unet", {"fourier": (8, 7)}, "fourier: expected \\(first, last\\)"),
+        ("unet", {"remat": "fulll"}, "remat: unknown name 'fulll'; did you mean 'full'"),
+        ("vdm_unet", {"scan": "yes"}, "scan: expected True or False, found 'yes'"),
+        ("vdm_unet", {"channels": -8}, "channels: expected whole numbers"),
         ("vdm_unet", {"fourier": (8, 7)}, "found \\(8, 7\\)"),
     ],
 )
@@ -560,16 +564,16 @@ def test_a_pair_of_functions_of_anything_is_called_with_what_a_denoiser_has():
 
 def test_a_network_is_completed_where_it_lacks_arguments_and_else_is_as_it_is():
     whole = NETS["mlp"](width=4, depth=1)
-    assert complete(whole, (4,), "network") == whole
+    assert complete(whole, (4,)) == whole
     xt, gamma_t, extra = inputs((4,))
     own = Network(lambda key: {}, lambda params, xt, gamma_t, *, extra: xt + extra)
-    found = complete(own, (4,), "network").apply({}, xt, gamma_t, extra, None)
+    found = complete(own, (4,)).apply({}, xt, gamma_t, extra, None)
     np.testing.assert_array_equal(found, xt + extra)
     # all five are passed on in their order, whatever their names
     own = Network(lambda *of: {}, lambda params, *of: of[0] + (0 if of[2] is None else of[2]))
-    found = complete(own, (4,), "network").apply({}, xt, gamma_t, extra, None)
+    found = complete(own, (4,)).apply({}, xt, gamma_t, extra, None)
     np.testing.assert_array_equal(found, xt + extra)
     module = Own()
-    with pytest.raises(ValueError, match=r"mine: cannot be applied to xt .*TypeError") as caught:
-        complete(Network(module.init, module.apply), (4,), "mine")
+    with pytest.raises(ValueError, match=r"^cannot be applied to xt .*TypeError") as caught:
+        complete(Network(module.init, module.apply), (4,))
     assert "\n" not in str(caught.value)

@@ -119,7 +119,7 @@ WRONG = [
     ({"key": jnp.zeros(2, jnp.uint32)}, "key: expected a key such as .*wrap_key_data"),
     ({"stepz": 3}, "sample: no option 'stepz'; did you mean 'steps'"),
     ({"first": 3}, "sample: no option 'first'"),
-    ({"steps": 1.5}, "sample.steps: steps must be at least 1, found 1.5"),
+    ({"steps": 1.5}, "sample.steps: expected a whole number in .*, found 1.5"),
     ({"sampler": "ddmi"}, "sample.sampler: unknown name 'ddmi'; did you mean 'ddim'"),
 ]
 

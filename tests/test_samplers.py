@@ -271,12 +271,12 @@ def test_a_chain_of_a_batch_is_the_chain_of_its_examples_without_noise():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "at least 1, .*found 0"),
+        ({"steps": 0}, "steps: .*found 0"),
         ({"steps": -3}, "found -3"),
         ({"sampler": "dim"}, "sampler: unknown name 'dim'; did you mean 'ddim'\\? choices: anc"),
         ({"schedule": "cosin"}, "schedule: unknown name 'cosin'; did you mean 'cosine'"),
         ({"parameterization": "velocity"}, "parameterization: unknown name 'velocity'"),
-        ({"schedule": "learned_linear"}, "the schedule is learned: pass schedule_params"),
+        ({"schedule": "learned_linear"}, "the schedule is learned, expected schedule.init"),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ from vdm_jax.specs import build, choose, nearest
 
 def circle(*, radius: float, colour: str = "red"):
     if radius < 0:
-        raise ValueError(f"circle: radius must be positive, found {radius}")
+        raise ValueError(f"radius: expected a number above 0, found {radius}")
     return "circle", radius, colour
 
 
@@ -20,8 +20,8 @@ def square(*, side: float = 1.0):
     return "square", side
 
 
-def frame(*, inside, where: str = "frame"):
-    return "frame", build(SHAPES, inside, f"{where}.inside")
+def frame(*, inside):
+    return "frame", build(SHAPES, inside, "inside")
 
 
 def broken():
@@ -116,7 +116,7 @@ def test_shared_arguments(spec, shared, expected):
         ),
         (
             {"name": "circle", "radius": -1},
-            "model.shape: circle: radius must be positive, found -1",
+            "model.shape.radius: expected a number above 0, found -1",
         ),
     ],
 )
@@ -139,7 +139,7 @@ def test_mistakes_inside_a_spec_name_the_inner_place():
 def test_errors_of_a_factory_keep_their_kind_and_cause():
     with pytest.raises(TypeError, match=r"^here: .*not supported between"):
         build(SHAPES, {"name": "circle", "radius": "wide"}, "here")
-    with pytest.raises(ValueError, match=r"^here: ") as caught:
+    with pytest.raises(ValueError, match=r"^here\.radius: ") as caught:
         build(SHAPES, {"name": "circle", "radius": -2}, "here")
     assert isinstance(caught.value.__cause__, ValueError)
 

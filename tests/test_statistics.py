@@ -66,10 +66,10 @@ def test_what_is_known_in_closed_form_is_not_measured(counts, monkeypatch, base)
 
 
 def test_unknown_base(counts):
-    with pytest.raises(ValueError, match=r"^config\.model\.base: unknown name 'histgram'; did you"):
+    with pytest.raises(ValueError, match=r"^base: unknown name 'histgram'; did you"):
         fit_statistics(counts, base="histgram")
     with pytest.raises(ValueError, match=r"^base: unknown name 'histgram'"):
-        fit_statistics(counts, base="histgram", where="base")
+        fit_statistics(counts, base="histgram")
 
 
 # ---------------------------------------------------------------- a stored order is no sample
@@ -196,7 +196,7 @@ def test_histograms_are_counted_for_models_that_take_them(few_gammas, spec, take
     assert fitted.second_moment == fit_statistics(level_counts(images, 3)).second_moment
     build_model(spec, fitted)
     if takes:
-        with pytest.raises(ValueError, match="expected log_counts"):
+        with pytest.raises(ValueError, match="log_counts: expected"):
             build_model(spec, fitted._replace(log_counts=None))
 
 

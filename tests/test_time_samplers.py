@@ -548,8 +548,8 @@ def test_mean_square_is_of_each_bin():
     ("times", "message"),
     [
         ("analitic", "unknown name 'analitic'; did you mean 'analytic'"),
-        ({"name": "analytic", "bins": 0}, "bins: expected a whole number of at least 1, found 0"),
-        ({"name": "learned", "bins": 2**25}, r"bins: .* at most 2\*\*24 .*, found 33554432"),
+        ({"name": "analytic", "bins": 0}, "bins: expected a whole number in .*, found 0"),
+        ({"name": "learned", "bins": 2**25}, r"bins: expected .* found 33554432"),
         ({"name": "analytic", "mix": -0.1}, r"mix: expected a number in \(0, 1\], found -0.1"),
         ({"name": "analytic", "mix": 0.0}, r"mix: .* in \(0, 1\], found 0.0"),
         ({"name": "analytic", "mix": 1e-4}, "mix: expected at least bins / 2.* found 0.0001"),
@@ -568,6 +568,6 @@ def test_mean_square_is_of_each_bin():
     ids=str,
 )
 def test_mistakes_are_one_line_with_their_place(times, message):
-    with pytest.raises(ValueError, match=rf"^config\.model\.time_sampler: {message}") as error:
-        gaussian_model(scaled(zero), time_sampler=times, where="config.model")
+    with pytest.raises(ValueError, match=rf"^time_sampler(: |\.){message}") as error:
+        gaussian_model(scaled(zero), time_sampler=times)
     assert "\n" not in str(error.value)

@@ -373,7 +373,7 @@ MISTAKES = [
         {"model.network.widht": 3},
         r"config\.model\.network: 'mlp' has no argument 'widht'; .* 'width'",
     ),
-    ({"model.network.dtype": "float"}, r"config\.model\.network: "),
+    ({"model.network.dtype": "float"}, r"config\.model\.network\.dtype: "),
     (
         {"model.network": {"name": "unet", "patch": 3}},
         r"config\.model: cannot be computed on 'digits' .*patch",
@@ -383,7 +383,7 @@ MISTAKES = [
         r"config\.model\.schedule: unknown name 'linaer'; .*'linear'",
     ),
     ({"model.schedule.gama": 3}, r"config\.model\.schedule: 'linear' has no argument 'gama'"),
-    ({"model.schedule.gamma_min": 5.0}, r"config\.model\.schedule: .*gamma_min.* found 5\.0 "),
+    ({"model.schedule.gamma_min": 5.0}, r"config\.model\.schedule\.gamma_min: .* found 5\.0"),
     (
         {"model.parameterization": "esp"},
         r"config\.model\.parameterization: unknown name 'esp'; .*'eps'",
@@ -392,7 +392,7 @@ MISTAKES = [
         {"model.parameterization": "mean"},
         r"parameterization: 'mean' has no .* give timesteps=T, found None",
     ),
-    ({"model.timesteps": 0}, r"timesteps must be at least 1, or None, found 0"),
+    ({"model.timesteps": 0}, r"config\.model\.timesteps: expected a whole number in .*, found 0"),
     ({"model.base": "histgram"}, r"config\.model\.base: unknown name 'histgram'; .*'histogram'"),
     (
         {"model.base": {"name": "levels", "levls": 3}},
@@ -541,7 +541,11 @@ def test_an_autoencoder_is_trained_and_says_what_it_is_not(tmp_path):
         ("vae", {"model.latent": 0}, r"config\.model\.latent: .* at least 1, found 0"),
         ("vae", {"model.prior_weight": -1.0}, r"config\.model\.prior_weight: .*, found -1.0"),
         ("vae", {"model.likelihood": "bernoulli"}, r"config\.model\.likelihood: the data have 17"),
-        ("vae", {"model.draws": 0}, r"config\.model\.draws: must be at least 1, found 0"),
+        (
+            "vae",
+            {"model.draws": 0},
+            r"config\.model\.draws: expected a whole number of at least 1, found 0",
+        ),
         (
             "vae",
             {"evaluate.importance_samples": 0},

@@ -180,7 +180,9 @@ def test_half_precision_parameters_are_trained(times):
 
 
 def test_what_to_train_on_is_one_of_two():
-    with pytest.raises(ValueError, match="trained_on must be 'variance' or 'bound', found 'elbo'"):
+    with pytest.raises(
+        ValueError, match="trained_on: expected 'variance' or 'bound', found 'elbo'"
+    ):
         learned_monotone(trained_on="elbo")
     assert learned_monotone().interior == "curve"
     assert learned_monotone(trained_on="bound").interior is None

@@ -58,7 +58,7 @@ def test_values_and_gradients_are_finite_at_extremes(name):
 @pytest.mark.parametrize(("name", "kwargs"), [("min_snr", {"limit": 0.0}), ("p2", {"k": -1.0})])
 def test_arguments_without_a_weight_are_refused(name, kwargs):
     ((argument, value),) = kwargs.items()
-    with pytest.raises(ValueError, match=f"{name}: {argument} must be positive, found {value}"):
+    with pytest.raises(ValueError, match=f"{argument}: expected a number above 0, found {value}"):
         WEIGHTINGS[name](**kwargs)
 
 

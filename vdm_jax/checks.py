@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 MAX_STEPS = 2**24
-"""Whole numbers up to here, and so the times i/T, are told apart by float32."""
+"""Largest number of steps: float32 tells whole numbers up to here apart, and so the times i/T."""
 
 ROUNDING = 1e-6  # by which a time may miss [0, 1]
 
@@ -55,14 +55,6 @@ def real_number(
     if not right or not holds(value):
         raise ValueError(f"{name}: expected {expected}, found {describe(value)}")
     return value
-
-
-def check_steps(steps: Any, what: str) -> None:
-    """Raise ValueError unless `steps` is a whole number in [1, 2²⁴]."""
-    if not (_is_whole(steps) and steps >= 1):
-        raise ValueError(f"{what}, found {describe(steps)}")
-    if steps > MAX_STEPS:
-        raise ValueError(f"{what}, and at most 2**24 for float32 times, found {steps!r}")
 
 
 def is_traced(value: Any) -> bool:

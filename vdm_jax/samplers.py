@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.checks import (
+    MAX_STEPS,
     check_callable,
     check_instance,
     check_key,
     check_sizes,
-    check_steps,
     is_key,
+    whole_number,
 )
 from vdm_jax.diffusion import Interval, alpha, log_sigma, posterior
 from vdm_jax.elbo import Denoise, check_ends, output_of, predict_data
@@ -85,15 +86,15 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {"ancestral": ancestral, "ddim": d
 """name -> factory of a `Sampler`."""
 
 
-def build_sampler(spec: Any, where: str) -> Sampler:
+def build_sampler(spec: Any) -> Sampler:
     """Build a sampler of a name, a spec or a `Sampler`.
 
     Raises:
       ValueError: an unknown name or argument.
       TypeError: no sampler.
     """
-    sampler = build(SAMPLERS, spec, where)
-    check_instance(sampler, Sampler, where, "vdm.samplers.ddim()")
+    sampler = build(SAMPLERS, spec, "sampler")
+    check_instance(sampler, Sampler, "sampler", "vdm.samplers.ddim()")
     return sampler
 
 
@@ -185,8 +186,8 @@ def generate(
     """
     schedule = build(SCHEDULES, schedule, "schedule")
     row = build(PARAMETERIZATIONS, parameterization, "parameterization")
-    sampler = build_sampler(sampler, "sampler")
-    check_steps(steps, "steps must be at least 1")
+    sampler = build_sampler(sampler)
+    whole_number(steps, "steps", 1, MAX_STEPS)
     check_schedule_params(schedule, schedule_params)
     check_ends(schedule, row)
     check_callable(denoise, ("xt", "gamma_t"), "denoise")

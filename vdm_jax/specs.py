@@ -2,10 +2,43 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args, get_origin
 
 from vdm_jax.checks import describe, takes
+
+
+@contextmanager
+def located(where: str, fields: Iterable[str] = ()) -> Iterator[None]:
+    """Prepend a path to the user errors of a block, so that what is inside needs no path.
+
+    An error of one of the fields, "steps: expected …", becomes one of `where.steps`; another, one of `where`.
+
+    Examples:
+      >>> from vdm_jax.specs import located
+      >>> with located("config.train", ["steps"]):
+      ...     raise ValueError("steps: expected a whole number, found 1.5")
+      Traceback (most recent call last):
+      ValueError: config.train.steps: expected a whole number, found 1.5
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        # the plain kinds: not every subclass of them can be made from a message alone
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(_join(where, fields, error)) from error
+    except OSError as error:
+        if error.errno is not None:  # of the system, which names its file
+            raise
+        raise type(error)(_join(where, fields, error)) from error
+
+
+def _join(where: str, fields: Iterable[str], error: Exception) -> str:
+    line = str(error)
+    field = re.match(r"(\w+)(: |\.|\[| of )", line)
+    return f"{where}.{line}" if field and field[1] in fields else f"{where}: {line}"
 
 
 def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
@@ -25,8 +58,7 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
     Args:
       table: name -> factory.
       spec: a name, {"name": ..., **kwargs}, or an object built already, which is returned as it is.
-      where: the config path, for messages; a factory that takes `where` gets it, and builds what it is made
-        of under longer paths.
+      where: name of the spec, for messages. What calls the caller prepends its own, see `located`.
       **shared: arguments that are passed to factories that take them and dropped for those that do not;
         the spec's own value wins unless it is None.
 
@@ -63,7 +95,6 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
     name = kwargs.pop("name")
     factory = choose(table, name, where)
     known = dict(inspect.signature(factory).parameters)
-    located = known.pop("where", None) is not None
     for key in kwargs:
         if key not in known:
             raise ValueError(f"{where}: {name!r} has no argument {key!r}{nearest(key, known)}")
@@ -73,15 +104,8 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
     missing = [k for k, p in known.items() if p.default is p.empty and k not in kwargs]
     if missing:
         raise ValueError(f"{where}: {name!r} needs {', '.join(missing)}")
-    if located:
-        kwargs["where"] = where
-    try:
+    with located(where, known):
         return factory(**kwargs)
-    except (ValueError, TypeError) as error:
-        # the plain kinds: not every subclass of them can be made from a message alone
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        line = str(error)
-        raise kind(line if line.startswith(where) else f"{where}: {line}") from error
 
 
 def _check_kind(table: Mapping[str, Callable], spec: Any, where: str) -> None:

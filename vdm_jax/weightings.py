@@ -105,7 +105,7 @@ def min_snr(*, limit: float = 5.0) -> Weighting:
       [1. 4. 5.]
     """
     if not limit > 0:
-        raise ValueError(f"min_snr: limit must be positive, found {limit}")
+        raise ValueError(f"limit: expected a number above 0, found {limit}")
     return Weighting(lambda log_snr, exact: jnp.exp(jnp.minimum(log_snr, math.log(limit))), _in_x0)
 
 
@@ -125,7 +125,7 @@ def p2(*, k: float = 1.0, power: float = 1.0) -> Weighting:
       ValueError: k not above 0.
     """
     if not k > 0:
-        raise ValueError(f"p2: k must be positive, found {k}")
+        raise ValueError(f"k: expected a number above 0, found {k}")
     return Weighting(
         lambda log_snr, exact: jnp.exp(-power * jnp.logaddexp(log_snr, math.log(k))), _in_eps
     )
@@ -157,10 +157,10 @@ def wrap_function(spec: Any) -> Any:
     return as_weighting(spec) if callable(spec) and not known else spec
 
 
-def build_weighting(spec: Any, where: str = "weighting") -> Weighting:
+def build_weighting(spec: Any) -> Weighting:
     """Build the weighting that a spec names, or wrap a function (log_snr, exact) -> weight.
 
     Raises:
       ValueError, TypeError: those of `build` and `as_weighting`.
     """
-    return build(WEIGHTINGS, wrap_function(spec), where)
+    return build(WEIGHTINGS, wrap_function(spec), "weighting")

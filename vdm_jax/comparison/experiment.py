@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.checks import check_callable, check_steps, describe, whole_number
+from vdm_jax.checks import MAX_STEPS, check_callable, describe, whole_number
 from vdm_jax.comparison.evaluation import Plan, measured
 from vdm_jax.comparison.fitting import fit
 from vdm_jax.comparison.quality import Features, quality_of
@@ -96,7 +96,7 @@ def compare(
     given |= {"batch_size": batch_size, "draws": draws, "network": network, "schedule": schedule}
     given |= {"base": base, "likelihood": likelihood, "timesteps": timesteps}
     setup = setup_comparison(config=config, **axes, **given)
-    check_steps(bins, "bins: expected at least 1")
+    whole_number(bins, "bins", 1)
     if features is not None:
         check_callable(features, ("data",), "features")
     if gradient_batches:
@@ -141,7 +141,7 @@ def _sampling_steps(setup: Setup, asked: Sequence[int] | None, samples: int) -> 
     if asked is not None and (isinstance(asked, str) or not isinstance(asked, Iterable)):
         raise ValueError(f"sampling_steps: expected a list of numbers, found {describe(asked)}")
     for steps in asked or ():
-        check_steps(steps, "sampling_steps: expected numbers of at least 1")
+        whole_number(steps, "sampling_steps", 1, MAX_STEPS)
     timesteps = setup.sweep.config["model"]["timesteps"]
     rows = setup.components["parameterizations"].values()
     chain = timesteps if any(not row.continuous for row in rows) else None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.bases import BASES
-from vdm_jax.checks import check_array, check_key, check_steps
+from vdm_jax.checks import check_array, check_key, whole_number
 from vdm_jax.config import as_spec
 from vdm_jax.elbo import Elbo
 from vdm_jax.likelihoods import LIKELIHOODS
@@ -18,7 +18,7 @@ from vdm_jax.nets.adapters import as_network, carries_weights
 from vdm_jax.nets.trial import try_params
 from vdm_jax.parameterizations import PARAMETERIZATIONS
 from vdm_jax.schedules import SCHEDULES, check_schedule_params
-from vdm_jax.specs import build
+from vdm_jax.specs import build, located
 from vdm_jax.typing import Array, Key, Params
 
 
@@ -85,7 +85,7 @@ def parameterization_losses(
     check_key(key)
     check_array(x, "x")
     x = jnp.asarray(x)
-    check_steps(draws, "draws: expected at least 1")
+    whole_number(draws, "draws", 1)
     if x.ndim < 2 or not x.size:
         raise ValueError(f"x: expected examples [n, *d], found shape {x.shape}")
     if statistics is None:
@@ -97,15 +97,15 @@ def parameterization_losses(
     shared = None if network is None else network_of(as_spec(network), statistics.shape)
     losses, nets = {}, {}
     for name, given in _by_row(denoisers_or_params, timesteps).items():
-        where = f"denoisers_or_params[{name!r}]"
-        if shared is not None:
-            net, params = shared, given
-            try_params(net, params, statistics.shape, where, extra=built.informative)
-        else:
-            if id(given) not in nets:  # one callable for all is tried once
-                nets[id(given)] = _network(given, statistics.shape, where)
-            net = nets[id(given)]
-            params = net.init(jax.random.key(0), x[:1], jnp.zeros((1,)), None)
+        with located(f"denoisers_or_params[{name!r}]"):
+            if shared is not None:
+                net, params = shared, given
+                try_params(net, params, statistics.shape, extra=built.informative)
+            else:
+                if id(given) not in nets:  # one callable for all is tried once
+                    nets[id(given)] = _network(given, statistics.shape)
+                net = nets[id(given)]
+                params = net.init(jax.random.key(0), x[:1], jnp.zeros((1,)), None)
         model = vdm(
             statistics,
             network=net,
@@ -115,7 +115,6 @@ def parameterization_losses(
             output_scale=output_scale,
             likelihood=likelihood,
             timesteps=timesteps,
-            where="losses",
         )
         all_params = {"network": params, "schedule": schedule_params or {}}
         losses[name] = _average(model, all_params, x, key, draws)
@@ -136,14 +135,14 @@ def _minimal_statistics(
     return Statistics(x.shape[1:], levels), likelihood
 
 
-def _network(given: Any, shape: tuple[int, ...], where: str) -> Network:
+def _network(given: Any, shape: tuple[int, ...]) -> Network:
     """Return the network of an object that holds its weights."""
     if not carries_weights(given):
         raise ValueError(
-            f"{where}: expected a callable (xt, gamma_t), or its parameters beside network=..., "
+            "expected a callable (xt, gamma_t), or its parameters beside network=..., "
             f"found {type(given).__name__}"
         )
-    return as_network(given, shape, where)
+    return as_network(given, shape)
 
 
 def _average(model: Any, params: Params, x: Array, key: Key, draws: int) -> Losses:

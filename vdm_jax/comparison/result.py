@@ -252,11 +252,9 @@ class Comparison(Mapping[str, dict[str, Any]]):
         return Estimate(float(values.mean()), float(error))
 
     def _bins(self, i: int) -> dict[str, list[float]]:
-        found = {
-            "bits_per_dim": self.bounds.matching[i].mean(0),
-            "output_gain": self.output_gains[i],
-        }
+        bins = {"bits_per_dim": self.bounds.matching[i].mean(0)}
+        bins["output_gain"] = self.output_gains[i]
         if self.gradients is not None:
-            found["gradient_norm"] = known_mean(self.gradients.norm[i], 0)
-            found["gradient_deviation"] = self.gradients.deviation[i].mean(0)
-        return {key: np.asarray(value, float).tolist() for key, value in found.items()}
+            bins["gradient_norm"] = known_mean(self.gradients.norm[i], 0)
+            bins["gradient_deviation"] = self.gradients.deviation[i].mean(0)
+        return {key: np.asarray(value, float).tolist() for key, value in bins.items()}

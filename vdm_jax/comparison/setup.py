@@ -30,7 +30,7 @@ from vdm_jax.runs.axes import AXES, CHOICES
 from vdm_jax.runs.sweep import Sweep
 from vdm_jax.runtime.versions import library_versions
 from vdm_jax.schedules import SCHEDULES, Schedule
-from vdm_jax.specs import build, name_of, nearest
+from vdm_jax.specs import build, located, name_of, nearest
 from vdm_jax.weightings import as_weighting
 
 UNMEASURED = {"none", "uniform", "logit_normal", "lognormal_sigma"}
@@ -192,7 +192,7 @@ def _statistics(dataset: Dataset, arguments: dict[str, Any], measured: bool) -> 
     needed = statistics_needed({"name": "vdm", "base": base, "likelihood": arguments["likelihood"]})
     counts = level_counts(images, dataset.levels, per_position="log_counts" in needed)
     named = measured and isinstance(base, str | Mapping)
-    return fit_statistics(counts, shape=dataset.shape, base=base if named else None, where="base")
+    return fit_statistics(counts, shape=dataset.shape, base=base if named else None)
 
 
 def _network(given: Any, shape: tuple[int, ...], rows: Mapping[str, Any]) -> Any:
@@ -209,9 +209,11 @@ def _network(given: Any, shape: tuple[int, ...], rows: Mapping[str, Any]) -> Any
         return {row: _network(given[row], shape, {}) for row in rows}
     if isinstance(given, str | Mapping):
         network = network_of(given, shape)
-        try_network(network, shape, "network")
+        with located("network"):
+            try_network(network, shape)
         return network
-    return as_network(given, shape)
+    with located("network"):
+        return as_network(given, shape)
 
 
 def _notes(arguments: dict[str, Any], seeds: list[int], trained: bool) -> list[str]:

@@ -11,12 +11,13 @@ from vdm_jax.checks import check_array, describe, whole_number
 from vdm_jax.data.datasets import Dataset, Split, array_dataset
 from vdm_jax.data.loading import load_dataset
 from vdm_jax.mixtures import Mixture
+from vdm_jax.specs import located
 
-TEST_PART = 5  # one in so many examples, where no test split is given
+TEST_PART = 5  # 1 of 5 examples is held out if no test split is given
 DRAWN = 10_000  # training examples drawn of a density
 
 
-def as_dataset(data: Any, *, levels: Any = None, where: str = "data") -> Dataset:
+def as_dataset(data: Any, *, levels: Any = None) -> Dataset:
     """Make a `Dataset` of what a user has.
 
     Args:
@@ -26,7 +27,6 @@ def as_dataset(data: Any, *, levels: Any = None, where: str = "data") -> Dataset
         `Mixture`.
         Of what has no test split every fifth example of a fixed permutation is kept for it.
       levels: K of integer data; 256 for uint8 and 2 for booleans by default. Floats have none.
-      where: path, for messages.
 
     Raises:
       TypeError, ValueError, OSError: data of another kind or shape, out of range, or missing.
@@ -38,73 +38,75 @@ def as_dataset(data: Any, *, levels: Any = None, where: str = "data") -> Dataset
       ((4,), None, 8, 2)
     """
     if isinstance(data, Dataset):
-        return _of_levels(data, levels, where)
+        return _with_levels(data, levels)
     named = {"name": data} if isinstance(data, str) else data
     if isinstance(named, Mapping) and "name" in named:
-        return _of_levels(load_dataset(**named, where=where), levels, where)
+        with located("data", named):
+            dataset = load_dataset(**named)
+        return _with_levels(dataset, levels)
     if isinstance(data, Mapping):
-        data = _item(data, where)
+        data = _item(data)
     if isinstance(data, Mixture):
-        return _of_levels(_drawn(data, where), levels, where)
+        return _with_levels(_drawn(data), levels)
     pair = isinstance(data, tuple) and len(data) == 2
-    train, test = (_array(part, where) for part in data) if pair else _divided(_array(data, where))
+    train, test = (_array(part) for part in data) if pair else _divided(_array(data))
     if test.shape[1:] != train.shape[1:] or (test.dtype == bool) != (train.dtype == bool):
         raise ValueError(
-            f"{where}: a tuple of two is (train, test), expected examples of one shape and type, "
+            "data: a tuple of two is (train, test), expected examples of one shape and type, "
             f"found {describe(train)} and {describe(test)}; labels are not used: give the examples alone"
         )
     if levels is None and np.issubdtype(train.dtype, np.integer):
         if train.dtype != np.uint8:
             raise ValueError(
-                f"{where}: has integers of type {train.dtype}, expected levels=K beside them, or uint8 for 256"
+                f"data: has integers of type {train.dtype}, expected levels=K beside them, or uint8 for 256"
             )
         levels = 256
     if train.dtype == bool:
         train, test, levels = train.astype(np.uint8), test.astype(np.uint8), levels or 2
-    levels = None if levels is None else whole_number(levels, f"{where}: levels", 2, 256)
+    levels = None if levels is None else whole_number(levels, "levels", 2, 256)
     names = ("train", "test") if pair else ("4 of 5 examples", "1 of 5 examples")
-    return array_dataset(
-        "own data",
-        version=digest(train),
-        levels=levels,
-        train=Split(train, names[0]),
-        test=Split(test, names[1]),
-        where=where,
-    )
+    with located("data"):
+        return array_dataset(
+            "own data",
+            version=digest(train),
+            levels=levels,
+            train=Split(train, names[0]),
+            test=Split(test, names[1]),
+        )
 
 
-def _of_levels(found: Dataset, levels: Any, where: str) -> Dataset:
+def _with_levels(dataset: Dataset, levels: Any) -> Dataset:
     """Refuse levels beside data that have others, or none."""
-    if levels not in (None, found.levels):
-        has = "no levels" if found.levels is None else f"{found.levels} levels"
-        raise ValueError(f"{where}: {found.name!r} has {has}, found levels={levels}")
-    return found
+    if levels not in (None, dataset.levels):
+        has = "none" if dataset.levels is None else f"{dataset.levels} levels"
+        raise ValueError(f"levels: {dataset.name!r} has {has}, found {levels}")
+    return dataset
 
 
-def _array(source: Any, where: str) -> np.ndarray:
-    check_array(source, where)
+def _array(source: Any) -> np.ndarray:
+    check_array(source, "data")
     if isinstance(source, np.ndarray | jax.Array):
         return np.asarray(source)
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise TypeError(
-            f"{where}: expected a name, an array [n, *d], a source with a length and items, or a Mixture, "
+            "data: expected a name, an array [n, *d], a source with a length and items, or a Mixture, "
             f"found {type(source).__name__}"
         )
-    items = [_item(source[i], where) for i in range(len(source))]
+    items = [_item(source[i]) for i in range(len(source))]
     shapes = {item.shape for item in items}
     if len(shapes) > 1:
-        raise ValueError(f"{where}: expected examples of one shape, found {sorted(shapes)[:3]}")
+        raise ValueError(f"data: expected examples of one shape, found {sorted(shapes)[:3]}")
     return np.stack(items) if items else np.zeros((0, 0), np.float32)
 
 
-def _item(item: Any, where: str) -> np.ndarray:
+def _item(item: Any) -> np.ndarray:
     if isinstance(item, Mapping):
-        found = next((item[key] for key in ("image", "x") if key in item), None)
-        if found is None:
-            raise ValueError(f"{where}: expected items with an 'image' or an 'x', found {[*item]}")
-        item = found
+        key = next((key for key in ("image", "x") if key in item), None)
+        if key is None:
+            raise ValueError(f"data: expected items with an 'image' or an 'x', found {[*item]}")
+        item = item[key]
     item = item[0] if isinstance(item, tuple) and item else item
-    check_array(item, where)
+    check_array(item, "data")
     return np.asarray(item)
 
 
@@ -114,7 +116,7 @@ def _divided(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return images[order[few:]], images[order[:few]]
 
 
-def _drawn(law: Mixture, where: str) -> Dataset:
+def _drawn(law: Mixture) -> Dataset:
     x = np.asarray(law.sample(jax.random.key(0), DRAWN + DRAWN // TEST_PART))
     return array_dataset(
         "mixture",
@@ -122,7 +124,6 @@ def _drawn(law: Mixture, where: str) -> Dataset:
         levels=None,
         train=Split(x[:DRAWN], f"{DRAWN} draws"),
         test=Split(x[DRAWN:], f"{DRAWN // TEST_PART} draws"),
-        where=where,
     )
 
 

@@ -42,7 +42,6 @@ def array_dataset(
     levels: int | None,
     train: Split,
     test: Split,
-    where: str = "config.data",
 ) -> Dataset:
     """Make a `Dataset` of arrays [n, *shape].
 
@@ -64,17 +63,17 @@ def array_dataset(
       ((3, 3, 1), 15, dtype('uint8'))
     """
     if levels is not None:
-        levels = whole_number(levels, f"{where}: levels of {name!r}", 2, 256)
+        levels = whole_number(levels, f"levels of {name!r}", 2, 256)
     checked = []
     for split in (train, test):
-        what = f"{where}: {name!r} {split.name!r}"
+        what = f"{name!r} {split.name!r}"
         check_array(split.images, what)
         images = np.asarray(split.images)
         images = _floats(images, what) if levels is None else _integers(images, levels, what)
         checked.append(Split(images, split.name))
     shape, test_shape = (split.images.shape[1:] for split in checked)
     if shape != test_shape:
-        raise ValueError(f"{where}: {name!r} has train shape {shape} but test shape {test_shape}")
+        raise ValueError(f"{name!r} has train shape {shape} but test shape {test_shape}")
     return Dataset(name, version, shape, levels, *checked)
 
 

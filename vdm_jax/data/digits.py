@@ -12,7 +12,6 @@ def digits(
     data_dir: Any = None,
     train_split: str | None = None,
     test_split: str | None = None,
-    where: str = "config.data",
 ) -> Dataset:
     """scikit-learn's 1797 handwritten digits, [8, 8, 1], 17 levels; 1500 train, 297 test.
 
@@ -25,7 +24,7 @@ def digits(
     names = {"train": "train[permutation 0, :1500]", "test": "test[permutation 0, 1500:]"}
     for key, split in (("train", train_split), ("test", test_split)):
         if split not in (None, key, names[key]):
-            raise ValueError(f"{where}.{key}_split: 'digits' has {key!r} only, found {split!r}")
+            raise ValueError(f"{key}_split: 'digits' has {key!r} only, found {split!r}")
     bunch: Any = load_digits()
     images = np.asarray(bunch.images, np.uint8)[..., None]  # whole numbers, stored as floats
     order = np.random.default_rng(0).permutation(len(images))
@@ -35,5 +34,4 @@ def digits(
         levels=17,
         train=Split(images[order[:1500]], names["train"]),
         test=Split(images[order[1500:]], names["test"]),
-        where=where,
     )

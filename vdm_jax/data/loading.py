@@ -15,7 +15,6 @@ def load_dataset(
     data_dir: str | os.PathLike | None = None,
     train_split: str | None = None,
     test_split: str | None = None,
-    where: str = "config.data",
 ) -> Dataset:
     """Load a row of `DATASETS`, or any image data set by its TFDS name (`name[/config][:version]`).
 
@@ -23,7 +22,6 @@ def load_dataset(
       name: such as "digits", "cifar10", "downsampled_imagenet/32x32".
       data_dir: folder of the prepared TFDS data sets; else TFDS_DATA_DIR, else TFDS's default.
       train_split, test_split: in TFDS's syntax, such as "train[:50000]"; None for the defaults.
-      where: path of these settings, for messages.
 
     Raises:
       ValueError: unknown name or split, or images that are not uint8 of one shape.
@@ -31,12 +29,12 @@ def load_dataset(
     """
     if name == "tfds":
         raise ValueError(
-            f"{where}.name: 'tfds' stands for any TFDS data set: write that one's name instead, "
+            "name: 'tfds' stands for any TFDS data set: write that one's name instead, "
             "such as 'svhn_cropped'"
         )
     by_name = partial(tfds_images, dataset=name, others=tuple(DATASETS))
     load = DATASETS.get(name, by_name)
-    return load(data_dir=data_dir, train_split=train_split, test_split=test_split, where=where)
+    return load(data_dir=data_dir, train_split=train_split, test_split=test_split)
 
 
 mnist = partial(tfds_images, dataset="mnist")

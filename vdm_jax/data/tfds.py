@@ -33,7 +33,6 @@ def tfds_images(
     data_dir: str | os.PathLike | None = None,
     train_split: str | None = None,
     test_split: str | None = None,
-    where: str = "config.data",
     others: Sequence[str] = (),
 ) -> Dataset:
     """Load the uint8 "image" feature of a prepared TFDS data set, 256 levels; see `load_dataset`.
@@ -41,7 +40,7 @@ def tfds_images(
     Args:
       others: names that the message about an unknown data set suggests, besides those of TFDS.
     """
-    builder = _prepared_builder(dataset, data_dir, where, others)
+    builder = _prepared_builder(dataset, data_dir, others)
     names = list(builder.info.splits)
     fallback = "test" if "test" in names else "validation"
     records = {}
@@ -50,29 +49,27 @@ def tfds_images(
         try:
             count = builder.info.splits[split].num_examples
         except (AttributeError, KeyError, ValueError) as error:
-            message = f"{where}.{key}_split: {_line(error)}; splits of {dataset!r}: {names}"
+            message = f"{key}_split: {_line(error)}; splits of {dataset!r}: {names}"
             raise ValueError(message) from None
         if count <= 0:  # TFDS counts "train[5:2]" as -3
-            raise ValueError(f"{where}.{key}_split: {split!r} of {dataset!r} has no examples")
-        records[key] = Split(_records(builder, split, f"{where}: {dataset!r} {split!r}"), split)
+            raise ValueError(f"{key}_split: {split!r} of {dataset!r} has no examples")
+        records[key] = Split(_records(builder, split, f"{dataset!r} {split!r}"), split)
     shape, test_shape = (split.images.shape for split in records.values())
     if shape != test_shape:
-        raise ValueError(f"{where}: {dataset!r} has train shape {shape}, test shape {test_shape}")
+        raise ValueError(f"{dataset!r} has train shape {shape}, test shape {test_shape}")
     train, test = (Split(_in_memory(split.images), split.name) for split in records.values())
     return Dataset(dataset, str(builder.version), shape, 256, train, test)
 
 
-def _prepared_builder(
-    name: str, data_dir: str | os.PathLike | None, where: str, others: Sequence[str]
-) -> Any:
-    """The TFDS builder of data that are there, prepared, and readable without TensorFlow.
+def _prepared_builder(name: str, data_dir: str | os.PathLike | None, others: Sequence[str]) -> Any:
+    """Return the TFDS builder of data that are prepared, and readable without TensorFlow.
 
-    All is looked at before TFDS reads: its own errors are long, misleading, or minutes of retries.
+    Check all before TFDS reads, because its errors are long, misleading, or minutes of retries.
     """
     import tensorflow_datasets as tfds
 
     env = os.environ.get("TFDS_DATA_DIR")  # TFDS itself reads it only once, at import
-    setting = f"{where}.data_dir" if data_dir or not env else "TFDS_DATA_DIR"
+    setting = "data_dir" if data_dir or not env else "data_dir of TFDS_DATA_DIR"
     root = os.path.expanduser(data_dir or env or "~/tensorflow_datasets")
     how = (
         "prepare it once with: pip install tensorflow importlib_resources && python -c "
@@ -94,7 +91,7 @@ def _prepared_builder(
         near = {repr(n): None for t in tables for n in difflib.get_close_matches(name, t, n=1)}
         hint = f", did you mean {' or '.join(near)}?" if near else ";"
         choices = ", or ".join([*filter(None, [", ".join(others)]), "any TFDS image data set"])
-        message = f"{where}.name: unknown data set {name!r}{hint} choices: {choices}"
+        message = f"name: unknown data set {name!r}{hint} choices: {choices}"
         raise ValueError(message) from None
     except FileNotFoundError as error:
         missing = f"{name!r} is not prepared, for {str(error.filename or root)!r} does not exist"
@@ -104,7 +101,7 @@ def _prepared_builder(
     except UnsafeFolder as error:
         raise ValueError(f"{setting}: cannot read {name!r} in {root!r}: {error}") from None
     except (AssertionError, KeyError, ValueError) as error:  # no such config, no such version
-        raise ValueError(f"{where}.name: TFDS cannot load {name!r}: {_line(error)}") from None
+        raise ValueError(f"name: TFDS cannot load {name!r}: {_line(error)}") from None
     except Exception as error:  # of protobuf, for a file that is damaged
         raise OSError(f"{setting}: cannot read {name!r} in {root!r}: {_line(error)}") from None
     if not prepared:

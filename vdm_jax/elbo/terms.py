@@ -11,11 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.checks import (
-    check_floats,
-    check_steps,
-    is_traced,
-)
+from vdm_jax.checks import MAX_STEPS, check_floats, is_traced, whole_number
 from vdm_jax.diffusion import Interval, data_interval, marginal
 from vdm_jax.gaussian import check_shape, kl, standard_normal
 from vdm_jax.likelihoods import Likelihood, observation
@@ -85,32 +81,27 @@ def mean_of_draws(draw: Callable[[Any], PyTree], draws: int) -> PyTree:
 
 
 def check_timesteps(
-    timesteps: int | None, row: Parameterization, where: str = "parameterization"
+    timesteps: int | None, parameterization: Parameterization, name: str = "parameterization"
 ) -> None:
     """Raise ValueError for a T that is no chain, and for a row that has no continuous-time limit without T."""
     if timesteps is not None:
-        check_steps(timesteps, "timesteps must be at least 1, or None")
-    if timesteps is None and not row.continuous:
+        whole_number(timesteps, "timesteps", 1, MAX_STEPS)
+    if timesteps is None and not parameterization.continuous:
         raise ValueError(
-            f"{where}: 'mean' has no finite form in continuous time, nor has another row of intervals: "
+            f"{name}: 'mean' has no finite form in continuous time, nor has another row of intervals: "
             "give timesteps=T, found None"
         )
 
 
-def check_ends(
-    schedule: Schedule,
-    row: Parameterization,
-    where: str = "schedule",
-    row_where: str = "parameterization",
-) -> None:
+def check_ends(schedule: Schedule, parameterization: Parameterization) -> None:
     """Raise ValueError for a schedule that the mathematics or the parameterization cannot follow to its ends.
 
     Only a schedule with SNR(1) = 0 depends on the parameterization. The ends of a schedule that is learned or
     traced are not known, and not checked.
     """
-    if schedule.no_signal and row.needs_signal:
+    if schedule.no_signal and parameterization.needs_signal:
         raise ValueError(
-            f"{row_where}: 'eps' and 'score' divide by α, which is 0 at the end of this schedule (SNR = 0): "
+            "parameterization: 'eps' and 'score' divide by α, which is 0 at this schedule's end (SNR = 0); "
             "use 'x0' or 'v', or make the last beta at most 0.999"
         )
     if schedule.learned:
@@ -123,7 +114,7 @@ def check_ends(
     first, last = (float(end) for end in ends)
     if not -math.inf < first < last < math.inf:
         raise ValueError(
-            f"{where}: expected γ(0) < γ(1), both finite, found {first:.6g} and {last:.6g}; for SNR(1) = 0 "
+            f"schedule: expected γ(0) < γ(1), both finite, found {first:.6g} and {last:.6g}; for SNR(1) = 0 "
             "use 'from_betas' or stop at γ(1) = 60"
         )
 

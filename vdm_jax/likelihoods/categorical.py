@@ -31,14 +31,13 @@ def check_log_counts(log_counts: Any, levels: int) -> np.ndarray:
     """
     if log_counts is None:
         raise ValueError(
-            "histogram: expected log_counts of the training split, as `fit_statistics` counts them, found None"
+            "log_counts: expected those of the training split, as `fit_statistics` counts them, found None"
         )
-    check_array(log_counts, "histogram: log_counts")
+    check_array(log_counts, "log_counts")
     log_counts = np.asarray(log_counts, np.float32)
     if log_counts.ndim < 1 or log_counts.shape[-1] != levels:
         raise ValueError(
-            f"histogram: the last axis of log_counts must be the {levels} levels, "
-            f"found shape {log_counts.shape}"
+            f"log_counts: expected the {levels} levels as the last axis, found shape {log_counts.shape}"
         )
     return log_counts
 
@@ -69,8 +68,8 @@ def histogram(*, levels: Any, log_counts: Any) -> Likelihood:
     if not np.all(np.isfinite(log_counts)):
         place = [int(i) for i in np.argwhere(~np.isfinite(log_counts))[0]]
         raise ValueError(
-            "histogram: log_counts must be finite, or data of a level that was never seen would be impossible; "
-            f"found {log_counts[tuple(place)]} at {place}: smooth the counts"
+            f"log_counts{place}: expected a finite number, for data of a level that was never seen would be "
+            f"impossible, found {log_counts[tuple(place)]}: smooth the counts"
         )
     return _softmax("histogram", levels, log_counts)
 

@@ -62,9 +62,7 @@ def discretized_gaussian(*, levels: Any = 256, variance: Any = None) -> Likeliho
     """
     encode, decode = level_codec(levels, "discretized_gaussian")
     if variance is not None and not 0 < variance < math.inf:
-        raise ValueError(
-            f"discretized_gaussian: variance must be positive and finite, found {variance}"
-        )
+        raise ValueError(f"variance: expected a finite number above 0, found {variance}")
 
     def observed(log_var):
         return log_var if variance is None else jnp.full_like(log_var, math.log(variance))

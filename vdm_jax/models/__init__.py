@@ -11,7 +11,7 @@ from vdm_jax.models.mhvae import mhvae
 from vdm_jax.models.model import Model, PerNoiseLevel, Statistics, with_model_state
 from vdm_jax.models.vae import vae
 from vdm_jax.models.vdm import vdm
-from vdm_jax.specs import choose, nearest
+from vdm_jax.specs import choose, located, nearest
 
 MODELS: dict[str, Callable[..., Model]] = {"vdm": vdm, "vae": vae, "mhvae": mhvae}
 
@@ -64,36 +64,35 @@ def statistics_needed(spec: Any, table: Mapping[str, Callable] = MODELS) -> set[
     return {*known}.intersection(Statistics._fields).union(*(statistics_needed(*p) for p in parts))
 
 
-def build_model(
-    spec: Mapping[str, Any], statistics: Statistics, where: str = "config.model"
-) -> Model:
-    """Build the model that a spec {"name": ..., **components} names.
+def build_model(spec: Mapping[str, Any], statistics: Statistics) -> Model:
+    """Build the model of the section `model` of a config, a spec {"name": ..., **components}.
 
     Raises:
       ValueError: an unknown name or field, or what the family itself refuses.
     """
-    family, known = _family(spec, where)
+    family, known = _family(spec)
     fields = {key: value for key, value in spec.items() if key != "name"}
     for key in fields:
         if key not in known:
-            raise ValueError(f"{where}: unknown field {key!r}{nearest(key, known)}")
-    return family(statistics, **fields, where=where)
+            raise ValueError(f"config.model: unknown field {key!r}{nearest(key, known)}")
+    with located("config.model", known):
+        return family(statistics, **fields)
 
 
-def with_defaults(spec: Mapping[str, Any], where: str = "config.model") -> dict[str, Any]:
-    """A spec with what it leaves to its family: the defaults of the fields that it does not give.
+def with_defaults(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the defaults of its family to a spec, for the fields that the spec does not give.
 
     Raises:
       ValueError: an unknown name.
     """
-    _, known = _family(spec, where)
+    _, known = _family(spec)
     return {name: p.default for name, p in known.items() if p.default is not p.empty} | dict(spec)
 
 
 def _family(
-    spec: Mapping[str, Any], where: str
+    spec: Mapping[str, Any],
 ) -> tuple[Callable[..., Model], dict[str, inspect.Parameter]]:
-    """The family that a spec names, and its fields."""
-    family = choose(MODELS, spec["name"], f"{where}.name")
+    """Return the family that a spec names, and its fields."""
+    family = choose(MODELS, spec["name"], "config.model.name")
     parameters = inspect.signature(family).parameters.items()
-    return family, {n: p for n, p in parameters if p.kind is p.KEYWORD_ONLY and n != "where"}
+    return family, {n: p for n, p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -25,7 +25,7 @@ from vdm_jax.models.model import Statistics
 from vdm_jax.nets import NETS, Network
 from vdm_jax.nets.adapters import as_map
 from vdm_jax.schedules import SCHEDULES, interval
-from vdm_jax.specs import build
+from vdm_jax.specs import build, located
 from vdm_jax.typing import Array, Key, Params
 
 
@@ -59,7 +59,6 @@ def gaussian(
     encoder: Any = "mlp",
     decoder: Any = "mlp",
     level: Any = "mlp",
-    where: str = "chain",
 ) -> Chain:
     """Learned conditionals: networks of the latent below and of the one above.
 
@@ -73,24 +72,23 @@ def gaussian(
       encoder, decoder: of `NETS`, a Linen module, called as module(x), or (init, apply), called as
         apply(params, x), between the data and z_1.
       level: the same, one for each conditional between two latents.
-      where: config path, for messages.
 
     Raises:
       ValueError: no latent, a dimension below 1, a network that cannot map between these shapes.
     """
     if not isinstance(latents, Sequence) or isinstance(latents, str) or len(latents) < 1:
         raise ValueError(
-            f"{where}.latents: expected the dimensions of T ≥ 1 latents such as [16], found {latents!r}"
+            f"latents: expected the dimensions of T ≥ 1 latents such as [16], found {latents!r}"
         )
-    sizes = check_sizes(latents, f"{where}.latents")
+    sizes = check_sizes(latents, "latents")
     data = statistics.shape
 
     def network(spec, name, inputs, outputs, zero):
-        made = spec
         if isinstance(spec, str | Mapping):
-            made = build(NETS, spec, f"{where}.{name}", outputs=outputs, zero=zero)
-        net = as_map(made, f"{where}.{name}")
-        _check_map(net, inputs, outputs, f"{where}.{name}")
+            spec = build(NETS, spec, name, outputs=outputs, zero=zero)
+        with located(name):
+            net = as_map(spec)
+            _check_map(net, inputs, outputs)
         return net
 
     nets = {
@@ -113,8 +111,9 @@ def gaussian(
 
     def apply(params, name, x, keys):
         # masks of their own for every network
-        own = None if keys is None else fold_each(keys, list(nets).index(name))
-        return nets[name].apply(params[name], x, keys=own)
+        if keys is not None:
+            keys = fold_each(keys, list(nets).index(name))
+        return nets[name].apply(params[name], x, keys=keys)
 
     def up(params, below, t, keys=None):
         if t == 1:
@@ -144,7 +143,7 @@ def _corrected(z: Array, change: Array) -> Gaussian:
     return Gaussian(mean + change[:, 0], log_var[None, :] + change[:, 1])
 
 
-def _check_map(net: Network, inputs, outputs, where: str) -> None:
+def _check_map(net: Network, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
     """Raise ValueError if a network is none from `inputs` to `outputs` (shapes of one example)."""
     x, key = jax.ShapeDtypeStruct((1, *inputs), jnp.float32), jax.random.key(0)
 
@@ -153,13 +152,13 @@ def _check_map(net: Network, inputs, outputs, where: str) -> None:
         return net.apply(params, x, keys=key[None]), net.apply(params, x)
 
     try:
-        _, found = jax.eval_shape(run, key, x)
-        found = found.shape[1:]
+        _, output = jax.eval_shape(run, key, x)
+        found = output.shape[1:]
     except Exception as error:  # of any network library
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{where}: cannot map {inputs} to {outputs}: {line}") from error
-    if found != tuple(outputs):
-        raise ValueError(f"{where}: expected a map from {inputs} to {outputs}, it gives {found}")
+        raise ValueError(f"cannot map {inputs} to {outputs}: {line}") from error
+    if found != outputs:
+        raise ValueError(f"expected a map from {inputs} to {outputs}, found one to {found}")
 
 
 def diffusion(
@@ -172,7 +171,6 @@ def diffusion(
     parameterization: Any = "eps",
     base: Any = "zero",
     output_scale: Any = "none",
-    where: str = "chain",
 ) -> Chain:
     """The fixed linear-Gaussian chain of eq. (7) at the times 0, 1/T', …, 1, and p = q given x̂_0.
 
@@ -184,7 +182,6 @@ def diffusion(
       likelihood: of the model; some decode from the denoiser's prediction.
       timesteps: T' ≥ 1.
       network, schedule, parameterization, base, output_scale: as in `vdm`.
-      where: config path, for messages.
     """
     net = denoiser(
         statistics,
@@ -192,13 +189,12 @@ def diffusion(
         parameterization=parameterization,
         base=base,
         output_scale=output_scale,
-        where=where,
     )
-    schedule = build(SCHEDULES, schedule, f"{where}.schedule")
+    schedule = build(SCHEDULES, schedule, "schedule")
     check_timesteps(timesteps, net.parameterization)
-    check_ends(schedule, net.parameterization, f"{where}.schedule", f"{where}.parameterization")
+    check_ends(schedule, net.parameterization)
     if timesteps is None:
-        raise ValueError(f"{where}.timesteps: a chain has at least 1 step, found None")
+        raise ValueError("timesteps: a chain has at least 1 step, found None")
 
     def step(params, t):
         """The interval from z_{t−1} to z_t; the data are z_0."""
@@ -213,8 +209,8 @@ def diffusion(
         return {"network": net.init(network_key), "schedule": schedule.init(schedule_key)}
 
     def predict(params, z, t, keys):
-        own = None if keys is None else fold_each(keys, t)
-        return net.predict(params["network"], z, same_for_all(step(params, t), z), own)
+        keys = None if keys is None else fold_each(keys, t)
+        return net.predict(params["network"], z, same_for_all(step(params, t), z), keys)
 
     def up(params, below, t, keys=None):
         del keys

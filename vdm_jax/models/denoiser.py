@@ -45,13 +45,12 @@ def denoiser(
     parameterization: Any,
     base: Any,
     output_scale: Any,
-    where: str,
 ) -> Denoiser:
     """Build a denoiser of specs; arguments as in `vdm`."""
-    net = network_of(network, statistics.shape, f"{where}.network")
-    parameterization = build(PARAMETERIZATIONS, parameterization, f"{where}.parameterization")
-    base_denoiser = build(BASES, base, f"{where}.base", **statistics._asdict())
-    output_scale = build(OUTPUT_SCALES, output_scale, f"{where}.output_scale")
+    net = network_of(network, statistics.shape)
+    parameterization = build(PARAMETERIZATIONS, parameterization, "parameterization")
+    base_denoiser = build(BASES, base, "base", **statistics._asdict())
+    output_scale = build(OUTPUT_SCALES, output_scale, "output_scale")
 
     def init(key):
         xt = jnp.zeros((1, *statistics.shape))
@@ -78,9 +77,9 @@ def denoiser(
         estimate = jax.vmap(base_denoiser.estimate)(xt, intervals.gamma_t, preconditioning)
         extra = estimate if base_denoiser.informative else None
         output = net.apply(params, xt, intervals.gamma_t, extra, keys)
-        check_floats(output, f"{where}.network: output")
+        check_floats(output, "network: output")
         if output.shape != xt.shape:
-            raise ValueError(f"{where}.network: gives {output.shape[1:]} for data {xt.shape[1:]}")
+            raise ValueError(f"network: gives {output.shape[1:]} for data {xt.shape[1:]}")
         output = in_precision_of(output, xt)
         return estimate, jax.vmap(jnp.multiply)(output_gain(intervals), output)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.checks import check_steps, describe, real_number, whole_number
+from vdm_jax.checks import describe, real_number, whole_number
 from vdm_jax.elbo import Elbo, mean_of_draws
 from vdm_jax.gaussian import Gaussian
 from vdm_jax.likelihoods import Likelihood
@@ -57,7 +57,6 @@ def hierarchy(
     draws: Any,
     prior_weight: Any,
     components: str,
-    where: str = "model",
 ) -> Model:
     """Build the model of a chain and a likelihood.
 
@@ -65,22 +64,21 @@ def hierarchy(
       statistics, chain, likelihood, draws: of `HierarchicalVAE`.
       prior_weight: β. 0 is the plain autoencoder, whose code is the mean of q(z_1|x), without noise.
       components: words for the report.
-      where: config path, for messages.
 
     Raises:
       ValueError: draws below 1, a negative or infinite prior_weight, or 0 with more than one latent.
     """
     top = len(chain.shapes)
-    check_steps(draws, f"{where}.draws: must be at least 1")
+    whole_number(draws, "draws", 1)
     real_number(
         prior_weight,
-        f"{where}.prior_weight",
+        "prior_weight",
         "a finite number that is not negative",
         lambda value: 0 <= value < math.inf,
     )
     if prior_weight == 0 and top > 1:
         raise ValueError(
-            f"{where}.prior_weight: 0 makes an autoencoder of one latent, found {top} latents, of which those "
+            f"prior_weight: 0 makes an autoencoder of one latent, found {top} latents, of which those "
             "above the first would not be trained"
         )
     model = HierarchicalVAE(statistics, chain, likelihood, draws, prior_weight)
@@ -148,7 +146,7 @@ def loss(model: HierarchicalVAE, params: Params, key: Key, batch: Any) -> tuple[
 
 def elbo(model: HierarchicalVAE, params: Params, key: Key, batch: Any, draws: int = 1) -> Elbo:
     """Estimate −ELBO of each example, nats [B], as the mean of some draws."""
-    check_steps(draws, "draws must be at least 1")
+    whole_number(draws, "draws", 1)
     check_params(params, ())
     batch, x0 = encoded(batch, model.statistics, model.likelihood)
     (draw_keys,) = example_keys(key, batch.index, 1)
@@ -164,7 +162,7 @@ def elbo(model: HierarchicalVAE, params: Params, key: Key, batch: Any, draws: in
 
 def importance(model: HierarchicalVAE, params: Params, key: Key, batch: Any, samples: int) -> Reals:
     """Return −log of the mean of some importance weights, nats [B]."""
-    check_steps(samples, "importance samples must be at least 1")
+    whole_number(samples, "samples", 1)
     check_params(params, ())
     batch, x0 = encoded(batch, model.statistics, model.likelihood)
     (draw_keys,) = example_keys(key, batch.index, 1)
@@ -197,7 +195,7 @@ def sample(
     """
     check_params(params, ())
     if not isinstance(draw, bool):
-        raise ValueError(f"sample.draw: expected True or False, found {describe(draw)}")
+        raise ValueError(f"draw: expected True or False, found {describe(draw)}")
     n, chain = whole_number(n, "n", 1), model.chain
     top = len(chain.shapes)
     keys = example_keys(key, first + jnp.arange(n), 1)[0]

@@ -19,7 +19,6 @@ def mhvae(
     likelihood: Any = "histogram",
     draws: Any = 1,
     prior_weight: Any = 1.0,
-    where: str = "model",
 ) -> Model:
     """Build a hierarchical VAE. Every component is a name, a spec or a built object.
 
@@ -30,18 +29,17 @@ def mhvae(
       likelihood: of `LIKELIHOODS`.
       draws: L Monte Carlo draws of the latents in the training loss.
       prior_weight: β on the latents' terms of the training loss; the bound is reported with 1.
-      where: config path, for messages.
 
     Raises:
       ValueError: no latent or a dimension below 1, draws below 1, a negative prior_weight, a likelihood of
         another kind than the data, networks that do not fit these shapes.
     """
-    check_statistics(statistics, where)
-    built = likelihood_for(statistics, likelihood, where)
+    check_statistics(statistics)
+    built = likelihood_for(statistics, likelihood)
     levels = build(
         CHAINS,
         chain,
-        f"{where}.chain",
+        "chain",
         statistics=statistics,
         likelihood=built,
     )
@@ -57,5 +55,4 @@ def mhvae(
         draws=draws,
         prior_weight=prior_weight,
         components=f"mhvae: {', '.join(words)}",
-        where=where,
     )

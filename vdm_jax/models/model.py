@@ -147,20 +147,20 @@ class Statistics(NamedTuple):
         return math.prod(self.shape)
 
 
-def check_statistics(statistics: Any, where: str) -> None:
+def check_statistics(statistics: Any) -> None:
     """Raise TypeError or ValueError unless these are the statistics of some data."""
     check_instance(
         statistics,
         Statistics,
-        f"{where}: statistics",
+        "statistics",
         "vdm.Statistics(shape=(28, 28, 1), levels=256)",
     )
-    check_sizes(statistics.shape, f"{where}: statistics.shape")
+    check_sizes(statistics.shape, "statistics.shape")
     if statistics.levels is not None:
-        whole_number(statistics.levels, f"{where}: statistics.levels", 2)
+        whole_number(statistics.levels, "statistics.levels", 2)
     real_number(
         statistics.second_moment,
-        f"{where}: statistics.second_moment",
+        "statistics.second_moment",
         "a positive number",
         lambda value: 0 < value < math.inf,
     )
@@ -172,17 +172,17 @@ def check_params(params: Any, names: tuple[str, ...] = ("network", "schedule")) 
         raise TypeError(f"params: expected those of model.init(key), found {describe(params)}")
 
 
-def likelihood_for(statistics: Statistics, spec: Any, where: str) -> Likelihood:
+def likelihood_for(statistics: Statistics, spec: Any) -> Likelihood:
     """Build the likelihood of a model.
 
     Raises:
       ValueError: what `build` refuses, or a likelihood of another kind than the data.
     """
-    likelihood = build(LIKELIHOODS, spec, f"{where}.likelihood", **statistics._asdict())
+    likelihood = build(LIKELIHOODS, spec, "likelihood", **statistics._asdict())
     if likelihood.levels != statistics.levels:
         raise ValueError(
-            f"{where}.likelihood: the data have {_kind(statistics.levels)}, "
-            f"the likelihood is of {_kind(likelihood.levels)}"
+            f"likelihood: the data have {_kind(statistics.levels)}, the likelihood is of "
+            f"{_kind(likelihood.levels)}"
         )
     return likelihood
 

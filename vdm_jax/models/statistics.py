@@ -39,7 +39,6 @@ def fit_statistics(
     *,
     shape: tuple[int, ...] | None = None,
     base: Any = None,
-    where: str = "config.model.base",
 ) -> Statistics:
     """Fit the statistics of K-level data.
 
@@ -52,7 +51,6 @@ def fit_statistics(
         for a model that takes no `log_counts`: `level_counts`.
       shape: of one example; counts [K] do not have it.
       base: spec of the base whose error is to be measured; None measures none.
-      where: path of the base, for messages.
 
     A level never seen at a position gets 1/K of one count, so that no test image is impossible.
     """
@@ -68,7 +66,7 @@ def fit_statistics(
     )
     if base is None:
         return fitted
-    built = build(BASES, base, where, **fitted._asdict())
+    built = build(BASES, base, "base", **fitted._asdict())
     if not built.informative:  # its deviation is known in closed form
         return fitted
     x0 = jnp.asarray(values[_draw_levels(counts, fitted.shape)], jnp.float32)

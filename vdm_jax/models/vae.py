@@ -7,7 +7,7 @@ It is the hierarchy of one latent. Source: Kingma & Welling 2013, arXiv 1312.611
 
 from typing import Any
 
-from vdm_jax.checks import check_steps
+from vdm_jax.checks import whole_number
 from vdm_jax.models.chain import gaussian
 from vdm_jax.models.hierarchy import hierarchy
 from vdm_jax.models.model import Model, Statistics, check_statistics, likelihood_for
@@ -23,7 +23,6 @@ def vae(
     likelihood: Any = "histogram",
     draws: Any = 1,
     prior_weight: Any = 1.0,
-    where: str = "model",
 ) -> Model:
     """Build a VAE. Every component is a name, a spec or a built object.
 
@@ -37,21 +36,18 @@ def vae(
       draws: L Monte Carlo draws of z in the training loss.
       prior_weight: β on the prior term of the training loss; the bound is reported with 1. 0 is the plain
         autoencoder, without noise on its code: it reconstructs, and has neither a bound nor samples.
-      where: config path, for messages.
 
     Raises:
       ValueError: a dimension or draws below 1, a negative prior_weight, a likelihood of another kind than
         the data, a network that cannot map between these shapes.
     """
-    check_statistics(statistics, where)
+    check_statistics(statistics)
     likelihood_spec = likelihood
-    likelihood = likelihood_for(statistics, likelihood, where)
-    check_steps(latent, f"{where}.latent: expected a dimension of at least 1")
+    likelihood = likelihood_for(statistics, likelihood)
+    whole_number(latent, "latent", 1)
     words = [f"encoder {name_of(encoder)}", f"decoder {name_of(decoder)}", f"latent {latent}"]
     words += [f"likelihood {name_of(likelihood_spec)}", f"prior weight {prior_weight}"]
-    chain = gaussian(
-        statistics=statistics, latents=[latent], encoder=encoder, decoder=decoder, where=where
-    )
+    chain = gaussian(statistics=statistics, latents=[latent], encoder=encoder, decoder=decoder)
     return hierarchy(
         statistics,
         chain,
@@ -59,5 +55,4 @@ def vae(
         draws=draws,
         prior_weight=prior_weight,
         components=f"vae: {', '.join(words)}",
-        where=where,
     )

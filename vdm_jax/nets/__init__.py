@@ -9,7 +9,7 @@ from vdm_jax.nets.conv import conv_decoder, conv_encoder
 from vdm_jax.nets.mlp import mlp
 from vdm_jax.nets.network import Network, Pretrained, from_linen
 from vdm_jax.nets.unet import unet, vdm_unet
-from vdm_jax.specs import build
+from vdm_jax.specs import build, located
 
 NETS: dict[str, Callable[..., Network]] = {
     "mlp": mlp,
@@ -35,13 +35,14 @@ __all__ = [
 ]
 
 
-def network_of(given: Any, shape: tuple[int, ...], where: str = "network") -> Network:
-    """The network of a name, of a spec, or of what `as_network` takes.
+def network_of(given: Any, shape: tuple[int, ...]) -> Network:
+    """Return the network of a name, of a spec, or of what `as_network` takes.
 
     Raises:
-      ValueError: what `build` and `as_network` refuse.
+      ValueError: those of `build` and `as_network`, about "network".
     """
     if isinstance(given, str | Mapping):
-        given = build(NETS, given, where)
+        given = build(NETS, given, "network")
     initialized = isinstance(given, Network) and not isinstance(given, Pretrained)
-    return (complete if initialized else as_network)(given, shape, where)
+    with located("network"):
+        return (complete if initialized else as_network)(given, shape)

@@ -25,36 +25,35 @@ from vdm_jax.nets.signatures import known, named, positional, required
 from vdm_jax.nets.trial import try_network
 
 
-def as_network(given: Any, shape: tuple[int, ...], where: str = "network") -> Network:
+def as_network(given: Any, shape: tuple[int, ...]) -> Network:
     """Make a `Network` of what a user has.
 
     Args:
       given: see above; names and specs are for `build`.
       shape: of one example.
-      where: what to call it in messages.
 
     Raises:
       ValueError: it is none of these, it cannot be applied, its output has another shape than the data, or it
         is a callable that runs on single examples and on batches with different results.
     """
     if isinstance(given, Network):
-        network = complete(given, shape, where)
+        network = complete(given, shape)
     elif isinstance(given, nn.Module):
         network = from_linen(given)
     elif (pair := _init_and_apply(given)) is not None:
-        network = Network(_init_as_called(pair[0]), _apply_as_called(pair[1], where))
+        network = Network(_init_as_called(pair[0]), _apply_as_called(pair[1]))
     elif callable(given):
-        return from_either(given, shape, where)
+        return from_either(given, shape)
     else:
         raise ValueError(
-            f"{where}: expected a name, a network with init and apply, or a callable (xt, gamma_t), "
+            f"expected a name, a network with init and apply, or a callable (xt, gamma_t), "
             f"found {type(given).__name__}"
         )
-    try_network(network, shape, where)
+    try_network(network, shape)
     return network
 
 
-def as_map(given: Any, where: str) -> Network:
+def as_map(given: Any) -> Network:
     """Make a `Network` of an encoder or decoder, which does not depend on γ: `apply(params, x, keys=None)`.
 
     Raises:
@@ -65,12 +64,12 @@ def as_map(given: Any, where: str) -> Network:
     pair = _init_and_apply(given)
     if pair is None:
         raise ValueError(
-            f"{where}: expected a name, a Linen module, or init and apply, found {type(given).__name__}"
+            f"expected a name, a Linen module, or init and apply, found {type(given).__name__}"
         )
-    return Network(_init_as_called(pair[0], 1), _apply_as_called(pair[1], where, 1))
+    return Network(_init_as_called(pair[0], 1), _apply_as_called(pair[1], 1))
 
 
-def complete(given: Network, shape: tuple[int, ...], where: str) -> Network:
+def complete(given: Network, shape: tuple[int, ...]) -> Network:
     """Return a `Network` whose functions take all arguments, for one whose functions may lack some.
 
     Raises:
@@ -79,14 +78,14 @@ def complete(given: Network, shape: tuple[int, ...], where: str) -> Network:
     """
     for name, function in given._asdict().items():
         if not callable(function):
-            raise ValueError(f"{where}: expected a function {name}, found {describe(function)}")
+            raise ValueError(f"expected a function {name}, found {describe(function)}")
     if isinstance(given, Pretrained):
         return given
     init = given.init if takes(given.init, 4) else _init_as_called(given.init)
-    apply = given.apply if takes(given.apply, 5) else _apply_as_called(given.apply, where)
+    apply = given.apply if takes(given.apply, 5) else _apply_as_called(given.apply)
     network = Network(init, apply)
     if None in map(positional, network):  # *arguments do not tell what they are passed on to
-        try_network(network, shape, where)
+        try_network(network, shape)
     return network
 
 
@@ -130,15 +129,13 @@ def _init_as_called(function: Callable[..., Any], inputs: int = 2) -> Callable[.
     return init
 
 
-def _apply_as_called(
-    function: Callable[..., Any], where: str, inputs: int = 2
-) -> Callable[..., Any]:
+def _apply_as_called(function: Callable[..., Any], inputs: int = 2) -> Callable[..., Any]:
     """Call it with what it takes, of (params, xt, gamma_t) or for one input of (params, x)."""
     names = positional(function)
     if required(function) > 3 or (names is not None and len(names) < 2):
         expected = "(params, xt, gamma_t)" if inputs == 2 else "(params, x)"
         raise ValueError(
-            f"{where}: apply takes {', '.join(map(repr, named(function)))}, expected "
+            f"apply takes {', '.join(map(repr, named(function)))}, expected "
             f"{expected}, with extra and keys if they are used"
         )
     takes = 1 + inputs if names is None else min(1 + inputs, len(names))

@@ -23,9 +23,9 @@ class _Readings:
       ValueError: it is none, or it has state that a function of its parameters would lose.
     """
 
-    def __init__(self, function: Callable[..., Any], where: str):
-        _check_stateless(function, where)
-        self.where, self.arguments = where, named(function)
+    def __init__(self, function: Callable[..., Any]):
+        _check_stateless(function)
+        self.arguments = named(function)
         leaves, tree = jax.tree.flatten(function)
         self.function, self.leaves, self.tree = function, leaves, tree
         if tree == jax.tree.structure(0):  # a plain function
@@ -69,9 +69,7 @@ class _Readings:
         return output
 
 
-def from_callable(
-    function: Callable[..., Any], *, batched: bool, where: str = "network"
-) -> Network:
+def from_callable(function: Callable[..., Any], *, batched: bool) -> Network:
     """Make a `Network` of a callable (xt, gamma_t) -> F and say what it is written for.
 
     The arrays of a PyTree, as the modules of Equinox and Flax NNX are, are its parameters and what training
@@ -80,7 +78,6 @@ def from_callable(
     Args:
       function: the callable.
       batched: True for arrays xt [B, *d] and gamma_t [B], False for one example, xt [*d] and a scalar.
-      where: name for messages.
 
     Raises:
       TypeError: no callable of two arguments, or `batched` is no boolean.
@@ -94,44 +91,43 @@ def from_callable(
     """
     if isinstance(function, nn.Module | Network):
         raise TypeError(
-            f"{where}: from_callable expects a callable (xt, gamma_t), found {_kind(function)}, which is a "
-            "network without it"
+            f"from_callable: expected a callable (xt, gamma_t), found {_kind(function)}, which is a network "
+            "without it"
         )
-    check_callable(function, ("xt", "gamma_t"), where)
+    check_callable(function, ("xt", "gamma_t"), "from_callable")
     if not isinstance(batched, bool):
-        raise TypeError(f"{where}: expected batched=True or False, found {describe(batched)}")
-    readings = _Readings(function, where)
+        raise TypeError(f"batched: expected True or False, found {describe(batched)}")
+    readings = _Readings(function)
     return Pretrained(readings.init, readings.batched if batched else readings.single)
 
 
-def from_either(function: Callable[..., Any], shape: tuple[int, ...], where: str) -> Network:
+def from_either(function: Callable[..., Any], shape: tuple[int, ...]) -> Network:
     """Make a `Network` of a callable that does not say whether it is written for batches."""
-    readings = _Readings(function, where)
+    readings = _Readings(function)
     batched = is_batched(
         readings.single,
         readings.batched,
         readings.init(None, None),
         shape,
-        where,
         extra="extra" in readings.arguments,
         keys="keys" in readings.arguments,
     )
     return Pretrained(readings.init, readings.batched if batched else readings.single)
 
 
-def _check_stateless(function: Any, where: str) -> None:
+def _check_stateless(function: Any) -> None:
     """Refuse what a function of the parameters alone would lose.
 
     Raises:
       ValueError: an NNX module with other state, or a module inside a bound method or a `partial`.
     """
     if isinstance(function, type):
-        raise ValueError(f"{where}: expected an object, found {describe(function)}: call it first")
+        raise ValueError(f"expected an object, found {describe(function)}: call it first")
     if isinstance(function, nnx.Module) and jax.tree.leaves(
         nnx.state(function, nnx.Not(nnx.Param))  # type: ignore[arg-type]
     ):
         raise ValueError(
-            f"{where}: the NNX module {type(function).__name__} has state besides its parameters, as those "
+            f"the NNX module {type(function).__name__} has state besides its parameters, as those "
             "of Dropout and BatchNorm: expected nnx.Param only, or (init, apply)"
         )
     if jax.tree.structure(function) != jax.tree.structure(0):
@@ -141,7 +137,7 @@ def _check_stateless(function: Any, where: str) -> None:
     is_leaf = jax.tree.structure(inner) == jax.tree.structure(0)
     if isinstance(inner, nn.Module | nnx.Module) or (not is_leaf and jax.tree.leaves(inner)):
         raise ValueError(
-            f"{where}: found a function of {_kind(inner)}, whose parameters it hides: give the module itself"
+            f"found a function of {_kind(inner)}, whose parameters it hides: give the module itself"
         )
 
 

@@ -87,7 +87,7 @@ def conv_encoder(
     Raises:
       ValueError: here for a setting that cannot be, at the first call for data that are not H×W×C.
     """
-    return _conv("conv_encoder", EncoderModule, outputs, channels, blocks, dropout, dtype)
+    return _conv(EncoderModule, outputs, channels, blocks, dropout, dtype)
 
 
 def conv_decoder(
@@ -99,12 +99,12 @@ def conv_decoder(
     dtype: str = "float32",
 ) -> Network:
     """The way back: from a vector to an image `outputs` = H×W×…, the last of `channels` first."""
-    return _conv("conv_decoder", DecoderModule, outputs, channels, blocks, dropout, dtype)
+    return _conv(DecoderModule, outputs, channels, blocks, dropout, dtype)
 
 
-def _conv(name, module, outputs, channels, blocks, dropout, dtype) -> Network:
-    outputs, channels = tuple(outputs), as_tuple(name, "channels", channels)
-    check_settings(name, dropout=dropout, dtype=dtype, channels=channels, blocks=blocks)
+def _conv(module, outputs, channels, blocks, dropout, dtype) -> Network:
+    outputs, channels = tuple(outputs), as_tuple("channels", channels)
+    check_settings(dropout=dropout, dtype=dtype, channels=channels, blocks=blocks)
     return from_linen(
         module(channels=channels, blocks=blocks, dropout=dropout, dtype=dtype, outputs=outputs)
     )

@@ -75,7 +75,7 @@ def mlp(
       >>> net.apply(params, xt, gamma_t).shape
       (2, 4, 4, 1)
     """
-    check_settings("mlp", dropout=dropout, dtype=dtype, width=width, depth=depth)
+    check_settings(dropout=dropout, dtype=dtype, width=width, depth=depth)
     return from_linen(
         MLPModule(
             width=width, depth=depth, dropout=dropout, dtype=dtype, outputs=outputs, zero=zero

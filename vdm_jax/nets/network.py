@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from vdm_jax.checks import describe
 from vdm_jax.nets.signatures import named
+from vdm_jax.specs import nearest
 from vdm_jax.typing import Params
 
 DTYPES = ("bfloat16", "float32")
@@ -82,22 +83,22 @@ def from_linen(module: nn.Module, *, inputs: int = 2) -> Network:
     return Network(init, apply)
 
 
-def check_settings(name: str, *, dropout: float, dtype: str, **sizes: Any) -> None:
+def check_settings(*, dropout: float, dtype: str, **sizes: Any) -> None:
     """Raise ValueError for a setting that no network takes; `sizes` are whole numbers or tuples of them."""
     for key, value in sizes.items():
         values = value if isinstance(value, tuple) else (value,)
         if not values or not all(type(n) is int and n > 0 for n in values):
-            raise ValueError(f"{name}: {key} must be positive, found {value!r}")
+            raise ValueError(f"{key}: expected whole numbers of at least 1, found {value!r}")
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ValueError(f"{name}: dropout must lie in [0, 1), found {dropout!r}")
+        raise ValueError(f"dropout: expected a number in [0, 1), found {dropout!r}")
     if dtype not in DTYPES:
-        raise ValueError(f"{name}: unknown dtype {dtype!r}; choices: {', '.join(DTYPES)}")
+        raise ValueError(f"dtype: unknown name {dtype!r}{nearest(dtype, DTYPES)}")
 
 
-def as_tuple(name: str, key: str, value: Any) -> tuple:
+def as_tuple(name: str, value: Any) -> tuple:
     """Return a list as a tuple, or raise ValueError."""
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{name}: {key} must be a list, found {value!r}")
+        raise ValueError(f"{name}: expected a list, found {value!r}")
     return tuple(value)
 
 

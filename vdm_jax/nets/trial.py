@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
     keys: Any
 
 
-def try_network(network: Network, shape: tuple[int, ...], where: str) -> None:
+def try_network(network: Network, shape: tuple[int, ...]) -> None:
     """Trace a network on a few examples of a shape, without computing.
 
     Raises:
@@ -42,44 +42,41 @@ def try_network(network: Network, shape: tuple[int, ...], where: str) -> None:
     def run(key, xt, gamma_t):
         return network.apply(network.init(key, xt, gamma_t, xt), xt, gamma_t, xt, None)
 
-    _try(run, jax.random.key(0), shape, where)
+    _try(run, jax.random.key(0), shape)
 
 
-def try_params(
-    network: Network, params: Params, shape: tuple[int, ...], where: str, *, extra: bool
-) -> None:
+def try_params(network: Network, params: Params, shape: tuple[int, ...], *, extra: bool) -> None:
     """Trace a network with given parameters, and with a second input if `extra`."""
 
     def run(params, xt, gamma_t):
         return network.apply(params, xt, gamma_t, xt if extra else None, None)
 
-    _try(run, params, shape, where)
+    _try(run, params, shape)
 
 
-def _try(run: Callable[..., Any], first: Any, shape: tuple[int, ...], where: str) -> None:
+def _try(run: Callable[..., Any], first: Any, shape: tuple[int, ...]) -> None:
     examples = jnp.zeros((PROBE, *shape)), jnp.zeros((PROBE,))
     try:
-        found = jax.eval_shape(run, first, *examples)
+        output = jax.eval_shape(run, first, *examples)
     except Exception as error:  # whatever a user's code raises
-        raise ValueError(_cannot(error, where, (PROBE, *shape))) from error
-    _check_output(found, (PROBE, *shape), where)
+        raise ValueError(_cannot(error, (PROBE, *shape))) from error
+    _check_output(output, (PROBE, *shape))
 
 
-def _cannot(error: Exception, where: str, shape: tuple[int, ...]) -> str:
+def _cannot(error: Exception, shape: tuple[int, ...]) -> str:
     line = next(iter(str(error).splitlines()), "")
     called = f"xt {shape}, gamma_t {shape[:1]}"
-    return f"{where}: cannot be applied to {called}: {type(error).__name__}: {line}"
+    return f"cannot be applied to {called}: {type(error).__name__}: {line}"
 
 
-def _check_output(found: Any, expected: tuple[int, ...], where: str) -> None:
+def _check_output(output: Any, expected: tuple[int, ...]) -> None:
     try:
-        check_floats(found, f"{where}: output")
+        check_floats(output, "output")
     except TypeError as error:
         raise ValueError(str(error)) from error
-    if found.shape != expected:
+    if output.shape != expected:
         raise ValueError(
-            f"{where}: expected an output of shape {expected} for {expected[0]} examples, "
-            f"found {found.shape}"
+            f"expected an output of shape {expected} for {expected[0]} examples, found {output.shape}"
         )
 
 
@@ -88,7 +85,6 @@ def is_batched(
     batched: Reading,
     params: Params,
     shape: tuple[int, ...],
-    where: str,
     *,
     extra: bool,
     keys: bool,
@@ -115,7 +111,7 @@ def is_batched(
     sizes += [n for n in shape if 1 < n <= LARGEST][:1]
     differ = False
     for inputs in _all_inputs(sizes, shape, extra=extra, keys=keys):
-        runs = [_trace(reading, params, inputs, where) for reading in (single, batched)]
+        runs = [_trace(reading, params, inputs) for reading in (single, batched)]
         one, many = (isinstance(run, ClosedJaxpr) for run in runs)
         if one != many:
             return many
@@ -125,7 +121,7 @@ def is_batched(
             raise runs[0]
     if differ:
         raise ValueError(
-            f"{where}: runs on single examples and on batches, with different results; say which is meant: "
+            "runs on single examples and on batches, with different results; say which is meant: "
             "vdm_jax.nets.from_callable(f, batched=True), or batched=False"
         )
     return True
@@ -148,19 +144,17 @@ def _all_inputs(
     return found
 
 
-def _trace(
-    reading: Reading, params: Params, inputs: Inputs, where: str
-) -> ClosedJaxpr | ValueError:
-    """The program of a reading, or why it has none."""
+def _trace(reading: Reading, params: Params, inputs: Inputs) -> ClosedJaxpr | ValueError:
+    """Return the program of a reading, or the reason why it has none."""
     expected = inputs.xt.shape
     try:
         program, output = jax.make_jaxpr(reading, return_shape=True)(params, *inputs)
     except Exception as error:  # whatever a user's code raises
-        found = ValueError(_cannot(error, where, expected))
-        found.__cause__ = error
-        return found
+        reason = ValueError(_cannot(error, expected))
+        reason.__cause__ = error
+        return reason
     try:
-        _check_output(output, expected, where)
+        _check_output(output, expected)
     except ValueError as error:
         return error
     return program

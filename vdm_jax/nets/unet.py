@@ -218,22 +218,15 @@ def unet(
     Raises:
       ValueError: here for a setting that cannot be, at the first call for data that are not H×W×C.
     """
-    channels, attention = (
-        as_tuple("unet", "channels", channels),
-        as_tuple("unet", "attention", attention),
-    )
-    check_settings(
-        "unet", dropout=dropout, dtype=dtype, channels=channels, blocks=blocks, patch=patch
-    )
+    channels, attention = as_tuple("channels", channels), as_tuple("attention", attention)
+    check_settings(dropout=dropout, dtype=dtype, channels=channels, blocks=blocks, patch=patch)
     if not set(attention) <= set(range(len(channels))):
-        raise ValueError(
-            f"unet: attention must name levels 0..{len(channels) - 1}, found {attention}"
-        )
+        raise ValueError(f"attention: expected levels 0..{len(channels) - 1}, found {attention}")
     if fourier is not None and not (len(fourier) == 2 and fourier[0] <= fourier[1]):
-        raise ValueError(f"unet: fourier must be (first, last) or None, found {fourier}")
-    choose(REMAT, remat, "unet: remat")
+        raise ValueError(f"fourier: expected (first, last) or None, found {fourier}")
+    choose(REMAT, remat, "remat")
     if not isinstance(scan, bool):
-        raise ValueError(f"unet: scan must be True or False, found {scan!r}")
+        raise ValueError(f"scan: expected True or False, found {scan!r}")
     module = UNetModule(
         channels=channels,
         blocks=blocks,

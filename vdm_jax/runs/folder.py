@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from vdm_jax.config import difference, to_dict
-from vdm_jax.data import Dataset, fingerprint, load_dataset
+from vdm_jax.data import Dataset, fingerprint
 from vdm_jax.models import Statistics
 from vdm_jax.models.statistics import digest_of, load_statistics, save_statistics
+from vdm_jax.runs.trained import load_data
 from vdm_jax.runtime.console import log, warn
 from vdm_jax.runtime.files import check_tree, make_folder, read_json, remove_temporary, write_json
 from vdm_jax.runtime.processes import all_gather_json, is_first, on_process_0
@@ -68,13 +69,12 @@ def checked_loader(about: Mapping[str, Any], folder: Path) -> Callable[[dict[str
 
     @cache
     def load(**settings: Any) -> Dataset:
-        if (
-            settings["data_dir"] is not None and is_first()
-        ):  # a folder that another person may have named
+        # another person may have named the folder
+        if settings["data_dir"] is not None and is_first():
             log(
                 f"reading {settings['name']!r} from {settings['data_dir']}, the data_dir of {folder}"
             )
-        dataset = load_dataset(**settings)
+        dataset = load_data(settings)
         if about.get("data", {}) is not None:
             check_data(about, about_data(dataset), folder)
         return dataset

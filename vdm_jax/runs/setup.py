@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from vdm_jax.data import Dataset, level_counts, load_dataset
+from vdm_jax.data import Dataset, level_counts
 from vdm_jax.models import (
     Model,
     Statistics,
@@ -22,9 +22,9 @@ from vdm_jax.reductions import warn_of_wrong_reductions
 from vdm_jax.runs.axes import expand
 from vdm_jax.runs.folder import about_data, agree
 from vdm_jax.runs.sweep import Run, Sweep
-from vdm_jax.runs.trained import stream
+from vdm_jax.runs.trained import load_data, stream
 from vdm_jax.settings import settings_of
-from vdm_jax.specs import nearest
+from vdm_jax.specs import located, nearest
 from vdm_jax.training.dispatch import check_batch, make_layout
 from vdm_jax.training.evaluate import make_evaluator
 from vdm_jax.training.layout import Layout
@@ -63,7 +63,7 @@ def setup_run(kind: type[Job], config: dict[str, Any]) -> Setup:
     train = settings_of(config).train
     batch_size, layout = train.batch_size, make_layout(train.parallel, train.fsdp)
     check_batch(layout, batch_size)
-    dataset = load_dataset(**config["data"])
+    dataset = load_data(config["data"])
     if dataset.levels is None:
         raise ValueError(
             f"config.data.name: a config needs data of K levels, {dataset.name!r} has floats; "
@@ -126,7 +126,8 @@ def dry_run(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
                 f"config.sample: {settings.model['name']!r} has no setting {name!r}"
                 f"{nearest(name, ['count', *known])}"
             )
-    jax.eval_shape(partial(model.sample, n=1, **arguments), params, key)
+    with located("config.sample", known):
+        jax.eval_shape(partial(model.sample, n=1, **arguments), params, key)
     make_evaluator(model, settings.evaluate.draws, settings.evaluate.importance_samples)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from vdm_jax.data import Dataset, Split, train_batches
 from vdm_jax.models import Model, Statistics, build_model
@@ -21,7 +22,7 @@ from vdm_jax.nets.adapters import by_row, is_by_row
 from vdm_jax.runs.axes import AXES, CHOICES, expand, is_sweep, requested_values
 from vdm_jax.runs.trained import TrainedModel, fresh, load_data
 from vdm_jax.settings import Settings, settings_of
-from vdm_jax.specs import build
+from vdm_jax.specs import build, located
 from vdm_jax.training.dispatch import over_runs
 from vdm_jax.training.layout import Layout, with_full_params
 from vdm_jax.training.optimizer import make_optimizer
@@ -50,6 +51,13 @@ def _step_options(settings: Settings, layout: Layout) -> dict[str, Any]:
     }
 
 
+def _optimizer(settings: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Make the optimizer of the section `optimizer` of a config."""
+    with located("config.optimizer", settings):
+        optimizer, _ = make_optimizer(**settings)
+    return optimizer
+
+
 class Run:
     """The run of a config that asks for one."""
 
@@ -62,9 +70,7 @@ class Run:
             )
         self.config, self.settings, self.statistics = config, settings_of(config), statistics
         self.model = build_model(self.settings.model, statistics)
-        self.optimizer, _ = make_optimizer(
-            **vars(self.settings.optimizer), where="config.optimizer"
-        )
+        self.optimizer = _optimizer(vars(self.settings.optimizer))
         self.compiled: dict[Any, Any] = {}  # for whatever state is evaluated
 
     def start(self) -> TrainState:
@@ -167,7 +173,7 @@ class Sweep:
     def optimizer_of(self, variant: Variant) -> Any:
         """Build the optimizer of one variant, which may be traced."""
         settings = vars(self.settings.optimizer) | {"learning_rate": variant.learning_rate}
-        return make_optimizer(**settings, where="config.optimizer")[0]
+        return _optimizer(settings)
 
     def start(self) -> TrainState:
         """The state [R, ...] that training starts from."""

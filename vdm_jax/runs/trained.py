@@ -19,7 +19,7 @@ from vdm_jax.data import Dataset, eval_batches, load_dataset
 from vdm_jax.models import Model, Statistics
 from vdm_jax.runtime.console import STDERR
 from vdm_jax.settings import Settings, settings_of
-from vdm_jax.specs import choose, nearest
+from vdm_jax.specs import choose, located, nearest
 from vdm_jax.training.dispatch import make_layout
 from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
 from vdm_jax.training.layout import Layout, jit_replicated, put
@@ -33,8 +33,13 @@ STREAMS = {"params": 0, "train": 1, "evaluate": 2, "sample": 3}
 
 
 def load_data(settings: dict[str, Any]) -> Dataset:
-    """Load the data that the section `data` of a config names."""
-    return load_dataset(**settings)
+    """Load the data that the section `data` of a config names.
+
+    Raises:
+      ValueError, OSError: those of `load_dataset`, about config.data.
+    """
+    with located("config.data", settings):
+        return load_dataset(**settings)
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ class TrainedModel:
         name = repr(("sample", size, chosen))
         compiled = self._compiled.setdefault(name, jit_replicated(self.layout, draw, size))
         parts = []
-        with tqdm(total=n, disable=size >= n, desc="sample", leave=False, file=STDERR) as bar:
+        bar = tqdm(total=n, disable=size >= n, desc="sample", leave=False, file=STDERR)
+        with bar, located("sample", settings):
             for first in range(0, n, size):
                 # fetched before the next chunk is dispatched, so that one is held at a time
                 part = np.asarray(compiled(self.state.ema_params, key, np.int32(first)))

@@ -92,22 +92,20 @@ def interval(schedule: Schedule, params: Params, s: Real, t: Real) -> Interval:
     )
 
 
-def check_schedule_params(
-    schedule: Schedule, params: Params, where: str = "schedule_params"
-) -> None:
+def check_schedule_params(schedule: Schedule, params: Params) -> None:
     """Raise ValueError unless `params` are what a learned schedule's `init` makes, in any float type."""
     if not schedule.learned:
         return
     if params is None or not jax.tree.leaves(params):
         raise ValueError(
-            f"{where}: the schedule is learned: pass schedule_params=schedule.init(key), found {params}"
+            f"schedule_params: the schedule is learned, expected schedule.init(key), found {params}"
         )
     expected = jax.eval_shape(schedule.init, jax.random.key(0))
     same = jax.tree.structure(params) == jax.tree.structure(expected)
     if not same or [*map(jnp.shape, jax.tree.leaves(params))] != [
         leaf.shape for leaf in jax.tree.leaves(expected)
     ]:
-        raise ValueError(f"{where}: expected those of schedule.init(key), found others")
+        raise ValueError("schedule_params: expected those of schedule.init(key), found others")
 
 
 def as_time(t: Real, name: str = "t") -> Reals:
@@ -123,14 +121,14 @@ def as_time(t: Real, name: str = "t") -> Reals:
 
 def check_ends(gamma_min: float, gamma_max: float) -> None:
     for name, value in (("gamma_min", gamma_min), ("gamma_max", gamma_max)):
-        real_number(value, f"schedule: {name}", "a number", lambda _: True)
+        real_number(value, name, "a number", lambda _: True)
     if not gamma_min < gamma_max:
         raise ValueError(
-            f"schedule: gamma_min must be below gamma_max, found {gamma_min} >= {gamma_max}"
+            f"gamma_min: expected less than gamma_max = {gamma_max}, found {gamma_min}"
         )
     if max(abs(gamma_min), abs(gamma_max)) > MAX_GAMMA:
         raise ValueError(
-            f"schedule: end points must lie in [-{MAX_GAMMA}, {MAX_GAMMA}], where float32 holds the SNR, "
+            f"expected ends in [-{MAX_GAMMA}, {MAX_GAMMA}], where float32 holds the SNR, "
             f"found {gamma_min} and {gamma_max}"
         )
 

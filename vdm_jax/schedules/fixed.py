@@ -106,9 +106,9 @@ def sigmoid(
     """
     check_ends(gamma_min, gamma_max)
     for name, value in (("start", start), ("end", end)):
-        real_number(value, f"sigmoid schedule: {name}")
+        real_number(value, name)
     if not start < end:
-        raise ValueError(f"sigmoid schedule: start must be below end, found {start} >= {end}")
+        raise ValueError(f"start: expected less than end = {end}, found {start}")
     var_first, var_last = expit(gamma_min), expit(gamma_max)
     span = expit(gamma_max) - expit(gamma_min)
     total = expit(end) - expit(start)
@@ -159,21 +159,21 @@ def from_betas(*, betas: Any) -> Schedule:
     """
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or betas.size < 2:
-        raise ValueError(f"from_betas: betas must be a vector of at least 2, found {betas.shape}")
+        raise ValueError(f"betas: expected a vector of at least 2, found shape {betas.shape}")
     no_signal = bool(betas[-1] == 1)
     allowed = (betas > 0) & (betas < 1)
     allowed[-1] |= no_signal
     if not np.all(allowed):
         bad = int(np.argmax(~allowed))
         raise ValueError(
-            f"from_betas: betas must lie in (0, 1), only the last may be 1, found betas[{bad}] = {betas[bad]}"
+            f"betas[{bad}]: expected a number in (0, 1), or 1 for the last, found {betas[bad]}"
         )
     log_signal = np.cumsum(np.log1p(-betas[:-1] if no_signal else -betas))
     knots = np.log(-np.expm1(log_signal)) - log_signal
     if no_signal:
         if knots[-1] >= NO_SIGNAL:
             raise ValueError(
-                f"from_betas: the signal is lost before the last step, log SNR = {-knots[-1]:.1f}; "
+                f"betas: the signal is lost before the last step, log SNR = {-knots[-1]:.1f}; "
                 "shorten the chain"
             )
         knots = np.append(knots, NO_SIGNAL)

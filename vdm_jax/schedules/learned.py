@@ -70,11 +70,9 @@ def learned_monotone(
       [-6.  4.] True
     """
     check_ends(gamma_min, gamma_max)
-    whole_number(hidden, "learned_monotone: hidden", 1)
+    whole_number(hidden, "hidden", 1)
     if trained_on not in ("variance", "bound"):
-        raise ValueError(
-            f"learned_monotone: trained_on must be 'variance' or 'bound', found {trained_on!r}"
-        )
+        raise ValueError(f"trained_on: expected 'variance' or 'bound', found {trained_on!r}")
     interior = "curve" if trained_on == "variance" else None
     ends = _learned_ends(gamma_min, gamma_max)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.checks import check_steps, real_number
+from vdm_jax.checks import MAX_STEPS, real_number, whole_number
 from vdm_jax.elbo import draw_times
 from vdm_jax.time_samplers.base import TimeSample, TrainingPath
 from vdm_jax.typing import Array, Float, Int, Key, Real
@@ -23,7 +23,7 @@ LARGEST = 1e15  # of the losses that are squared in float32
 
 def check_bins(bins: Any, mix: Any) -> None:
     """Raise ValueError for bins or a uniform part that no density can have."""
-    check_steps(bins, "bins: expected a whole number of at least 1")
+    whole_number(bins, "bins", 1, MAX_STEPS)
     real_number(mix, "mix", "a number in (0, 1]", lambda value: 0 < value <= 1)
     if mix / bins < 16 * GRAIN:
         raise ValueError(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.checks import check_steps
+from vdm_jax.checks import whole_number
 from vdm_jax.elbo import Elbo
 from vdm_jax.models import Model
 from vdm_jax.runtime.interrupt import check, defer_signals, is_command
@@ -89,8 +89,8 @@ def make_evaluator(
     """
     if model.unsupported is not None:
         raise ValueError(f"{model.components}: {model.unsupported}")
-    check_steps(draws, "evaluate.draws: must be at least 1")
-    check_steps(importance_samples, "evaluate.importance_samples: must be at least 1")
+    whole_number(draws, "draws", 1)
+    whole_number(importance_samples, "importance_samples", 1)
 
     compile = jax.jit if layout is None else partial(jit_replicated, layout)
     if importance_samples == 1:

@@ -23,7 +23,6 @@ def make_optimizer(
     b2: float,
     clip_norm: float | None,
     accumulate: int,
-    where: str = "optimizer",
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Build an optimizer and its learning-rate schedule.
 
@@ -38,7 +37,6 @@ def make_optimizer(
       b1, b2: decay of Adam's moments; Muon's momentum is b1.
       clip_norm: bound on the gradient's global norm, or None.
       accumulate: batches averaged for one update.
-      where: config path, for messages.
 
     Raises:
       ValueError: an unknown name, a decay that ends before the warm-up does.
@@ -52,13 +50,12 @@ def make_optimizer(
         rate = optax.cosine_decay_schedule(learning_rate, decay_steps - warmup_steps, decay_to)
     else:
         raise ValueError(
-            f"{where}.decay_steps: expected more than warmup_steps = {warmup_steps}, "
-            f"found {decay_steps}"
+            f"decay_steps: expected more than warmup_steps = {warmup_steps}, found {decay_steps}"
         )
     if warmup_steps > 0:  # optax takes a warm-up of no steps for one that never ends
         warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
         rate = optax.join_schedules([warmup, rate], [warmup_steps])
-    descend = choose(OPTIMIZERS, name, f"{where}.name")
+    descend = choose(OPTIMIZERS, name, "name")
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     optimizer = optax.chain(clip, descend(rate, b1=b1, b2=b2, weight_decay=weight_decay))
     if accumulate > 1:

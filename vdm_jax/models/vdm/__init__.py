@@ -49,7 +49,6 @@ def vdm(
     loss_space: Any = None,
     weighting: Any = "elbo",
     time_sampler: Any = "uniform",
-    where: str = "model",
 ) -> Model:
     """Build a variational diffusion model. Every component is a name, a spec or a built object.
 
@@ -73,15 +72,13 @@ def vdm(
         reported whatever it is.
       time_sampler: the density of the training times, of `TIME_SAMPLERS`; the expectation of the loss is the
         same for all of them.
-      where: config path, for messages.
 
     Raises:
       ValueError: unknown names or arguments, a likelihood of another kind than the data, `mean` in
         continuous time, a learned schedule under another weighting than the bound, a train_schedule that
         is learned, of other ends, or not for continuous time.
     """
-    check_statistics(statistics, where)
-    first = network, schedule, parameterization
+    check_statistics(statistics)
     others = {
         "base": base,
         "output scale": output_scale,
@@ -91,47 +88,39 @@ def vdm(
         "train schedule": train_schedule,
         "time sampler": None if time_sampler == "uniform" else time_sampler,
     }
-    components = _component_names(first, others)
+    components = _component_names([network, schedule, parameterization], others)
     net = denoiser(
         statistics,
         network=network,
         parameterization=parameterization,
         base=base,
         output_scale=output_scale,
-        where=where,
     )
-    row = net.parameterization
-    schedule = build(SCHEDULES, schedule, f"{where}.schedule")
-    error_space = (
-        row if loss_space is None else build(PARAMETERIZATIONS, loss_space, f"{where}.loss_space")
-    )
-    likelihood = likelihood_for(statistics, likelihood, where)
-    weigh = build_weighting(weighting, f"{where}.weighting")
-    time_sampler = build(TIME_SAMPLERS, time_sampler, f"{where}.time_sampler")
-    check_timesteps(timesteps, row, f"{where}.parameterization")
-    check_timesteps(timesteps, error_space, f"{where}.loss_space")
-    check_ends(schedule, row, f"{where}.schedule", f"{where}.parameterization")
-    if schedule.learned and not weigh.bound:
-        raise ValueError(
-            f"{where}.weighting: a learned schedule is trained on the bound, expected 'elbo', "
-            f"found {weighting!r}"
-        )
-
-    path = schedule
-    if train_schedule is not None:
-        path = _other_path(schedule, train_schedule, timesteps, where)
+    schedule = build(SCHEDULES, schedule, "schedule")
+    if loss_space is None:
+        loss_space = net.parameterization
     model = VDM(
         statistics=statistics,
         denoiser=net,
         schedule=schedule,
-        train_schedule=path,
-        likelihood=likelihood,
-        loss_space=error_space,
-        weighting=weigh,
-        time_sampler=time_sampler,
+        train_schedule=_training_path(schedule, train_schedule, timesteps),
+        likelihood=likelihood_for(statistics, likelihood),
+        loss_space=build(PARAMETERIZATIONS, loss_space, "loss_space"),
+        weighting=build_weighting(weighting),
+        time_sampler=build(TIME_SAMPLERS, time_sampler, "time_sampler"),
         timesteps=timesteps,
     )
+    _check_parts(model)
     return as_model(model, components)
+
+
+def _check_parts(model: VDM) -> None:
+    """Raise ValueError for parts that do not fit together."""
+    check_timesteps(model.timesteps, model.denoiser.parameterization)
+    check_timesteps(model.timesteps, model.loss_space, "loss_space")
+    check_ends(model.schedule, model.denoiser.parameterization)
+    if model.schedule.learned and not model.weighting.bound:
+        raise ValueError("weighting: a learned schedule is trained on the bound, expected 'elbo'")
 
 
 def _component_names(first: Sequence[Any], others: Mapping[str, Any]) -> str:
@@ -166,15 +155,19 @@ def as_model(model: VDM, components: str) -> Model:
     )
 
 
-def _other_path(schedule: Schedule, spec: Any, timesteps: int | None, where: str) -> Schedule:
-    """The schedule of the training times, if it has the ends of the model's own."""
-    path, where = build(SCHEDULES, spec, f"{where}.train_schedule"), f"{where}.train_schedule"
+def _training_path(schedule: Schedule, spec: Any, timesteps: int | None) -> Schedule:
+    """Build the schedule of the training times, which has the ends of the model's schedule."""
+    if spec is None:
+        return schedule
+    path = build(SCHEDULES, spec, "train_schedule")
     if timesteps is not None:
-        raise ValueError(f"{where}: is for continuous time, found timesteps = {timesteps}")
+        raise ValueError(f"train_schedule: is for continuous time, found timesteps = {timesteps}")
     if schedule.learned or path.learned:
-        raise ValueError(f"{where}: neither it nor the schedule may be learned")
+        raise ValueError("train_schedule: neither it nor the schedule may be learned")
     with jax.ensure_compile_time_eval():
         ends = [[float(s.gamma(None, t)) for t in (0.0, 1.0)] for s in (schedule, path)]
     if not np.allclose(*ends, rtol=1e-5, atol=1e-5):
-        raise ValueError(f"{where}: expected the ends {ends[0]} of the schedule, found {ends[1]}")
+        raise ValueError(
+            f"train_schedule: expected the ends {ends[0]} of the schedule, found {ends[1]}"
+        )
     return path

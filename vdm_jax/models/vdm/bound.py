@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.checks import check_steps
+from vdm_jax.checks import whole_number
 from vdm_jax.diffusion import Interval
 from vdm_jax.elbo import Elbo, draw_times, mean_of_draws, training_interval
 from vdm_jax.models.keys import example_keys, fold_each, split_each
@@ -25,7 +25,7 @@ def elbo_per_noise_level(
     model: VDM, params: Params, key: Key, batch: Any, edges: Any, draws: int = 1
 ) -> tuple[Elbo, Array]:
     """Estimate −ELBO of each example, and its matching term by bin of γ, [B, K]; `PerNoiseLevel.elbo`."""
-    check_steps(draws, "draws must be at least 1")
+    whole_number(draws, "draws", 1)
     check_params(params)
     batch, x0 = encoded(batch, model.statistics, model.likelihood)
     time_keys, draw_keys = example_keys(key, batch.index, 2)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.checks import check_steps, whole_number
+from vdm_jax.checks import MAX_STEPS, whole_number
 from vdm_jax.diffusion import data_interval
 from vdm_jax.likelihoods import observation
 from vdm_jax.models.denoiser import same_for_all
@@ -35,11 +35,11 @@ def sample(
     check_params(params)
     n = whole_number(n, "n", 1)
     steps = default_steps(model) if steps is None else steps
-    check_steps(steps, "sample.steps: steps must be at least 1")
+    whole_number(steps, "steps", 1, MAX_STEPS)
     grid = model.timesteps or steps
     if not model.denoiser.parameterization.continuous and grid % steps != 0:
         raise ValueError(
-            f"sample.steps: 'mean' is a step of the training chain, expected a divisor of "
+            f"steps: 'mean' is a step of the training chain, expected a divisor of "
             f"timesteps = {grid}, found {steps}"
         )
     start_keys, chain_keys = example_keys(key, first + jnp.arange(n), 2)
@@ -58,7 +58,7 @@ def sample(
         chain_keys,
         schedule=model.schedule,
         schedule_params=params["schedule"],
-        sampler=build_sampler(sampler, "sample.sampler"),
+        sampler=build_sampler(sampler),
         steps=steps,
     )
     return model.likelihood.decode(x0)
