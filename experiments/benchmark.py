@@ -1,27 +1,31 @@
-"""How fast is it to start, train, evaluate and sample each network, and how do two variants compare?
+"""Times and memory of starting, training, evaluating and sampling each network, and ratios of variants.
 
     python experiments/benchmark.py [--sizes tiny strided mlp] [--batch N] [--dtype bfloat16]
         [--set KEY=VALUE ...] [--steps-per-dispatch N] [--data NAME] [--against VARIANT ...]
         [--rounds R] [--seconds S] [--parts train evaluate sample data start] [--compile-only]
         [--out DIR] [--json] [--quick]
 
-Each size of each variant is a process of its own, and one computes at a time: in every round the parts of one
-variant take turns with the same parts of the next, so that a ratio is of neighbours. A variant is
+Each size of each variant has its own process, and only one process computes at a time. In every round the
+variants take turns, part by part, so that the two times of a ratio are measured one after the other. A variant
+is
 
-    "--steps-per-dispatch 10 --set remat=full"    other flags, in one string, the value after a space
-    git:REVISION                                  the package as it was, from the repository's history
-    cmd:COMMAND                                   whatever prints what --json prints, {"rows": {SIZE:
-                                                  {"seconds": {"train": ...}}}}; run once a round and size,
-                                                  which it finds in BENCHMARK_SIZE
+    "--steps-per-dispatch 10 --set remat=full"    other flags, in one string, with a space before each value
+    git:REVISION                                  the package at a revision of the repository
+    cmd:COMMAND                                   a command that prints the same as --json, {"rows": {SIZE:
+                                                  {"seconds": {"train": ...}}}}; it is run once per round and
+                                                  size, with the size in the variable BENCHMARK_SIZE
 
-Times are of one step (train), of one call of the network (evaluate, sample, and the forward pass beside each),
-of one image (data). Start is what a fresh process takes for the state, tracing, compiling and the first step,
-without imports and data, once with an empty compilation cache and once with the one that it left. FLOPs are
-those of `benchmark_case.py`, and their share is of the product of two large matrices in the same type and
-round. On one device all variants keep their states at once. A batch that cannot fit is refused before
-compilation; --compile-only compiles it without running. `paper` is the CIFAR-10 model of Kingma et al. 2021.
-Writes results.json and table.md. --quick takes seconds, with two short rounds whatever is asked for, and checks
-what is not a timing: FLOPs, memory, one compilation for each program, donation, hits of the persistent cache.
+Times are those of one step (train), of one call of the network (evaluate, sample, and the forward pass beside
+each) and of one image (data). A start is the time in which a fresh process makes the state, traces, compiles
+and takes the first step, without imports and data; it is measured with an empty compilation cache, and again
+with the cache that the first process filled. FLOPs are those of `benchmark_case.py`; their share is relative to
+the product of two large matrices of the same type in the same round. On one device, all variants keep their
+states at the same time. A batch that cannot fit is refused before compilation; --compile-only compiles it
+without running. `paper` is the CIFAR-10 model of Kingma et al. 2021.
+
+Writes results.json and table.md. --quick takes seconds, with two short rounds whatever the flags say, writes
+nothing, and checks everything but timings: FLOPs, memory, one compilation for each program, donation, hits of
+the persistent cache.
 """
 
 import argparse
@@ -55,18 +59,19 @@ from benchmark_variants import (
 HERE = Path(__file__).resolve().parent
 TWICE = "--steps-per-dispatch 2"
 TIMED = {"train": "train", "evaluate": "evaluate", "sample": "sample", "data": "image"}
-"""Where the time of a part is; starts are measured of some rows only."""
+"""Part -> the name of its time; starts are not here, because only some rows have them."""
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
+    """Print a line to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.Namespace]:
-    """The flags of the run, and those in which variants may differ.
+    """Return the flags of the run, and those in which variants may differ.
 
     Raises:
-      ValueError: a mistake in them.
+      ValueError: a mistake in the flags.
     """
     about = (__doc__ or "").splitlines()[0]
     shared = settings_parser()
@@ -76,55 +81,63 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argparse
     add("--against", nargs="+", action="extend", default=[], metavar="VARIANT")
     add("--parts", nargs="+", choices=PARTS, help="all by default; none with --compile-only")
     add("--rounds", type=int, default=5)
-    add("--seconds", type=float, default=1.0, help="of each part in a round, at least one step")
+    add("--seconds", type=float, default=1.0, help="of each part in a round; at least one step")
     add("--compile-only", action="store_true", help="run nothing")
     add("--out", type=Path, default=HERE / "results" / "benchmark")
     add("--json", action="store_true", help="print the results as the last line, write no files")
     add("--quick", action="store_true", help="seconds; its times mean nothing")
-    found = parser.parse_args(arguments)
-    if found.rounds < 1 or not 0 < found.seconds < 3600:
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or not 0 < options.seconds < 3600:
         raise ValueError("--rounds and --seconds: expected at least 1, and above 0")
-    found.alone = []  # sizes that are compared with nothing
-    if found.quick:
-        found.rounds, found.seconds = 2, 0.02
-        if not (found.against or found.sizes):
-            found.against, found.sizes, found.alone = [TWICE], ["tiny", "mlp"], ["tiny"]
-    found.sizes = found.sizes or ["tiny", "strided", "mlp"]
-    if found.parts is None:
-        found.parts = () if found.compile_only else PARTS
-    if found.compile_only and set(found.parts) - {"start"}:
+    options.alone = []  # sizes that are measured without the other variants
+    if options.quick:
+        options.rounds, options.seconds = 2, 0.02
+        if not (options.against or options.sizes):
+            options.against, options.sizes, options.alone = [TWICE], ["tiny", "mlp"], ["tiny"]
+    options.sizes = options.sizes or ["tiny", "strided", "mlp"]
+    if options.parts is None:
+        options.parts = () if options.compile_only else PARTS
+    if options.compile_only and set(options.parts) - {"start"}:
         raise ValueError("--compile-only: of --parts only start can be measured without running")
     names = vars(shared.parse_args([]))
-    return found, argparse.Namespace(**{name: getattr(found, name) for name in names})
+    return options, argparse.Namespace(**{name: getattr(options, name) for name in names})
 
 
 def environment_of(variant: Variant, options: argparse.Namespace) -> dict[str, str]:
-    path = [variant.tree, os.environ.get("PYTHONPATH")]
-    found = {} if variant.tree is None else {"PYTHONPATH": os.pathsep.join(filter(None, path))}
-    return found | ({"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if options.quick else {})
+    """Return the variables that a variant's process needs in addition."""
+    environment = {}
+    if variant.tree is not None:
+        paths = [variant.tree, os.environ.get("PYTHONPATH")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    if options.quick:
+        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles faster
+    return environment
 
 
 def worker(size: str, variant: Variant, options: argparse.Namespace, **environment: str) -> Worker:
-    asked = {name: getattr(options, name) for name in ("quick", "seconds", "compile_only")}
-    asked |= variant.settings | {"size": size}
-    return Worker(asked, environment_of(variant, options) | environment, say)
+    """Start the process of one size of one variant."""
+    request = {name: getattr(options, name) for name in ("quick", "seconds", "compile_only")}
+    request |= variant.settings | {"size": size}
+    return Worker(request, environment_of(variant, options) | environment, log)
 
 
 def starts(size: str, variant: Variant, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A cold and a warm start, each in a fresh process."""
+    """Yield a cold and a warm start, each in a fresh process."""
     with tempfile.TemporaryDirectory() as cache:
-        keep = {"JAX_COMPILATION_CACHE_DIR": cache}
-        keep["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        keep["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        cache_everything = {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
         for _ in range(2):
-            with closing(worker(size, variant, options, **keep)) as process:
+            with closing(worker(size, variant, options, **cache_everything)) as process:
                 yield process.ask("open")
 
 
 def measure(
     size: str, variants: list[Variant], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """A row for each variant."""
+    """Measure one size; return a row for each variant."""
     rows: list[dict[str, Any]] = [{"seconds": defaultdict(list)} for _ in variants]
     shares: list[Any] = [defaultdict(list) for _ in variants]
     with ExitStack() as stack:
@@ -145,29 +158,29 @@ def measure(
                 process.ask("warm", part)
         rounds = options.rounds if parts else 1
         for number in range(rounds):
-            say(f"{size}: round {number + 1} of {rounds}")
+            log(f"{size}: round {number + 1} of {rounds}")
             for i, variant in enumerate(variants):
                 if variant.command is not None:
                     for name, value in run_command(variant.command, size).items():
                         rows[i]["seconds"][name].append(value)
             for part in parts:
                 for i, process in workers.items():
-                    found = process.ask("round", part)
-                    for name, value in found["seconds"].items():
+                    measurement = process.ask("round", part)
+                    for name, value in measurement["seconds"].items():
                         rows[i]["seconds"].setdefault(name, []).append(value)
-                    for name, value in found["shares"].items():
+                    for name, value in measurement["shares"].items():
                         shares[i][name].append(value)
         for i, process in workers.items():
             rows[i] |= process.ask("close")
     for i, variant in enumerate(variants):
-        # what --quick checks of it holds for one as for all
-        once = not options.quick or (i == 0 and size not in options.alone)
-        if "start" in options.parts and variant.command is None and once:
+        # --quick measures one pair of starts, because its checks do not depend on the variant
+        needed = not options.quick or (i == 0 and size not in options.alone)
+        if "start" in options.parts and variant.command is None and needed:
             cold, warm = starts(size, variant, options)
             rows[i]["starts"] = {}
-            for name, found in {"cold": cold, "warm": warm}.items():
-                rows[i]["seconds"][f"{name} start"] = found["seconds"]["start"]
-                rows[i]["starts"][name] = {n: found[n] for n in ("seconds", "cache", "flops")}
+            for name, start in {"cold": cold, "warm": warm}.items():
+                rows[i]["seconds"][f"{name} start"] = start["seconds"]["start"]
+                rows[i]["starts"][name] = {n: start[n] for n in ("seconds", "cache", "flops")}
             shares[i]["cold start, per warm start"] = [
                 cold["seconds"]["start"][0] / warm["seconds"]["start"][0]
             ]
@@ -178,22 +191,22 @@ def measure(
 
 
 def per_second(row: dict[str, Any]) -> dict[str, Any]:
-    """Images per second, of rounds."""
+    """Return summaries of the images per second in each round."""
     if "config" not in row:
         return {}
     batch, draws = row["config"]["train"]["batch_size"], row["config"]["evaluate"]["draws"]
-    found = {}
+    summaries = {}
     for part, images in {"train": batch, "evaluate": batch / draws, "image": 1}.items():
         if row["seconds"].get(part):
             name = "data" if part == "image" else part
-            found[f"{name}, images per second"] = summary(
+            summaries[f"{name}, images per second"] = summary(
                 [images / value for value in row["seconds"][part]]
             )
-    return found
+    return summaries
 
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without what changes how a step is computed and not what it computes."""
+    """Return a config without the fields that change how a step is computed, but not its result."""
     kept = {k: v for k, v in config["model"]["network"].items() if k not in ("scan", "remat")}
     train = config["train"] | {"steps_per_dispatch": 1}
     return config | {"train": train, "model": config["model"] | {"network": kept}}
@@ -202,10 +215,10 @@ def plain(config: dict[str, Any]) -> dict[str, Any]:
 def expectations(
     row: dict[str, Any], base: dict[str, Any], parts: Sequence[str]
 ) -> dict[str, bool]:
-    """What must hold of a row, of which these parts were measured, whatever the machine's speed."""
+    """Return the checks of a row that do not depend on the machine's speed, each with its result."""
     starts, checks, flops = row.get("starts", {}), row["checks"], row["flops"]
     counted, compiled = flops["step"] or 0, flops["compiled"] or 0
-    # of loops the compiler counts one turn
+    # the compiler counts one iteration of a loop
     looped = row["config"]["model"]["network"].get("scan", False)
     waiting = row["summary"].get("share waiting for data", {}).get("median", 0)
     counts = {row["flops"]["step"], *(start["flops"]["step"] for start in starts.values())}
@@ -234,30 +247,30 @@ def expectations(
     return expected
 
 
-def check(found: dict[str, Any], parts: Sequence[str]) -> None:
-    """Refuse results, of which these parts were measured, if something does not hold.
+def check(results: dict[str, Any], parts: Sequence[str]) -> None:
+    """Check results in which these parts were measured.
 
     Raises:
-      ValueError: with all of it.
+      ValueError: with every check that fails.
     """
     problems = []
-    for size, base in found["rows"].items():
-        for other in [{"variant": "as given", "rows": {size: base}}, *found["against"]]:
+    for size, base in results["rows"].items():
+        for other in [{"variant": "as given", "rows": {size: base}}, *results["against"]]:
             row = other["rows"].get(size, {})
-            if "config" in row:  # not of a command
+            if "config" in row:  # rows of commands have none
                 where = f"{size}, {other['variant']}: expected "
-                held = expectations(row, base, parts)
-                problems += [where + words for words, holds in held.items() if not holds]
+                expected = expectations(row, base, parts)
+                problems += [where + name for name, holds in expected.items() if not holds]
     if problems:
         raise ValueError("; ".join(problems))
 
 
-def table(found: dict[str, Any]) -> str:
-    """A block for each size; a column for each variant, and its ratio to the first; what it was measured on."""
+def table(results: dict[str, Any]) -> str:
+    """Return a table for each size, with a column for each variant and its ratio to the first variant."""
     lines = []
-    for size, base in found["rows"].items():
-        others = {o["variant"]: o for o in found["against"] if size in o["rows"]}
-        lines += [f"| `{size}` | {' | '.join([found['variant'], *(f'`{n}`' for n in others)])} |"]
+    for size, base in results["rows"].items():
+        others = {o["variant"]: o for o in results["against"] if size in o["rows"]}
+        lines += [f"| `{size}` | {' | '.join([results['variant'], *(f'`{n}`' for n in others)])} |"]
         lines += ["|" + "---|" * (len(others) + 2)]
         rows = [base, *(other["rows"][size] for other in others.values())]
         described = [described_row(row) for row in rows]
@@ -269,32 +282,27 @@ def table(found: dict[str, Any]) -> str:
                     cells[i + 1] += f" (× {spread(ratio)})"
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    about = (
-        "Medians of rounds taken in turns (smallest to largest); × is the ratio to the first column"
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    lines.append(
+        "Medians of rounds taken in turns (smallest to largest); × is the ratio to the first column. "
+        f"{results['device']}, {results['cores']} cores; {versions}: `{results['command']}`."
     )
-    return "\n".join(
-        [
-            *lines,
-            f"{about}. {found['device']}, {found['cores']} cores; {versions}: `{found['command']}`.",
-            "",
-        ]
-    )
+    return "\n".join(lines) + "\n"
 
 
 def number(value: float) -> str:
-    """Three digits, and all before the point."""
+    """Return a number with three digits, or with all digits before the point if there are more."""
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
-def spread(found: dict[str, Any], scale: float = 1.0) -> str:
-    """Median, and from where to where if there are several."""
-    low, middle, high = (number(scale * found[name]) for name in ("min", "median", "max"))
-    return middle if len(found["values"]) == 1 else f"{middle}, {low} to {high}"
+def spread(distribution: dict[str, Any], scale: float = 1.0) -> str:
+    """Return the median, and the range if there are several values."""
+    low, median, high = (number(scale * distribution[name]) for name in ("min", "median", "max"))
+    return median if len(distribution["values"]) == 1 else f"{median}, {low} to {high}"
 
 
 def described_row(row: dict[str, Any]) -> dict[str, str]:
-    """The cells of a column."""
+    """Return the cells of a column."""
     cells = {f"{name}, ms": spread(value, 1e3) for name, value in row["times"].items()}
     cells |= {name: spread(value) for name, value in row["summary"].items()}
     if "config" in row:
@@ -310,25 +318,25 @@ def described_row(row: dict[str, Any]) -> dict[str, str]:
 
 
 def cores() -> int:
-    """That this process may use; as `vdm_jax.xla.cores`, which earlier revisions do not have."""
+    """Return the number of cores that this process may use, without importing JAX."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def revision() -> str | None:
-    """Of the repository, and whether it was changed since."""
+    """Return the revision of the repository, marked if files have changed since."""
     command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        completed = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return completed.stdout.strip() or None
 
 
 def benchmark(options: argparse.Namespace, settings: argparse.Namespace) -> dict[str, Any]:
-    """All of it, as it is written.
+    """Run the benchmark; return the contents of results.json.
 
     Raises:
-      ValueError: a mistake in what is asked for, or a variant that cannot be run.
+      ValueError: a mistake in the flags, or a variant that cannot be run.
     """
     with tempfile.TemporaryDirectory() as folder:
         others = [parse_variant(text, settings, Path(folder)) for text in options.against]
@@ -364,22 +372,22 @@ def benchmark(options: argparse.Namespace, settings: argparse.Namespace) -> dict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status."""
+    """Run the benchmark; return the exit status."""
     try:
         options, settings = parse(arguments)
-        found = benchmark(options, settings)
+        results = benchmark(options, settings)
         if options.quick:
-            check(found, options.parts)
+            check(results, options.parts)
     except (ValueError, OSError) as error:
-        say(f"error: {' '.join(str(error).split())}")
+        log(f"error: {' '.join(str(error).split())}")
         return 2
-    text = table(found)
+    text = table(results)
     print(text)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
     elif not options.quick:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+        (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         (options.out / "table.md").write_text(text)
     return 0
 
@@ -390,5 +398,5 @@ if __name__ == "__main__":
 
         serve(json.loads(sys.argv[2]))
     else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the other processes end
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the workers, too
         sys.exit(main())

@@ -1,9 +1,9 @@
-"""One size of one variant in a process of its own, which `benchmark.py` asks line by line what to do.
+"""One size of one variant in its own process, which takes commands from `benchmark.py` line by line.
 
-FLOPs are XLA's count for the plain step before optimisation: one step a dispatch, blocks unrolled, nothing
-computed twice. A loop's body would be counted once however often it runs, and some backends count the library
-calls of a compiled program as nothing; the compiled program's own count is kept beside it. The residuals of the
-backward pass are counted on shapes alone, before anything is compiled.
+FLOPs are XLA's count for the plain step before optimization: one step per dispatch, blocks unrolled, nothing
+recomputed. The count of the compiled program is kept beside it, but cannot replace it: it counts the body of a
+loop once, however often it runs, and on some backends misses library calls. The residuals of the backward pass
+are counted from shapes, before anything is compiled.
 """
 
 import copy
@@ -42,35 +42,38 @@ from vdm_jax.training.dispatch import dispatcher, make_layout
 from vdm_jax.training.layout import shardings
 
 GIB = 2**30
-EVENTS: Counter[str] = Counter()  # of JAX: compilations, and what the persistent cache had
+EVENTS: Counter[str] = (
+    Counter()
+)  # of JAX: compilations, and hits and misses of the persistent cache
 COMPILED = "/jax/core/compile/backend_compile_duration"
 HITS = "/jax/compilation_cache/cache_hits"
 MISSES = "/jax/compilation_cache/cache_misses"
 
 
-def config_of(asked: dict[str, Any], size: Size) -> dict[str, Any]:
-    """The config of a variant, validated; `--set` has the last word.
+def config_of(request: dict[str, Any], size: Size) -> dict[str, Any]:
+    """Return the validated config of a variant; `--set` overrides the other flags.
 
     Raises:
-      ValueError: a field that there is not, or a value that it does not take.
+      ValueError: an unknown field, or a value that it does not take.
     """
     config = to_dict(default())
     config["model"] |= {"network": dict(size.network), "base": "input", "output_scale": "none"}
     config["model"]["schedule"]["name"] = "learned_linear"
-    config["train"] |= {"batch_size": size.batch if asked["batch"] is None else asked["batch"]}
-    config["train"] |= {"steps_per_dispatch": asked["steps_per_dispatch"], "parallel": "jit"}
+    batch = size.batch if request["batch"] is None else request["batch"]
+    stack = request["steps_per_dispatch"]
+    config["train"] |= {"batch_size": batch, "steps_per_dispatch": stack, "parallel": "jit"}
     config["evaluate"]["draws"] = 1
-    config["sample"]["steps"] = 2 if asked["quick"] else 10
-    if asked["dtype"] is not None:
-        config["model"]["network"]["dtype"] = asked["dtype"]
+    config["sample"]["steps"] = 2 if request["quick"] else 10
+    if request["dtype"] is not None:
+        config["model"]["network"]["dtype"] = request["dtype"]
     overridden = ConfigDict(config)
-    for item in asked["set"]:
+    for item in request["set"]:
         override(overridden, item)
     return to_dict(overridden)
 
 
 def override(config: ConfigDict, item: str) -> None:
-    """Set one field, KEY=VALUE; without a dot it is the network's."""
+    """Set one field, KEY=VALUE; a key without a dot is a field of the network, unless the config has it."""
     key, equals, text = item.partition("=")
     if not (key and equals):
         raise ValueError(f"--set: expected KEY=VALUE, found {item!r}")
@@ -79,25 +82,26 @@ def override(config: ConfigDict, item: str) -> None:
 
 
 def dataset_of(name: str, shape: tuple[int, ...], batch: int) -> Dataset:
-    """A data set with four batches as its test split."""
+    """Return a data set whose test split has at most four batches."""
     if name == "synthetic":
         shape = (max(2048, 4 * batch), *shape)
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         train = Split(images, "train")
-        found = array_dataset("synthetic", version="1", levels=256, train=train, test=train)
+        dataset = array_dataset("synthetic", version="1", levels=256, train=train, test=train)
     else:
-        found = load_dataset(name)
-    few = found.test.images[np.arange(min(4 * batch, len(found.test.images)))]
-    return found._replace(test=Split(few, found.test.name))
+        dataset = load_dataset(name)
+    test = dataset.test
+    images = test.images[np.arange(min(4 * batch, len(test.images)))]
+    return dataset._replace(test=Split(images, test.name))
 
 
 def tree_bytes(tree: Any) -> int:
-    """Of arrays or their shapes."""
+    """Return the bytes of a tree of arrays or of their shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def residual_bytes(loss: Callable[[Any, Any], Any], params: Any, batch: Any) -> int:
-    """What the backward pass of a loss keeps from the forward one; computes and compiles nothing."""
+    """Return the bytes that a loss keeps for its backward pass; compute and compile nothing."""
 
     def backward(params, batch):
         return jax.vjp(lambda p: loss(p, batch), params)[1]
@@ -106,106 +110,110 @@ def residual_bytes(loss: Callable[[Any, Any], Any], params: Any, batch: Any) -> 
 
 
 def memory_here() -> int:
-    """Bytes that a program may take: of the device, or of this machine within its container's limit."""
+    """Return the bytes that a program may use: of the device, or of this machine and its container."""
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    known, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if known.exists():  # with what the system would give back, unlike SC_AVPHYS_PAGES
-        lines = dict(line.split(":", 1) for line in known.read_text().splitlines())
+    if meminfo.exists():  # includes memory that the system can reclaim, unlike SC_AVPHYS_PAGES
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = 1024 * int(lines["MemAvailable"].split()[0])
     text = limit.read_text().strip() if limit.exists() else "max"
     return min(free, int(text)) if text.isdigit() else free
 
 
 @contextmanager
-def timed(into: dict[str, float], name: str) -> Iterator[None]:
-    began = time.perf_counter()
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Store the seconds of the block under `name`."""
+    start = time.perf_counter()
     yield
-    into[name] = time.perf_counter() - began
+    seconds[name] = time.perf_counter() - start
 
 
 def matmul_peak(dtype: str, seconds: float = 0.02) -> Callable[[], float]:
-    """A measurement of this device's FLOP/s: the best of five products of a matrix that takes so long."""
+    """Return a function that measures this device's FLOP/s, as the best of five matrix products.
+
+    The matrices are large enough for a product to take `seconds`, but at most 8192 × 8192.
+    """
     multiply = jax.jit(jnp.matmul)
 
-    def once(matrix) -> float:
-        began = time.perf_counter()
+    def time_product(matrix) -> float:
+        start = time.perf_counter()
         multiply(matrix, matrix).block_until_ready()
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     for side in (512, 1024, 2048, 4096, 8192):
         matrix = jnp.ones((side, side), dtype)
-        once(matrix)
-        if once(matrix) >= seconds:
+        time_product(matrix)  # compiles
+        if time_product(matrix) >= seconds:
             break
-    return lambda: 2 * side**3 / min(once(matrix) for _ in range(5))
+    return lambda: 2 * side**3 / min(time_product(matrix) for _ in range(5))
 
 
 class Case:
-    """What is asked for, built: a job, its program, its state, and a timer for each part."""
+    """One size of one variant: a job, its program, its state, and a timer for each part."""
 
-    def __init__(self, asked: dict[str, Any]):
-        self.asked, self.where = asked, asked["size"]
-        size = (QUICK if asked["quick"] else SIZES)[asked["size"]]
-        self.config = config = config_of(asked, size)
+    def __init__(self, request: dict[str, Any]):
+        self.request, self.size = request, request["size"]
+        size = (QUICK if request["quick"] else SIZES)[self.size]
+        self.config = config = config_of(request, size)
         train = config["train"]
         self.batch, self.stack = train["batch_size"], train["steps_per_dispatch"]
         self.layout = make_layout(train["parallel"], train["fsdp"])
         config["evaluate"]["batch_size"] = self.batch
-        self.dataset = data = dataset_of(asked["data"], size.shape, self.batch)
+        self.dataset = data = dataset_of(request["data"], size.shape, self.batch)
         # as `runs.setup.statistics_of`, which earlier revisions do not have
-        images, measured = data.train.images, {"base": config["model"]["base"]}
+        images, options = data.train.images, {"base": config["model"]["base"]}
         if "sample" in inspect.signature(fit_statistics).parameters:  # of earlier revisions
-            measured["sample"] = images[np.arange(min(1024, len(images)))]
-        self.statistics = fit_statistics(level_counts(images, data.levels), **measured)
+            options["sample"] = images[np.arange(min(1024, len(images)))]
+        self.statistics = fit_statistics(level_counts(images, data.levels), **options)
         self.job = Run(config, self.statistics)
         self.shapes = jax.eval_shape(self.job.start)
         self.batches = next(self.stacks(1))
-        self.one = jax.tree.map(lambda leaf: leaf[0], self.batches)
+        self.single = jax.tree.map(lambda leaf: leaf[0], self.batches)
         self.compiled: dict[Any, Any] = {}
-        self.times: dict[str, int] = {}
-        self.in_rounds = 0
+        self.repeats: dict[str, int] = {}
+        self.compilations_in_rounds = 0
 
     def stacks(self, count: int) -> Iterator[Any]:
+        """Yield the batches of `count` dispatches."""
         options = {"batch_size": self.batch, "stack": self.stack, "start_step": 0}
         return self.job.batches(self.dataset.train, stop_step=count * self.stack, **options)
 
     def estimate(self) -> dict[str, int]:
-        """Bytes of a train step, before it is compiled."""
+        """Estimate the bytes of a train step before it is compiled."""
         key, params = jax.random.key(0), self.shapes.params
 
         def loss(params, batch):
             state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.shapes.model_state)
             return with_model_state(self.job.model, state).loss(params, key, batch)[0]
 
-        found = {
-            "residuals": residual_bytes(loss, params, self.one),
+        sizes = {
+            "residuals": residual_bytes(loss, params, self.single),
             "state": tree_bytes(self.shapes),
             "gradients": tree_bytes(params),
             "data": tree_bytes(self.batches),
         }
-        return found | {"total": sum(found.values()), "here": memory_here()}
+        return sizes | {"total": sum(sizes.values()), "here": memory_here()}
 
-    def open(self, say: Callable[[str], None]) -> dict[str, Any]:
-        """Compile the train step and, unless only that is asked for, make the first one.
+    def open(self, log: Callable[[str], None]) -> dict[str, Any]:
+        """Compile the train step and, without --compile-only, take the first step.
 
         Raises:
-          ValueError: it cannot fit.
+          ValueError: the step does not fit into the memory.
         """
-        guess, seconds = self.estimate(), {}
-        words = (
-            f"{self.where}: a step of batch {self.batch} needs about {guess['total'] / GIB:.2f} GiB"
+        estimate, seconds = self.estimate(), {}
+        here = f"here are {estimate['here'] / GIB:.2f}"
+        message = (
+            f"{self.size}: a step of batch {self.batch} needs about {estimate['total'] / GIB:.2f} GiB "
+            f"({estimate['residuals'] / GIB:.2f} of residuals), {here}"
         )
-        words += (
-            f" ({guess['residuals'] / GIB:.2f} of residuals), here are {guess['here'] / GIB:.2f}"
-        )
-        only = self.asked["compile_only"]
-        # a guess: the compiler computes some residuals again, and takes room of its own for loops
-        if guess["total"] > 2 * guess["here"] and not only:
-            raise ValueError(f"{words}: expected a smaller --batch, or --compile-only")
-        say(words)
+        compile_only = self.request["compile_only"]
+        # within a factor of 2: the compiler recomputes some residuals and needs memory for loops
+        if estimate["total"] > 2 * estimate["here"] and not compile_only:
+            raise ValueError(f"{message}: expected a smaller --batch, or --compile-only")
+        log(message)
         programs: list[Any] = []
 
         def wrap(layout, run, places):
@@ -220,7 +228,7 @@ class Case:
             self.shapes,
             places,
         )
-        if not only:
+        if not compile_only:
             with timed(seconds, "init"):
                 self.state = jax.block_until_ready(jax.jit(self.job.start, out_shardings=places)())
         before = EVENTS.copy()
@@ -231,15 +239,15 @@ class Case:
             program = lowered.compile()
         memory = program.memory_analysis()
         kinds = ("temp", "argument", "output", "alias")
-        taken = {kind: getattr(memory, f"{kind}_size_in_bytes", None) for kind in kinds}
-        exact = (taken["temp"] or 0) + (taken["argument"] or 0)
-        if exact > guess["here"] and not only:
+        memory_by_kind = {kind: getattr(memory, f"{kind}_size_in_bytes", None) for kind in kinds}
+        needed = (memory_by_kind["temp"] or 0) + (memory_by_kind["argument"] or 0)
+        if needed > estimate["here"] and not compile_only:
             raise ValueError(
-                f"{self.where}: the compiled step takes {exact / GIB:.2f} GiB, here are "
-                f"{guess['here'] / GIB:.2f}: expected a smaller --batch, or --compile-only"
+                f"{self.size}: the compiled step takes {needed / GIB:.2f} GiB, {here}: "
+                "expected a smaller --batch, or --compile-only"
             )
         checks: dict[str, Any] = {}
-        if not only:
+        if not compile_only:
             old = jax.tree.leaves(self.state)
             with timed(seconds, "first step"):
                 self.train(1)
@@ -250,10 +258,10 @@ class Case:
         return {
             "config": self.config,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.shapes.params)),
-            "estimate": guess,
+            "estimate": estimate,
             "seconds": {name: [value] for name, value in seconds.items()},
             "flops": {"step": self.step_flops, "compiled": _flops(program)},
-            "memory": taken,
+            "memory": memory_by_kind,
             "checks": checks,
             "cache": {"hits": EVENTS[HITS], "misses": EVENTS[MISSES]},
             "device": jax.devices()[0].device_kind,
@@ -262,152 +270,154 @@ class Case:
         }
 
     def flops(self) -> float | None:
-        """Of one plain step."""
+        """Return the FLOPs of one plain step."""
         config = copy.deepcopy(self.config)
         for name in ("scan", "remat"):
             config["model"]["network"].pop(name, None)
         plain = Run(config, self.statistics)
         step = plain.step(self.layout)
-        return _flops(jax.jit(step).lower(jax.eval_shape(plain.start), self.one))
+        return _flops(jax.jit(step).lower(jax.eval_shape(plain.start), self.single))
 
     def warm(self, part: str) -> dict[str, Any]:
-        """Compile what a part needs, and find how often to repeat it for a round of `seconds`."""
+        """Compile the programs of a part, and choose its repeats so that a round takes `seconds`."""
         if part == "train":
             self.peak = matmul_peak(self.config["model"]["network"].get("dtype", "float32"))
         for name in (part, "forward") if part in ("evaluate", "sample") else (part,):
             measure = getattr(self, name)
-            if name != "train":  # whose first step was made
+            if name != "train":  # `open` has compiled the train step
                 measure(1)
-            began = time.perf_counter()
+            start = time.perf_counter()
             measure(1)
-            took = max(time.perf_counter() - began, 1e-6)
-            self.times[name] = int(np.clip(round(self.asked["seconds"] / took), 1, 1000))
+            seconds = max(time.perf_counter() - start, 1e-6)
+            self.repeats[name] = int(np.clip(round(self.request["seconds"] / seconds), 1, 1000))
         return {}
 
     def round(self, part: str) -> dict[str, Any]:
-        """Seconds of a step, of a call of the network or of an image, and what they are to others."""
+        """Measure a part once: seconds of a step, a call of the network or an image, and their shares."""
         before = EVENTS[COMPILED]
-        found = self.measured(part)
-        self.in_rounds += EVENTS[COMPILED] - before
-        return found
+        measurement = self.measure(part)
+        self.compilations_in_rounds += EVENTS[COMPILED] - before
+        return measurement
 
-    def measured(self, part: str) -> dict[str, Any]:
-        own = getattr(self, part)(self.times[part])
+    def measure(self, part: str) -> dict[str, Any]:
+        """Return the seconds of a part, and their shares of reference times."""
+        seconds = getattr(self, part)(self.repeats[part])
         if part == "train":
             peak = self.peak()
             shares = {"matmul, GFLOP/s": peak / 1e9}
             if self.step_flops:
-                shares["share of matmul peak"] = self.step_flops / own / peak
-            return {"seconds": {"train": own}, "shares": shares}
+                shares["share of matmul peak"] = self.step_flops / seconds / peak
+            return {"seconds": {"train": seconds}, "shares": shares}
         if part == "data":
-            loop, waited, alone = own
+            loop, waited, alone = seconds
             return {
                 "seconds": {"image": alone},
                 "shares": {"share waiting for data": waited / loop},
             }
-        forward = self.forward(self.times["forward"])
-        shares = {f"{part}, per forward pass": own / forward}
-        return {"seconds": {part: own, f"forward beside {part}": forward}, "shares": shares}
+        forward = self.forward(self.repeats["forward"])
+        shares = {f"{part}, per forward pass": seconds / forward}
+        return {"seconds": {part: seconds, f"forward beside {part}": forward}, "shares": shares}
 
     def train(self, count: int) -> float:
-        """Seconds of a step, of so many dispatches of the same batches."""
-        began = time.perf_counter()
+        """Return the seconds of a step, over `count` dispatches of the same batches."""
+        start = time.perf_counter()
         for _ in range(count):
             self.state, metrics = self.run(self.state, self.batches)
         jax.block_until_ready((self.state.params, metrics))
-        return (time.perf_counter() - began) / (count * self.stack)
+        return (time.perf_counter() - start) / (count * self.stack)
 
     def forward(self, count: int) -> float:
-        """Seconds of a call of the network alone, without dropout, on one batch."""
+        """Return the seconds of a call of the network alone, without dropout, on one batch."""
         if "forward" not in self.compiled:
-            model, known = self.config["model"], self.statistics._asdict()
+            model, statistics = self.config["model"], self.statistics._asdict()
             network = build(NETS, model["network"], "config.model.network")
-            extra = build(BASES, model["base"], "config.model.base", **known).informative
+            extra = build(BASES, model["base"], "config.model.base", **statistics).informative
             self.compiled["forward"] = jax.jit(
                 lambda params, x, gamma: network.apply(params, x, gamma, x if extra else None)
             )
             self.inputs = jnp.zeros((self.batch, *self.dataset.shape)), jnp.zeros(self.batch)
         apply, params = self.compiled["forward"], self.state.ema_params["network"]
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(count):
             output = apply(params, *self.inputs)
         jax.block_until_ready(output)
-        return (time.perf_counter() - began) / count
+        return (time.perf_counter() - start) / count
 
     def trained(self) -> TrainedModel:
-        """The run as it is now, which keeps what was compiled for it before."""
-        nowhere = Path(os.devnull)
-        parts = self.job.model, self.statistics, self.state, nowhere, self.layout, self.compiled
-        found = TrainedModel(self.config, *parts)
-        found.__dict__["dataset"] = self.dataset  # loaded already
-        return found
+        """Return the run in its present state, with the programs that were compiled before."""
+        workdir = Path(os.devnull)
+        parts = self.job.model, self.statistics, self.state, workdir, self.layout, self.compiled
+        trained = TrainedModel(self.config, *parts)
+        trained.__dict__["dataset"] = self.dataset  # loaded already
+        return trained
 
     def evaluate(self, count: int) -> float:
-        """Seconds of a call of the network in the exact bound of the test split, of all there is."""
+        """Return the seconds of the bound of the whole test split, per call of the network."""
         trained, draws = self.trained(), self.config["evaluate"]["draws"]
         calls = draws * -(-len(self.dataset.test.images) // self.batch)
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(count):
             trained.evaluate("test")
-        return (time.perf_counter() - began) / (count * calls)
+        return (time.perf_counter() - start) / (count * calls)
 
     def sample(self, count: int) -> float:
-        """Seconds of a call of the network in sampling; the last call is the step to the data."""
-        trained, calls = self.trained(), self.config["sample"]["steps"] + 1
+        """Return the seconds of sampling, per call of the network."""
+        trained = self.trained()
+        calls = self.config["sample"]["steps"] + 1  # the last one is the step to the data
         key = jax.random.key(0)
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(count):
             jax.block_until_ready(trained.sample(key, self.batch))
-        return (time.perf_counter() - began) / (count * calls)
+        return (time.perf_counter() - start) / (count * calls)
 
     def data(self, count: int) -> tuple[float, float, float]:
-        """Seconds of a training loop and of its waits for data; of an image of the pipeline alone."""
+        """Return the seconds of a training loop, of its waits for data, and of an image without training."""
         stacks, waited, last = self.stacks(count + 1), 0.0, None
         self.state, _ = self.run(self.state, next(stacks))  # starts the pipeline's threads
         jax.block_until_ready(self.state.params)
-        began = time.perf_counter()
-        for _ in range(count):  # as `training.loop` does, one dispatch ahead
-            asked = time.perf_counter()
+        start = time.perf_counter()
+        for _ in range(count):  # one dispatch ahead, as in `training.loop`
+            requested = time.perf_counter()
             stack = next(stacks)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - requested
             self.state, metrics = self.run(self.state, stack)
             if last is not None:
                 jax.device_get(last)
             last = metrics
         jax.block_until_ready((self.state.params, last))
-        loop = time.perf_counter() - began
-        began, images = time.perf_counter(), 0
+        loop = time.perf_counter() - start
+        start, images = time.perf_counter(), 0
         for stack in self.stacks(1000):
             images += stack.index.size
-            if time.perf_counter() - began > 0.25 * self.asked["seconds"]:
+            if time.perf_counter() - start > 0.25 * self.request["seconds"]:
                 break
-        return loop, waited, (time.perf_counter() - began) / images
+        return loop, waited, (time.perf_counter() - start) / images
 
     def close(self) -> dict[str, Any]:
-        """What is known at the end."""
+        """Return the peak memory and the number of compilations in rounds."""
         stats = jax.devices()[0].memory_stats() or {}
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peak = {"rss": rss * (1 if sys.platform == "darwin" else 1024)}
         if "peak_bytes_in_use" in stats:
             peak["device"] = stats["peak_bytes_in_use"]
-        return {"peak": peak, "compilations in rounds": self.in_rounds}
+        return {"peak": peak, "compilations in rounds": self.compilations_in_rounds}
 
 
 def _flops(stage: Any) -> float | None:
-    """XLA's count, where the backend has one."""
-    found = stage.cost_analysis() or {}
-    return (found if isinstance(found, dict) else found[0]).get("flops")
+    """Return XLA's count, or None if the backend has none."""
+    costs = stage.cost_analysis() or {}
+    return (costs if isinstance(costs, dict) else costs[0]).get("flops")
 
 
-def serve(asked: dict[str, Any]) -> None:
-    """Answer commands on standard input until it ends; each answer and each refusal is one JSON line."""
+def serve(request: dict[str, Any]) -> None:
+    """Answer commands on standard input until it ends; each answer and each error is one JSON line."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what anything else prints is no answer
+    os.dup2(2, 1)  # other output goes to standard error, so that it is not read as an answer
 
     def answer(value: dict[str, Any]) -> None:
         try:
             print(json.dumps(value), file=answers, flush=True)
-        except BrokenPipeError:  # nobody asks any more
+        except BrokenPipeError:  # `benchmark.py` has ended
             os._exit(0)
 
     jax.monitoring.register_event_duration_secs_listener(_count_duration)
@@ -415,18 +425,18 @@ def serve(asked: dict[str, Any]) -> None:
     case = None
     for line in sys.stdin:
         try:
-            command, *words = line.split()
+            command, *arguments = line.split()
             if command == "open":
-                case = Case(asked)
-                answer(case.open(lambda text: answer({"say": text})))
+                case = Case(request)
+                answer(case.open(lambda text: answer({"log": text})))
             else:
-                answer(getattr(case, command)(*words))
+                answer(getattr(case, command)(*arguments))
         except Exception as error:
             if os.environ.get("VDM_JAX_DEBUG"):
                 raise
             text = next(iter(str(error).strip().splitlines()), "")
-            known = isinstance(error, ValueError | TypeError | OSError)
-            kind = "" if known else f"{type(error).__name__}: "
+            user_error = isinstance(error, ValueError | TypeError | OSError)
+            kind = "" if user_error else f"{type(error).__name__}: "
             answer({"error": f"{kind}{text}"})
 
 

@@ -1,6 +1,7 @@
-"""What `benchmark.py` compares, and how: sizes, variants, their processes, and the statistics of pairs.
+"""Parts of `benchmark.py`: sizes, variants, their processes, and the statistics of pairs.
 
-Nothing here imports JAX: the process that compares computes nothing itself, so that it disturbs no timing.
+This module does not import JAX: the process that compares the variants computes nothing itself, so that it does
+not disturb the timings.
 """
 
 import argparse
@@ -21,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class Size(NamedTuple):
-    """A network, the data it is run on, and its batch unless another is asked for."""
+    """A network, the shape of its images and its default batch size."""
 
     network: dict[str, Any]
     shape: tuple[int, ...]
@@ -48,27 +49,27 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 
 class Parser(argparse.ArgumentParser):
-    """Whose complaints are one line, as a `ValueError`."""
+    """A parser that raises a `ValueError` of one line for mistakes, instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
 def settings_parser(**options: Any) -> Parser:
-    """The flags in which variants may differ."""
+    """Return a parser of the flags in which variants may differ."""
     parser = Parser(add_help=False, allow_abbrev=False, **options)
     add = parser.add_argument
-    add("--batch", type=int, help="of each step; by default the size's own")
-    add("--dtype", help="of the network's computation, as `model.network.dtype`")
+    add("--batch", type=int, help="examples of a step; by default that of the size")
+    add("--dtype", help="type of the network's computation, `model.network.dtype`")
     add("--steps-per-dispatch", type=int, default=1)
-    add("--data", default="synthetic", help="a data set's name; by default random images")
+    add("--data", default="synthetic", help="name of a data set; by default random images")
     add(
         "--set",
         nargs="+",
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="a field of the config by its path, or of the network by its name",
+        help="a field of the config, by its path, or of the network, by its name",
     )
     return parser
 
@@ -83,115 +84,121 @@ class Variant(NamedTuple):
 
 
 def parse_variant(text: str, base: argparse.Namespace, folder: Path) -> Variant:
-    """Read one `--against`; the tree of a git revision is put below `folder`.
+    """Read one `--against`; unpack the tree of a git revision below `folder`.
 
     Raises:
-      ValueError: flags that are not of `settings_parser`, an empty command, an unknown revision.
+      ValueError: flags that `settings_parser` does not have, an empty command, an unknown revision.
     """
-    plain = dict(vars(base))
+    settings = dict(vars(base))
     kind, _, rest = text.partition(":")
     if kind == "cmd":
         if not rest.strip():
             raise ValueError("--against cmd: expected a command after the colon")
-        return Variant(text, plain, command=rest)
+        return Variant(text, settings, command=rest)
     if kind == "git":
-        return Variant(text, plain, tree=str(source_tree(rest, folder)))
+        return Variant(text, settings, tree=str(source_tree(rest, folder)))
     if not text.strip().startswith("--"):
         raise ValueError(f"--against: expected flags, git:REVISION or cmd:COMMAND, found {text!r}")
-    own = argparse.Namespace(**plain | {"set": list(base.set)})
+    namespace = argparse.Namespace(**settings | {"set": list(base.set)})
     try:
-        found, unknown = settings_parser().parse_known_args(shlex.split(text), own)
+        parsed, unknown = settings_parser().parse_known_args(shlex.split(text), namespace)
     except ValueError as error:
         raise ValueError(f"--against {text!r}: {error}") from error
     if unknown:
         raise ValueError(f"--against {text!r}: no flag of a variant: {' '.join(unknown)}")
-    return Variant(text.strip(), vars(found))
+    return Variant(text.strip(), vars(parsed))
 
 
 def source_tree(revision: str, folder: Path) -> Path:
-    """Unpack a revision; an archive and no worktree, so that the repository itself is not changed.
+    """Unpack a revision from an archive; a worktree would change the repository.
 
     Raises:
-      ValueError: git does not know it.
+      ValueError: git does not know the revision.
     """
     root = HERE.parent
     command = ["git", "-C", str(root), "archive", revision, "--", "vdm_jax"]
-    found = subprocess.run(command, capture_output=True) if revision[:1] not in ("", "-") else None
-    if found is None or found.returncode:
+    is_option = revision[:1] in ("", "-")
+    archived = None if is_option else subprocess.run(command, capture_output=True)
+    if archived is None or archived.returncode:
         raise ValueError(
             f"--against git:{revision}: expected a revision of {root} that has vdm_jax"
         )
     tree = folder / f"{len(list(folder.iterdir()))}"
-    with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
+    with tarfile.open(fileobj=io.BytesIO(archived.stdout)) as archive:
         archive.extractall(tree, filter="data")
     return tree
 
 
 class Worker:
-    """A process that holds one size of one variant, and computes only while it is asked."""
+    """A process that holds one size of one variant, and computes only while it answers a command."""
 
     def __init__(
-        self, asked: dict[str, Any], environment: dict[str, str], say: Callable[[str], None]
+        self, request: dict[str, Any], environment: dict[str, str], log: Callable[[str], None]
     ):
-        command = [sys.executable, str(HERE / "benchmark.py"), "--worker", json.dumps(asked)]
-        # several of them share a device, of which the first would take most
+        command = [sys.executable, str(HERE / "benchmark.py"), "--worker", json.dumps(request)]
+        # several workers share a device; without this, the first would take most of its memory
         shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | dict(os.environ) | environment
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=shared
         )
-        self.say = say
+        self.log = log
 
-    def ask(self, *words: str) -> dict[str, Any]:
-        """One command, one answer.
+    def ask(self, *command: str) -> dict[str, Any]:
+        """Send a command and return its answer.
 
         Raises:
-          ValueError: it refuses, or has ended.
+          ValueError: the answer is an error, or the process has ended.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            self.process.stdin.write(" ".join(words) + "\n")
+            self.process.stdin.write(" ".join(command) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # what it said before it ended is read below
+            pass  # the process has ended; its last answer is read below
         for line in self.process.stdout:
             answer = json.loads(line)
-            if "say" in answer:
-                self.say(answer["say"])
+            if "log" in answer:
+                self.log(answer["log"])
             elif "error" in answer:
                 raise ValueError(answer["error"])
             else:
                 return answer
         status = self.process.wait()
-        raise ValueError(f"the process of {words} ended with status {status}")
+        raise ValueError(f"the process of {command} ended with status {status}")
 
     def close(self) -> None:
+        """Kill the process."""
         self.process.kill()
         self.process.communicate()
 
 
 def run_command(command: str, size: str) -> dict[str, float]:
-    """Seconds by name that a command prints of a size, which it finds in BENCHMARK_SIZE.
+    """Return the seconds that a command prints for the size in its variable BENCHMARK_SIZE, by name.
 
     Raises:
-      ValueError: it fails, or the last line of its output is not what `--json` prints.
+      ValueError: the command fails, or its last line of output does not have the format of `--json`.
     """
     environment = dict(os.environ) | {"BENCHMARK_SIZE": size}
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        last = next(iter(reversed(done.stderr.strip().splitlines())), "")
-        raise ValueError(f"--against cmd:{command}: ended with status {done.returncode}: {last}")
-    return seconds_of(done.stdout, size, f"--against cmd:{command}")
+    completed = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+    if status := completed.returncode:
+        last = next(iter(reversed(completed.stderr.strip().splitlines())), "")
+        raise ValueError(f"--against cmd:{command}: ended with status {status}: {last}")
+    return seconds_of(completed.stdout, size, f"--against cmd:{command}")
 
 
 def seconds_of(output: str, size: str, where: str) -> dict[str, float]:
-    """Read {"rows": {SIZE: {"seconds": {"train": number or numbers, ...}}}} from a last line."""
+    """Return the seconds in a last line {"rows": {SIZE: {"seconds": {"train": number or numbers, …}}}}.
+
+    Raises:
+      ValueError: the last line has another format.
+    """
     last = next(iter(reversed(output.strip().splitlines())), "")
     expected = f'expected {{"rows": {{"{size}": {{"seconds": {{"train": ...}}}}}}}} as last line'
     try:
-        found = json.loads(last)["rows"][size]["seconds"]
+        seconds = json.loads(last)["rows"][size]["seconds"]
         medians = {
             name: statistics.median(value if isinstance(value, list) else [value])
-            for name, value in found.items()
+            for name, value in seconds.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where}: {expected}, found {last[:60]!r}") from error
@@ -202,9 +209,9 @@ def seconds_of(output: str, size: str, where: str) -> dict[str, float]:
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Median and spread of the values of each round."""
-    several = values if len(values) > 1 else [*values, *values]
-    first, _, third = statistics.quantiles(several, n=4, method="inclusive")
+    """Return the median and the spread of the values of all rounds."""
+    at_least_two = values if len(values) > 1 else [*values, *values]  # as `quantiles` needs
+    first, _, third = statistics.quantiles(at_least_two, n=4, method="inclusive")
     return {
         "median": statistics.median(values),
         "min": min(values),
@@ -217,7 +224,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 def ratios(
     base: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]
 ) -> dict[str, Any]:
-    """Pair by pair, the other's time for each of the base's; above 1 the other is slower."""
+    """Return summaries of the ratio other / base, round by round; above 1, the other is slower."""
     return {
         name: summary([b / a for a, b in zip(base[name], other[name], strict=False)])
         for name in base

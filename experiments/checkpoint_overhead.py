@@ -1,18 +1,15 @@
-"""What do checkpoints cost: of the run's time at a config's own interval, and of the time of a restore?
+"""Cost of checkpoints: the share of the run's time that saving takes, and the time of a restore.
 
     TFDS_DATA_DIR=... python experiments/checkpoint_overhead.py [--quick] [--config configs/mnist.py]
                                                                 [--steps 20] [--repeats 8] [--out DIR]
 
-Stretches of as many steps with and without a save at their start take turns in one process; the difference of
-their times is what a save takes from training, whose share of the run follows from the config's
-`train.checkpoint_every`. A restore is timed as a run does it, and its verification alone. Writes results.json
-and table.md. --quick measures the smoke config for seconds; its numbers mean nothing.
+Stretches of the same number of steps, with and without a save at their start, take turns in one process. The
+difference of their times is the time that a save takes from training; its share of the run follows from the
+config's `train.checkpoint_every`. A restore is timed as a run does it, and its verification is timed alone.
+Writes results.json and table.md. --quick measures the smoke config for seconds; its numbers mean nothing.
 """
 
 import argparse
-import json
-import platform
-import runpy
 import tempfile
 import time
 from pathlib import Path
@@ -20,132 +17,129 @@ from typing import Any
 
 import jax
 import numpy as np
+from _common import (
+    CONFIGS,
+    argument_parser,
+    environment,
+    initial_state,
+    markdown_table,
+    output_folder,
+    read_config,
+    set_up_jax,
+    write_results,
+)
 
 from vdm_jax.config import to_dict
 from vdm_jax.data import load_dataset
 from vdm_jax.runs.setup import statistics_of
 from vdm_jax.runs.sweep import Run
 from vdm_jax.runtime.manifest import verify
-from vdm_jax.runtime.versions import library_versions
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.dispatch import dispatcher, make_layout
-from vdm_jax.training.layout import shardings
 from vdm_jax.training.reader import CheckpointReader
 from vdm_jax.training.state import step_of
 
-HERE = Path(__file__).resolve().parent
 ABOUT = {"config": {}, "loop": {}}
 
 
 def measure(config: dict[str, Any], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Times in seconds, lists of one for each repeat."""
+    """Return times in seconds, as lists with one entry per repeat, and what follows from them."""
     dataset = load_dataset(**config["data"])
     job = Run(config, statistics_of(config, dataset))
     layout, train = make_layout("jit"), config["train"]
-    places = shardings(layout, jax.eval_shape(job.start))
-    state = jax.jit(job.start, out_shardings=places)()
+    state = initial_state(job, layout)
     stack = train["steps_per_dispatch"]
     data = {"batch_size": train["batch_size"], "start_step": 0, "stop_step": stack, "stack": stack}
     batches = next(job.batches(dataset.train, **data))
     run = dispatcher(layout, job.step(layout), state, stack)
 
     def stretch(state, store):
-        began = time.perf_counter()
+        start = time.perf_counter()
         blocked = 0.0
         if store is not None:
             store.save(state, ABOUT)
-            blocked = time.perf_counter() - began
+            blocked = time.perf_counter() - start
         for _ in range(max(options.steps // stack, 1)):
             state, metrics = run(state, batches)
-            float(metrics["loss"][-1])  # as the loop does, which looks at every step
+            float(metrics["loss"][-1])  # fetch every loss, as the training loop does
         if store is not None:
             store.wait()
-        return state, time.perf_counter() - began, blocked
+        return state, time.perf_counter() - start, blocked
 
-    found: dict[str, Any] = {"plain": [], "saving": [], "blocked": []}
+    times: dict[str, list[float]] = {"plain": [], "saving": [], "blocked": []}
     with CheckpointStore(folder) as store:
         state, _, _ = stretch(state, store)  # compiles, and starts orbax's threads
         for _ in range(options.repeats):
             state, plain, _ = stretch(state, None)
             state, saving, blocked = stretch(state, store)
-            found["plain"].append(plain)
-            found["saving"].append(saving)
-            found["blocked"].append(blocked)
+            times["plain"].append(plain)
+            times["saving"].append(saving)
+            times["blocked"].append(blocked)
     steps = max(options.steps // stack, 1) * stack
-    found |= summary(found, steps, train["checkpoint_every"])
-    return found | restoring(job, step_of(state) - steps, folder, options.repeats)
+    saves = summary(times, steps, train["checkpoint_every"])
+    restores = measure_restores(job, step_of(state) - steps, folder, options.repeats)
+    return times | saves | restores
 
 
-def summary(found: dict[str, Any], steps: int, every: int) -> dict[str, Any]:
-    """Seconds of a step, and of a save: what a stretch takes longer with one, pair by pair."""
-    step = float(np.median(found["plain"])) / steps
-    save = float(np.median(np.subtract(found["saving"], found["plain"])))
+def summary(times: dict[str, list[float]], steps: int, every: int) -> dict[str, Any]:
+    """Return the seconds of a step, and of a save: the median over pairs of the additional time."""
+    step = float(np.median(times["plain"])) / steps
+    save = float(np.median(np.subtract(times["saving"], times["plain"])))
     return {"step": step, "save": save, "every": every, "share": save / (step * every)}
 
 
-def restoring(job: Run, step: int, folder: Path, repeats: int) -> dict[str, Any]:
-    """Times of a restore, as a run does it, and of the verification in it."""
+def measure_restores(job: Run, step: int, folder: Path, repeats: int) -> dict[str, Any]:
+    """Return the times of a restore, as a run does it, and of the verification that is part of it."""
     like = jax.eval_shape(job.start)
     verified, restored = [], []
     for _ in range(repeats):
-        began = time.perf_counter()
+        start = time.perf_counter()
         with CheckpointReader(folder) as store:
             jax.block_until_ready(store.restore(like))
-        restored.append(time.perf_counter() - began)
-        began = time.perf_counter()
+        restored.append(time.perf_counter() - start)
+        start = time.perf_counter()
         if fault := verify(folder / str(step)):
             raise SystemExit(f"{folder / str(step)}: {fault}")
-        verified.append(time.perf_counter() - began)
+        verified.append(time.perf_counter() - start)
     size = sum(path.stat().st_size for path in (folder / str(step)).rglob("*") if path.is_file())
     share = float(np.median(verified) / (np.median(restored) - np.median(verified)))
     return {"restore": restored, "verify": verified, "verification": share, "megabytes": size / 1e6}
 
 
-def table(name: str, found: dict[str, Any]) -> str:
-    blocked, every = np.median(found["blocked"]), found["every"]
-    saves = np.subtract(found["saving"], found["plain"])
+def table(name: str, results: dict[str, Any]) -> str:
+    """Return the table of the measured costs."""
+    blocked, every = np.median(results["blocked"]), results["every"]
+    saves = np.subtract(results["saving"], results["plain"])
     rows = {
-        "a step": f"{1e3 * found['step']:.1f} ms",
-        "a checkpoint": f"{found['megabytes']:.1f} MB",
-        "a save takes from training": f"{1e3 * found['save']:.0f} ms ({1e3 * saves.min():.0f} to "
+        "a step": f"{1e3 * results['step']:.1f} ms",
+        "a checkpoint": f"{results['megabytes']:.1f} MB",
+        "a save takes from training": f"{1e3 * results['save']:.0f} ms ({1e3 * saves.min():.0f} to "
         f"{1e3 * saves.max():.0f}), of which {1e3 * blocked:.0f} ms waiting",
-        f"of the run's time, every {every} steps": f"{100 * found['share']:.3f} %",
-        "a restore, with its verification": f"{1e3 * np.median(found['restore']):.0f} ms",
-        "its verification": f"{1e3 * np.median(found['verify']):.1f} ms, "
-        f"{100 * found['verification']:.1f} % of the rest",
+        f"of the run's time, every {every} steps": f"{100 * results['share']:.3f} %",
+        "a restore, with its verification": f"{1e3 * np.median(results['restore']):.0f} ms",
+        "its verification": f"{1e3 * np.median(results['verify']):.1f} ms, "
+        f"{100 * results['verification']:.1f} % of the rest",
     }
-    lines = [
-        f"| `{name}` | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in rows.items()),
-    ]
-    return "\n".join(lines) + "\n"
+    return markdown_table([f"`{name}`", ""], rows.items())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="seconds; the numbers mean nothing")
-    parser.add_argument("--config", type=Path, default=HERE.parent / "configs" / "mnist.py")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--config", type=Path, default=CONFIGS / "mnist.py")
     parser.add_argument("--steps", type=int, default=20, help="of a stretch")
     parser.add_argument("--repeats", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "checkpoint_overhead")
     options = parser.parse_args()
+    set_up_jax(options.quick, cache=False)  # only checkpoints are written to the disk
     if options.quick:
-        options.config = HERE.parent / "configs" / "smoke.py"
-        options.out, options.repeats = Path(tempfile.mkdtemp()), 2
-        jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
+        options.config, options.repeats = CONFIGS / "smoke.py", 2
+    out = output_folder(options, "checkpoint_overhead")
 
-    config = to_dict(runpy.run_path(str(options.config))["get_config"]())
+    config = to_dict(read_config(options.config))
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(config, options, Path(folder))
-    text = table(f"configs/{options.config.name}", found)
-    print(text)
-    options.out.mkdir(parents=True, exist_ok=True)
-    device = jax.devices()[0]
-    about = {"versions": library_versions(), "python": platform.python_version()}
-    about |= {"machine": platform.machine(), "device": device.device_kind}
-    (options.out / "results.json").write_text(json.dumps(about | found, indent=2) + "\n")
-    (options.out / "table.md").write_text(text)
+        results = measure(config, options, Path(folder))
+    text = table(f"configs/{options.config.name}", results)
+    about = environment("versions", "python", "machine", "device")
+    write_results(out, about | results, text)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,21 @@
-"""Compare parameterizations, output scales and weightings: train all side by side and tabulate the bounds.
+"""Test bounds of parameterizations, output scales and weightings, all trained side by side.
 
     python experiments/compare_parameterizations.py [--quick] [--data=digits|mnist|...] [--seeds N] [--steps N]
                                                     [--out=DIR]
 
-`vdm_jax.compare` with a small MLP, T = 1000 and the `levels` base: every variant of a seed has the same initial
-weights, batches, times and noise. Writes comparison.json (numbers, settings, versions), .csv, .md, .png and
-samples.png. --quick trains for a few steps, to see that everything runs; its numbers mean nothing.
+Runs `vdm_jax.compare` with a small MLP, T = 1000 and the base `levels`. All variants of a seed share the
+initial weights, batches, times and noise. Writes comparison.json (numbers, settings, versions), comparison.csv,
+comparison.md, comparison.png and samples.png. --quick trains for a few steps, to test that everything runs; its
+numbers mean nothing.
 """
 
-import argparse
 import json
-import platform
-import tempfile
-from pathlib import Path
 from typing import Any
 
-import jax
+from _common import argument_parser, environment, output_folder, set_up_jax
 
 import vdm_jax as vdm
-from vdm_jax.runtime.devices import enable_compilation_cache
 
-HERE = Path(__file__).resolve().parent
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"seeds": 3, "steps": 2000, "samples": 256},
     "mnist": {
@@ -46,28 +41,24 @@ QUICK = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="seconds; the numbers mean nothing")
+    parser = argument_parser(__doc__)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    enable_compilation_cache()
-    settings = dict(SETTINGS.get(options.data, SETTINGS["mnist"]))
+    set_up_jax(options.quick)
     name = "compare_parameterizations"
-    out = options.out or HERE / "results" / (
-        name if options.data == "digits" else f"{name}_{options.data}"
-    )
+    out = output_folder(options, name if options.data == "digits" else f"{name}_{options.data}")
+    settings = dict(SETTINGS.get(options.data, SETTINGS["mnist"]))
     if options.quick:
-        jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
         settings |= QUICK
-        out = options.out or Path(tempfile.mkdtemp())
-    asked = {key: getattr(options, key) for key in ("seeds", "steps")}
-    settings |= {key: value for key, value in asked.items() if value is not None}
+    for key in ("seeds", "steps"):
+        if getattr(options, key) is not None:
+            settings[key] = getattr(options, key)
     result = vdm.compare(data=options.data, base="levels", timesteps=1000, **settings)
-    result.about["machine"] = f"{platform.machine()}, {jax.devices()[0].device_kind}"
-    result.about["python"] = platform.python_version()
+    about = environment("machine", "device", "python")
+    result.about["machine"] = f"{about['machine']}, {about['device']}"
+    result.about["python"] = about["python"]
     result.about["arguments"] = {
         "data": options.data,
         "base": "levels",

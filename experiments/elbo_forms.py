@@ -1,25 +1,31 @@
-"""The forms of the diffusion ELBO as estimators: who has the higher variance, and when.
+"""Variance of the forms of the diffusion ELBO as estimators, over the number of steps T.
 
     python experiments/elbo_forms.py [--quick] [--out DIR]
 
-The denoising form (10), the consistency form (16) by the three-sample log ratio and by the bridge, and the
-printed but wrong variant of it, on Gaussian data with the exact denoiser and on the embedded digits with one
-trained network. Each is drawn at one random step of the chain, times T, and at all steps of one trajectory.
-Reported over T: mean with standard error, and the variance over the noise for a given example (averaged over
-examples), of −ELBO in nats per example. Writes results.json, table.md and variances.png. --quick takes seconds;
-its numbers mean nothing.
+Compares the denoising form (10), the consistency form (16) by the three-sample log ratio and by the bridge, and
+the printed but wrong variant of (16), on Gaussian data with the exact denoiser and on the embedded digits with
+one trained network. Each form is estimated from one random step of the chain, times T, and from all steps of
+one trajectory. For each T, the table has the mean of −ELBO in nats per example with its standard error, and its
+variance over the noise for a given example, averaged over examples. Writes results.json, table.md and
+variances.png. --quick takes seconds; its numbers mean nothing.
 """
 
-import argparse
-import json
-import platform
-import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _common import (
+    argument_parser,
+    cpu_name,
+    environment,
+    markdown_table,
+    output_folder,
+    set_up_jax,
+    write_results,
+)
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -32,18 +38,15 @@ from vdm_jax.likelihoods import observation
 from vdm_jax.models import build_model
 from vdm_jax.models.denoiser import denoiser
 from vdm_jax.models.statistics import fit_statistics
-from vdm_jax.runtime.devices import enable_compilation_cache
-from vdm_jax.runtime.versions import library_versions
 from vdm_jax.training.optimizer import make_optimizer
 
-HERE = Path(__file__).resolve().parent
 FORMS = vdm.elbo.FORMS | {"consistency_printed": vdm.elbo.consistency_printed}
 SCHEDULE = {"name": "linear", "gamma_min": -13.3, "gamma_max": 5.0}
 NETWORK = {"name": "mlp", "width": 256, "depth": 2}
 
 
 def gaussian_case(examples: int):
-    """Data x_0 ~ N(0.3, diag v) of 16 dimensions, their likelihood, and E[x_0 | x_t]."""
+    """Return data x_0 ~ N(0.3, diag v) of 16 dimensions, their likelihood, and E[x_0 | x_t]."""
     variance = jnp.linspace(0.05, 1.0, 16)
     x = 0.3 + jnp.sqrt(variance) * jax.random.normal(jax.random.key(0), (examples, 16))
 
@@ -56,7 +59,7 @@ def gaussian_case(examples: int):
 
 
 def digits_case(examples: int, steps: int):
-    """Test digits, their likelihood, and the x̂_0 of a network trained for this."""
+    """Return test digits, their likelihood, and the prediction x̂_0 of a network trained here."""
     dataset = load_dataset("digits")
     counts = level_counts(dataset.train.images, dataset.levels)
     statistics = fit_statistics(counts, base="histogram")
@@ -90,15 +93,16 @@ def digits_case(examples: int, steps: int):
     net = denoiser(statistics, **parts)
 
     def predict(xt, gamma_t):
-        at = Interval(*(jnp.reshape(value, (1,)) for value in (gamma_t, gamma_t, 0.0 * gamma_t)))
-        return net.predict(state.ema_params["network"], xt[None], at)[0]
+        values = (gamma_t, gamma_t, 0.0 * gamma_t)
+        interval = Interval(*(jnp.reshape(value, (1,)) for value in values))
+        return net.predict(state.ema_params["network"], xt[None], interval)[0]
 
     x = jnp.asarray(dataset.test.images[np.arange(examples)])
     return x, vdm.build(vdm.likelihoods.LIKELIHOODS, "softmax", levels=dataset.levels), predict
 
 
 def one_step(x, key, *, likelihood, predict, timesteps: int):
-    """−ELBO of every form from one random step, [forms]."""
+    """Estimate −ELBO of every form from one random step, [forms]."""
     return jnp.stack(
         [
             vdm.negative_elbo(
@@ -117,7 +121,7 @@ def one_step(x, key, *, likelihood, predict, timesteps: int):
 
 
 def all_steps(x, key, *, likelihood, predict, timesteps: int):
-    """−ELBO of every form from all steps of one trajectory, [forms]."""
+    """Estimate −ELBO of every form from all steps of one trajectory, [forms]."""
     schedule = vdm.build(vdm.schedules.SCHEDULES, SCHEDULE)
     times = jnp.arange(timesteps + 1) / timesteps
     after = jax.vmap(lambda s, t: vdm.interval(schedule, None, s, t))(times[:-1], times[1:])
@@ -127,16 +131,17 @@ def all_steps(x, key, *, likelihood, predict, timesteps: int):
     keys = jax.random.split(key, timesteps + 2)
     start = vdm.marginal(x0, first.gamma_t).sample(keys[0])
 
-    def up(xs, at):
-        xt = vdm.transition(xs, at[0]).sample(at[1])
+    def add_noise(xs, interval_and_key):
+        interval, key = interval_and_key
+        xt = vdm.transition(xs, interval).sample(key)
         return xt, xt
 
-    _, later = jax.lax.scan(up, start, (after, keys[1 : timesteps + 1]))
+    _, later = jax.lax.scan(add_noise, start, (after, keys[1 : timesteps + 1]))
     now = jnp.concatenate([start[None], later[:-1]])
     past = jnp.concatenate([x0[None], now[:-1]])
 
     def terms(past, now, later, before, after):
-        """What one step adds to each form."""
+        """Return the term of one step in each form."""
         p = vdm.posterior(later, predict(later, after.gamma_t), after)
         q = vdm.transition(past, before)
         between = bridge(past, later, before, after)
@@ -153,55 +158,56 @@ def all_steps(x, key, *, likelihood, predict, timesteps: int):
     last = jax.tree.map(lambda leaf: leaf[-1], after)
     end = vdm.kl(vdm.transition(now[-1], last), standard_normal(x0.shape))
     ends = jnp.stack([prior(x0, last.gamma_t), end, end, end])
-    given = observation(likelihood, start, None, first.gamma_t)
-    return matching + ends - likelihood.log_prob(x, *given)
+    observed = observation(likelihood, start, None, first.gamma_t)
+    return matching + ends - likelihood.log_prob(x, *observed)
 
 
 ESTIMATORS = {"one step": one_step, "all steps": all_steps}
 
 
 def measure(estimator, x, repeats: int, **case) -> list[dict]:
-    """Mean, its standard error over the noise, and the variance over the noise, of each form."""
+    """Return the mean, its standard error over the noise, and the variance over the noise, of each form."""
     run = jax.vmap(partial(estimator, **case))
 
     @jax.jit
     def values(keys):  # [repeats, examples, forms]
         return jax.lax.map(lambda key: run(x, jax.random.split(key, len(x))), keys)
 
-    found = np.asarray(values(jax.random.split(jax.random.key(2), repeats)), np.float64)
-    variance = found.var(0, ddof=1)  # [examples, forms]
+    draws = np.asarray(values(jax.random.split(jax.random.key(2), repeats)), np.float64)
+    variance = draws.var(0, ddof=1)  # [examples, forms]
     error = np.sqrt(variance.sum(0) / repeats) / len(x)
     return [
         {"form": form, "mean": m, "standard_error": e, "variance": v}
-        for form, m, e, v in zip(FORMS, found.mean((0, 1)), error, variance.mean(0), strict=True)
+        for form, m, e, v in zip(FORMS, draws.mean((0, 1)), error, variance.mean(0), strict=True)
     ]
 
 
 def table(rows: list[dict]) -> str:
-    lines = ["| data | T | drawn | form | −ELBO, nats | variance |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {r['data']} | {r['timesteps']} | {r['drawn']} | {r['form']} "
-        f"| {r['mean']:.2f} ± {r['standard_error']:.2f} | {r['variance']:.3g} |"
-        for r in rows
-    ]
-    return "\n".join(lines) + "\n"
+    """Return the table: a row per data set, T, estimator and form."""
+    lines = []
+    for row in rows:
+        cells = [row["data"], str(row["timesteps"]), row["drawn"], row["form"]]
+        cells += [f"{row['mean']:.2f} ± {row['standard_error']:.2f}", f"{row['variance']:.3g}"]
+        lines.append(cells)
+    return markdown_table(["data", "T", "drawn", "form", "−ELBO, nats", "variance"], lines)
 
 
 def figure(path: Path, rows: list[dict]) -> None:
+    """Draw the variance over T, a panel per data set."""
     drawing = Figure(figsize=(10, 4.4), layout="constrained")
     data = list(dict.fromkeys(row["data"] for row in rows))
     for axes, name in zip(drawing.subplots(1, len(data), squeeze=False)[0], data, strict=True):
         for (drawn, style), (i, form) in (
             (a, b) for a in zip(ESTIMATORS, ("-o", "--s"), strict=True) for b in enumerate(FORMS)
         ):
-            picked = [
+            line = [
                 row
                 for row in rows
                 if (row["data"], row["drawn"], row["form"]) == (name, drawn, form)
             ]
             axes.loglog(
-                [row["timesteps"] for row in picked],
-                [row["variance"] for row in picked],
+                [row["timesteps"] for row in line],
+                [row["variance"] for row in line],
                 style,
                 color=f"C{i}",
                 markersize=4,
@@ -215,25 +221,21 @@ def figure(path: Path, rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="seconds; the numbers mean nothing")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "elbo_forms")
-    options = parser.parse_args()
-    enable_compilation_cache()
-    chain, repeats, examples, steps = [2, 6, 16, 50, 160, 500], 1000, 16, 1500
+    options = argument_parser(__doc__).parse_args()
+    set_up_jax(options.quick)
+    out = output_folder(options, "elbo_forms")
+    chain_lengths, repeats, examples, steps = [2, 6, 16, 50, 160, 500], 1000, 16, 1500
     if options.quick:
-        options.out = Path(tempfile.mkdtemp())
-        jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
-        chain, repeats, examples, steps = [2, 6], 4, 2, 2
+        chain_lengths, repeats, examples, steps = [2, 6], 4, 2, 2
     cases = {
         "Gaussian, exact denoiser": gaussian_case(examples),
         "digits, trained MLP": digits_case(examples, steps),
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, (x, likelihood, predict) in cases.items():
-        for timesteps in chain:
+        for timesteps in chain_lengths:
             for drawn, estimator in ESTIMATORS.items():
-                found = measure(
+                forms = measure(
                     estimator,
                     x,
                     repeats,
@@ -241,16 +243,13 @@ def main() -> None:
                     predict=predict,
                     timesteps=timesteps,
                 )
-                where = {"data": name, "timesteps": timesteps, "drawn": drawn}
-                rows += [where | row for row in found]
-    print(table(rows))
-    about = {"versions": library_versions(), "python": platform.python_version()}
-    about |= {"machine": f"{platform.machine()} CPU", "repeats": repeats, "examples": examples}
+                case = {"data": name, "timesteps": timesteps, "drawn": drawn}
+                rows += [case | row for row in forms]
+    about = environment("versions", "python") | {"machine": cpu_name()}
+    about |= {"repeats": repeats, "examples": examples}
     about |= {"schedule": SCHEDULE, "network": NETWORK, "training_steps": steps}
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "results.json").write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
-    (options.out / "table.md").write_text(table(rows))
-    figure(options.out / "variances.png", rows)
+    write_results(out, about | {"rows": rows}, table(rows))
+    figure(out / "variances.png", rows)
 
 
 if __name__ == "__main__":

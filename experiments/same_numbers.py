@@ -1,14 +1,13 @@
-"""Do two checkouts of the project train the same numbers? For a change that must not change any.
+"""Differences between the numbers that two checkouts of the project train, to test a refactoring.
 
     python experiments/same_numbers.py OTHER [--quick] [--steps=20] [--out=DIR]
 
-OTHER is the folder of another checkout. Both checkouts train `configs/eps.py`, `configs/mhvae.py` and
-`configs/side_by_side.py` for some steps, with small networks, evaluate and sample. Compares the
-losses of all lines, the test bounds and the samples; writes table.md and numbers.json. --quick
-takes OTHER to be this checkout and two steps of one config.
+OTHER is the folder of another checkout, by default this one. Both checkouts train `configs/eps.py`,
+`configs/mhvae.py` and `configs/side_by_side.py` for some steps, with small networks, evaluate and sample. The
+script compares all logged losses, the test bounds and the samples, and fails if a loss or a bound differs.
+Writes table.md and numbers.json if --out is given. --quick takes two steps of one config.
 """
 
-import argparse
 import json
 import math
 import os
@@ -17,12 +16,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import jax
 import numpy as np
+from _common import ROOT, argument_parser, environment, markdown_row, markdown_table
 from PIL import Image
 
-HERE = Path(__file__).parents[1]
-CONFIGS = {  # with smaller networks, whose compilation would take most of the time
+CONFIGS = {  # with smaller networks, because compilation would take most of the time
     "eps": [
         "--config.model.network.channels=8",
         "--config.model.network.blocks=1",
@@ -43,25 +41,25 @@ def numbers(checkout: Path, name: str, steps: int, folder: Path) -> dict:
     subprocess.run(command, cwd=checkout, env=environment, check=True, stdout=sys.stderr)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [v for row in rows for k, v in sorted(row.items()) if k.endswith("loss")]
-    found = json.loads((folder / "evaluation.json").read_text())
-    pixels = folder / "samples.png"
-    samples = np.asarray(Image.open(pixels)).tolist() if pixels.exists() else None
-    return {"losses": losses, "bounds": bounds(found), "samples": samples}
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    picture = folder / "samples.png"
+    samples = np.asarray(Image.open(picture)).tolist() if picture.exists() else None
+    return {"losses": losses, "bounds": bounds(evaluation), "samples": samples}
 
 
 def revision(checkout: Path) -> str:
     """Return the commit of a checkout, or its folder's name outside of Git."""
     command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    return found.stdout.strip() or checkout.resolve().name
+    completed = subprocess.run(command, capture_output=True, text=True)
+    return completed.stdout.strip() or checkout.resolve().name
 
 
 def bounds(value) -> list[float]:
     """Return every test bound of an evaluation, in the order of its names."""
     if not isinstance(value, dict):
         return []
-    own = [value["bits_per_dim"]] if isinstance(value.get("bits_per_dim"), float) else []
-    return own + [x for name in sorted(value) for x in bounds(value[name])]
+    bound = [value["bits_per_dim"]] if isinstance(value.get("bits_per_dim"), float) else []
+    return bound + [x for name in sorted(value) for x in bounds(value[name])]
 
 
 def difference(a: list[float], b: list[float]) -> float:
@@ -72,51 +70,40 @@ def difference(a: list[float], b: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("other", nargs="?", type=Path, default=HERE)
-    parser.add_argument("--quick", action="store_true")
+    parser = argument_parser(__doc__)
+    parser.add_argument("other", nargs="?", type=Path, default=ROOT)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     names = ["mhvae"] if options.quick else [*CONFIGS]
-    lines = [
-        "| config | losses | largest difference | test bounds | largest difference | samples |"
-    ]
-    lines += ["|---|---|---|---|---|---|"]
-    results = {}
+    rows, results = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             steps = 2 if options.quick else options.steps
             pair = [
                 numbers(path.resolve(), name, steps, Path(folder) / f"{name}_{i}")
-                for i, path in enumerate((options.other, HERE))
+                for i, path in enumerate((options.other, ROOT))
             ]
-            off = [difference(pair[0][part], pair[1][part]) for part in ("losses", "bounds")]
-            same = (
-                "none"
-                if pair[0]["samples"] is None
-                else str(pair[0]["samples"] == pair[1]["samples"])
-            )
+            losses, elbos = (difference(pair[0][p], pair[1][p]) for p in ("losses", "bounds"))
             counts = [len(pair[1][part]) for part in ("losses", "bounds")]
-            lines.append(
-                f"| {name} | {counts[0]} | {off[0]:.1e} | {counts[1]} | {off[1]:.1e} | {same} |"
-            )
-            results[name] = {
-                "steps": steps,
-                "losses": off[0],
-                "bounds": off[1],
-                "same_samples": same,
-            }
-            print(lines[-1], flush=True)
-    about = f"{revision(options.other)} and {revision(HERE)}, jax {jax.__version__}"
-    about += (
-        f", {jax.devices()[0].device_kind}; largest relative differences, equality of all pixels."
+            samples = [result["samples"] for result in pair]
+            same = "none" if samples[0] is None else str(samples[0] == samples[1])
+            cells = [name, f"{counts[0]}", f"{losses:.1e}", f"{counts[1]}", f"{elbos:.1e}", same]
+            rows.append(cells)
+            results[name] = {"steps": steps, "losses": losses, "bounds": elbos}
+            results[name] |= {"same_samples": same}
+            print(markdown_row(cells), flush=True)
+    about = environment("versions", "device")
+    columns = ["config", "losses", "largest difference", "test bounds", "largest difference"]
+    columns += ["samples"]
+    caption = (
+        f"{revision(options.other)} and {revision(ROOT)}, jax {about['versions']['jax']}, "
+        f"{about['device']}; largest relative differences, equality of all pixels."
     )
-    table = "\n".join([*lines, "", about])
+    table = markdown_table(columns, rows, caption)
     print(table)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "table.md").write_text(table + "\n")
+        (options.out / "table.md").write_text(table)
         (options.out / "numbers.json").write_text(json.dumps(results, indent=1) + "\n")
     worst = max(max(row["losses"], row["bounds"]) for row in results.values())
     if not worst < 1e-4:

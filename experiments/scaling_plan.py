@@ -1,24 +1,20 @@
-"""What a step of the paper's models costs on 64 devices: read from the compiled program, before there are any.
+"""Cost of a step of the paper's models on 64 devices, read from the compiled program without such devices.
 
-    python experiments/scaling_plan.py [--quick] [--cases NAME ...] [--out DIR]
+    python experiments/scaling_plan.py [--quick] [--cases NAME ...] [--text DIR] [--out DIR]
 
-Compiles the train step of configs/cifar10.py and of the ImageNet-64 model of Kingma et al. 2021 for a slice
-of 64 TPU v5e chips. No such chip is needed: `pip install libtpu` brings the compiler. FLOPs, bytes and
-collectives of one device are read from the program; expected times follow from `MACHINES`, whose numbers are
-assumptions (docs/scaling.md). --cases compiles those alone and keeps the other programs of results.json; with
-no name after it, only the times are computed again. Writes results.json and table.md. --quick compiles a
-tiny model for four virtual devices of the CPU; its numbers mean nothing.
+Compiles the train step of configs/cifar10.py and of the ImageNet-64 model of Kingma et al. 2021 for a slice of
+64 TPU v5e chips. This needs no chip: `pip install libtpu` provides the compiler. FLOPs, bytes and collectives
+of one device are read from the program; expected times follow from `MACHINES`, whose numbers are assumptions
+(docs/scaling.md). --cases compiles only the named cases and keeps the other programs of results.json; without a
+name after it, only the times are computed again. Writes results.json and table.md. --quick compiles a tiny
+model for four virtual devices of the CPU; its numbers mean nothing.
 """
 
-import argparse
 import json
 import math
 import os
-import platform
 import re
-import runpy
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,17 +26,24 @@ if "--quick" in sys.argv:
 
 import jax
 import numpy as np
+from _common import (
+    CONFIGS,
+    argument_parser,
+    environment,
+    markdown_table,
+    output_folder,
+    read_config,
+    set_up_jax,
+)
 from jax.experimental import topologies
 
 from vdm_jax.config import to_dict
 from vdm_jax.models import Statistics
 from vdm_jax.runs.sweep import Run
-from vdm_jax.runtime.versions import library_versions
 from vdm_jax.training.dispatch import compiled, make_layout
 from vdm_jax.training.layout import shardings
 from vdm_jax.typing import Batch
 
-HERE = Path(__file__).resolve().parent
 TOPOLOGY = "v5e:8x8"
 
 CIFAR10 = {"shape": (32, 32, 3), "network": {}}
@@ -50,7 +53,7 @@ BF16 = "bfloat16"
 
 
 def case(model: dict, batch: int, *, dtype: str = "float32", fsdp: int = 1, devices: Any = None):
-    """A model of configs/cifar10.py with another network, a global batch, and a layout."""
+    """Return a case: the model of configs/cifar10.py with another network, a global batch and a layout."""
     network = model["network"] | {"dtype": dtype}
     return model | {"network": network, "batch": batch, "fsdp": fsdp, "devices": devices}
 
@@ -70,9 +73,18 @@ QUICK = {
 
 
 class Machine(NamedTuple):
-    """Of a device: FLOP/s by type, bytes/s of its memory, what of a program goes through it, bytes it holds;
-    devices of a node, bytes/s that one sends inside a small or large group and to other nodes, seconds of a
-    collective's start."""
+    """The rates of a machine.
+
+    Attributes:
+      peak: FLOP/s of a device, by type.
+      memory: bytes/s of a device's memory.
+      traffic: the count of a program's bytes that pass through this memory, "hbm" or "operands".
+      capacity: bytes of a device's memory.
+      node: devices of a node.
+      inside: bytes/s that a device sends within a node, in groups of at most eight devices and in larger ones.
+      across: bytes/s that a device sends to other nodes.
+      latency: seconds until a collective starts.
+    """
 
     peak: dict[str, float]
     memory: float
@@ -91,7 +103,7 @@ MACHINES = {
     "64 × H100": Machine(H100, 3.35e12, "operands", 80e9, 8, (450e9, 450e9), 50e9, 20e-6),
 }
 ACHIEVED = {"arithmetic": 0.5, "memory": 0.8, "links": 0.8}
-"""Of the rates above, by assumption."""
+"""Assumed fractions of the rates above."""
 
 ROUNDS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, "all-to-all": 1}
 COLLECTIVE = re.compile(rf" (?P<kind>{'|'.join(ROUNDS)})(?P<start>-start)?\(")
@@ -107,26 +119,27 @@ LIST = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 
 
 def numbers(text: str) -> list[int]:
+    """Return the integers of a list that is separated by commas."""
     return [int(n) for n in text.split(",") if n]
 
 
 def group(line: str, devices: int) -> list[int]:
-    """The first group of devices of a collective, in any of the three ways in which XLA writes it."""
+    """Return the first group of devices of a collective, in any of the three notations of XLA."""
     ids = np.arange(devices)
-    if found := MESH.search(line):
-        sizes, axes = dict(re.findall(r"'(\w+)'=(\d+)", found[1])), re.findall(r"'(\w+)'", found[2])
+    if match := MESH.search(line):
+        sizes, axes = dict(re.findall(r"'(\w+)'=(\d+)", match[1])), re.findall(r"'(\w+)'", match[2])
         ids = ids.reshape([int(n) for n in sizes.values()])
         return ids[tuple(slice(None) if name in axes else 0 for name in sizes)].ravel().tolist()
-    if found := IOTA.search(line):
-        ids = ids.reshape(numbers(found[2]))
-        ids = ids.transpose(numbers(found[3])) if found[3] else ids
-        return ids.reshape(-1, int(found[1]))[0].tolist()
-    found = LIST.search(line)
-    return numbers(found[1]) if found else ids.tolist()
+    if match := IOTA.search(line):
+        ids = ids.reshape(numbers(match[2]))
+        ids = ids.transpose(numbers(match[3])) if match[3] else ids
+        return ids.reshape(-1, int(match[1]))[0].tolist()
+    match = LIST.search(line)
+    return numbers(match[1]) if match else ids.tolist()
 
 
 def nbytes(types: str, *, hbm: bool = False) -> int:
-    """Of the arrays that a text names; `hbm`: without those that lie in another memory space, S(n)."""
+    """Return the bytes of the arrays in a text; with `hbm`, without those in another memory space, S(n)."""
     return sum(
         math.prod(numbers(array["shape"])) * int(array["bits"] or 8) // 8
         for array in ARRAY.finditer(types)
@@ -135,11 +148,11 @@ def nbytes(types: str, *, hbm: bool = False) -> int:
 
 
 def collectives(text: str, devices: int) -> list[dict]:
-    """Kinds of collective of a program's text: how many, bytes of the whole arrays, first group.
+    """Return the kinds of collectives of a program's text: their count, bytes of whole arrays, first group.
 
-    On a TPU one that runs beside other work is written several times with one channel, in fusions.
+    A collective that overlaps with other work appears several times on a TPU, in fusions with one channel.
     """
-    each, computation = {}, ""
+    by_channel, computation = {}, ""
     for line in text.splitlines():
         if header := COMPUTATION.match(line):
             computation = header["name"]
@@ -150,43 +163,44 @@ def collectives(text: str, devices: int) -> list[dict]:
         size = nbytes(line[: match.start()].partition(" = ")[2])
         size *= len(members) if kind == "reduce-scatter" else 1  # of the whole array
         row = {"kind": kind, "group": members, "beside": False, "bytes": size}
-        row = each.setdefault(channel[1] if channel else line, row)
+        row = by_channel.setdefault(channel[1] if channel else line, row)
         row["beside"] |= bool(match["start"]) or "async" in computation
-    found = {}
-    for row in each.values():
+    kinds = {}
+    for row in by_channel.values():
         key = (row["kind"], row["beside"], *row["group"])
-        same = found.setdefault(key, row | {"count": 0, "bytes": 0})
-        same |= {"count": same["count"] + 1, "bytes": same["bytes"] + row["bytes"]}
-    return list(found.values())
+        total = kinds.setdefault(key, row | {"count": 0, "bytes": 0})
+        total |= {"count": total["count"] + 1, "bytes": total["bytes"] + row["bytes"]}
+    return list(kinds.values())
 
 
 def traffic(text: str, *, hbm: bool) -> int:
-    """Bytes that the main computation's instructions read and write, by their types.
+    """Return the bytes that the instructions of the main computation read and write, by their types.
 
-    `hbm`: those of the device's memory alone, where the program says which arrays lie on the chip. Else all
-    arrays, as if each instruction read and wrote memory, without the copies from memory to chip.
+    With `hbm`, count the device's memory only; this needs a program that states which arrays are on the chip.
+    Otherwise count all arrays, as if each instruction read and wrote memory, without the copies between memory
+    and chip.
     """
     types, total, entry = {}, 0, False
     for line in text.splitlines():
         if header := COMPUTATION.match(line):
             entry = bool(header["entry"])
-        if not entry or not (found := INSTRUCTION.match(line)):
+        if not entry or not (match := INSTRUCTION.match(line)):
             continue
-        code = found["code"]
-        types[found["name"]] = size = nbytes(found["type"], hbm=hbm)
+        code = match["code"]
+        types[match["name"]] = size = nbytes(match["type"], hbm=hbm)
         if code in FREE or (not hbm and code in MOVES):
             continue
-        operands = re.findall(r"%([\w.-]+)", line[found.end() :].partition(")")[0])
+        operands = re.findall(r"%([\w.-]+)", line[match.end() :].partition(")")[0])
         total += 0 if code.endswith("-start") else size
-        if code == "slice-done":  # a slice, of an operand that may be larger
-            total += nbytes(found["type"])
+        if code == "slice-done":  # reads the slice, not the whole operand
+            total += nbytes(match["type"])
         elif code != "slice-start" and not code.endswith("-done"):
             total += sum(types.get(name, 0) for name in operands)
     return total
 
 
 def arithmetic(jaxpr: Any) -> int:
-    """FLOPs of the convolutions and matrix products of a traced function, by their shapes."""
+    """Return the FLOPs of the convolutions and matrix products of a traced function, by their shapes."""
     total = 0
     for equation in jaxpr.eqns:
         name, out = equation.primitive.name, equation.outvars[0].aval
@@ -204,8 +218,8 @@ def arithmetic(jaxpr: Any) -> int:
 
 
 def program(about: dict, devices: list, text: Path | None) -> dict:
-    """Compile one step and read what a device has to do, to hold and to send."""
-    config = to_dict(runpy.run_path(str(HERE.parent / "configs" / "cifar10.py"))["get_config"]())
+    """Compile one step; return the arithmetic, memory and communication of a device."""
+    config = to_dict(read_config(CONFIGS / "cifar10.py"))
     config["model"]["network"] |= about["network"]
     shape, batch = about["shape"], about["batch"]
     log_counts = np.zeros((*shape, 256), np.float32)
@@ -218,70 +232,77 @@ def program(about: dict, devices: list, text: Path | None) -> dict:
     stack = Batch(*map(like, ((1, batch, *shape), (1, batch), (1, batch)), dtypes))
     step = job.step(layout)
     traced = jax.make_jaxpr(step)(state, jax.tree.map(lambda a: like(a.shape[1:], a.dtype), stack))
-    lie = shardings(layout, state)
-    parts = jax.tree.map(lambda a, s: like(s.shard_shape(a.shape), a.dtype), state, lie)
+    places = shardings(layout, state)
+    parts = jax.tree.map(lambda a, s: like(s.shard_shape(a.shape), a.dtype), state, places)
     row = {name: about[name] for name in ("batch", "fsdp", "network")} | {"devices": n}
     row["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     row["state"] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts))
     row["arithmetic"] = arithmetic(traced) // n
     start = time.perf_counter()
     try:
-        whole = compiled(layout, step, state).lower(state, stack, like((), np.int32)).compile()
+        executable = compiled(layout, step, state).lower(state, stack, like((), np.int32)).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return row | {"refused": " ".join(str(error).split())[:300]}
     row["compile_seconds"] = round(time.perf_counter() - start)
-    cost, memory = whole.cost_analysis(), whole.memory_analysis()
+    cost, memory = executable.cost_analysis(), executable.memory_analysis()
     row |= {"flops": cost["flops"], "bytes_accessed": cost["bytes accessed"]}
     for name in ("argument", "output", "alias", "temp"):
         row[name] = getattr(memory, f"{name}_size_in_bytes")
-    written = whole.as_text()
+    source = executable.as_text()
     if text is not None:
-        text.write_text(written)
-    row |= {"hbm": traffic(written, hbm=True), "operands": traffic(written, hbm=False)}
-    return row | {"collectives": collectives(written, n)}
+        text.write_text(source)
+    row |= {"hbm": traffic(source, hbm=True), "operands": traffic(source, hbm=False)}
+    return row | {"collectives": collectives(source, n)}
 
 
 def wire(machine: Machine, collective: dict) -> float:
-    """Seconds of a collective at full rate: rings inside the nodes, then between them."""
+    """Return the seconds of a collective at full rate: rings inside the nodes, then between them."""
     members = collective["group"]
     nodes = len({device // machine.node for device in members})
     inside = len(members) // nodes
-    share = collective["bytes"] / inside  # what a device exchanges with its peers in other nodes
+    share = (
+        collective["bytes"] / inside
+    )  # bytes that a device exchanges with its peers in other nodes
     seconds = (inside - 1) * share / machine.inside[len(members) > 8]
     seconds += (nodes - 1) / nodes * share / machine.across
     return ROUNDS[collective["kind"]] * seconds
 
 
 def times(row: dict, machine: Machine) -> dict:
-    """Milliseconds of a step: of each part at full rate, the least, the expected; and the efficiency."""
+    """Return the milliseconds of each part of a step at full rate, and the expected time and efficiency."""
     peak = machine.peak[row["network"]["dtype"]]
     parts = {"arithmetic": row["flops"] / peak, "memory": row[machine.traffic] / machine.memory}
-    sent = {True: 0.0, False: 0.0}
-    for each in row["collectives"]:
-        latency = machine.latency * each["count"]
-        sent[each["beside"]] += wire(machine, each) / ACHIEVED["links"] + latency
-    alone = max(parts[name] / ACHIEVED[name] for name in parts)
-    links = sum(wire(machine, each) for each in row["collectives"])
-    step = max(alone, sent[True]) + sent[False]
+    sent = {
+        True: 0.0,
+        False: 0.0,
+    }  # seconds of the collectives that overlap with work, and of the others
+    for collective in row["collectives"]:
+        latency = machine.latency * collective["count"]
+        sent[collective["beside"]] += wire(machine, collective) / ACHIEVED["links"] + latency
+    computation = max(parts[name] / ACHIEVED[name] for name in parts)
+    links = sum(wire(machine, collective) for collective in row["collectives"])
+    step = max(computation, sent[True]) + sent[False]
     parts |= {"links": links, "least": max(*parts.values(), links), "expected": step}
-    found = {name: 1e3 * seconds for name, seconds in parts.items()}
-    found |= {"efficiency": alone / step, "of peak": row["flops"] / peak / step}
+    milliseconds = {name: 1e3 * seconds for name, seconds in parts.items()}
     held = row["argument"] + row["output"] - row["alias"] + row["temp"]
-    return found | {
+    return milliseconds | {
+        "efficiency": computation / step,
+        "of peak": row["flops"] / peak / step,
         "examples/s": row["batch"] / step,
         "held": held,
         "fits": held < machine.capacity,
     }
 
 
-def listed(found: list[dict]) -> str:
+def list_collectives(rows: list[dict]) -> str:
+    """Return the collectives of a program as text."""
     side = {True: "beside work", False: "alone"}
     return "; ".join(
-        f"{each['count']} {each['kind']} of {len(each['group'])}, {each['bytes'] / 1e6:.0f} MB, "
-        f"{side[each['beside']]}"
-        for each in found
+        f"{row['count']} {row['kind']} of {len(row['group'])}, {row['bytes'] / 1e6:.0f} MB, "
+        f"{side[row['beside']]}"
+        for row in rows
     )
 
 
@@ -293,7 +314,7 @@ PROGRAM = {
     "of that traced": lambda r: f"{r['arithmetic'] / r['flops']:.0%}",
     "HBM, GB": lambda r: f"{r['hbm'] / 1e9:.1f}",
     "operands, GB": lambda r: f"{r['operands'] / 1e9:.1f}",
-    "collectives": lambda r: listed(r["collectives"]),
+    "collectives": lambda r: list_collectives(r["collectives"]),
 }
 PARTS = ("arithmetic", "memory", "links", "least", "expected")
 TIMES: dict[str, Callable[[dict], str]] = {
@@ -307,62 +328,60 @@ TIMES |= {
 
 
 def table(rows: dict[str, dict]) -> str:
-    """What the programs need, and the times that the assumptions make of it."""
-    refused = [f"{name}: {r['refused']}\n" for name, r in rows.items() if "refused" in r]
-    whole = {name: r for name, r in rows.items() if "refused" not in r}
-    timed = {f"{name} | {m}": t for name, r in whole.items() for m, t in r["times"].items()}
-    lines = []
-    for head, columns, body in (
-        ("program", PROGRAM, whole),
-        ("program | machine", TIMES, timed),
-    ):
-        cells = [[head, *columns]]
-        cells += [[name, *(f"{show(r)}" for show in columns.values())] for name, r in body.items()]
-        text = ["| " + " | ".join(row) + " |" for row in cells]
-        lines += [text[0], "|---" * (text[0].count("|") - 1) + "|", *text[1:], ""]
-    return "\n".join(lines + refused)
+    """Return the tables of the programs' needs and of the times that follow from the assumptions."""
+    refused = [f"{name}: {row['refused']}\n" for name, row in rows.items() if "refused" in row]
+    compiled_rows = {name: row for name, row in rows.items() if "refused" not in row}
+    programs = [
+        [name, *(show(row) for show in PROGRAM.values())] for name, row in compiled_rows.items()
+    ]
+    timings = [
+        [name, machine, *(show(row_times) for show in TIMES.values())]
+        for name, row in compiled_rows.items()
+        for machine, row_times in row["times"].items()
+    ]
+    tables = [
+        markdown_table(["program", *PROGRAM], programs),
+        markdown_table(["program", "machine", *TIMES], timings),
+    ]
+    return "\n".join(tables + refused)
 
 
 def chips() -> list:
-    """Of the slice to compile for; exits where there is no compiler for it."""
+    """Return the chips of the slice to compile for; exit if there is no compiler for it."""
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices)
     except (RuntimeError, ValueError, ImportError) as error:
-        why = str(error).splitlines()[0]
-        sys.exit(f"scaling_plan: no TPU compiler (pip install libtpu): {why}")
+        reason = str(error).splitlines()[0]
+        sys.exit(f"scaling_plan: no TPU compiler (pip install libtpu): {reason}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="seconds; the numbers mean nothing")
+    parser = argument_parser(__doc__)
     parser.add_argument("--cases", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}")
     parser.add_argument("--text", type=Path, help="a folder for the compiled programs as text")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "scaling_plan")
     options = parser.parse_args()
+    set_up_jax(options.quick, cache=False)  # compilation is timed
     cases = QUICK if options.quick else CASES
-    if options.quick:
-        options.out = Path(tempfile.mkdtemp())
-        jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
-    asked = list(cases) if options.cases is None else options.cases
-    if unknown := [name for name in asked if name not in cases]:
+    names = list(cases) if options.cases is None else options.cases
+    if unknown := [name for name in names if name not in cases]:
         parser.error(f"unknown cases {unknown}; known: {list(cases)}")
-    file = options.out / "results.json"
-    kept = file.exists() and options.cases is not None
-    rows = json.loads(file.read_text())["programs"] if kept else {}
-    options.out.mkdir(parents=True, exist_ok=True)
-    devices = [] if not asked else jax.devices() if options.quick else chips()
-    for name in [*asked, None]:
+    out = output_folder(options, "scaling_plan")
+    file = out / "results.json"
+    keep = file.exists() and options.cases is not None
+    rows = json.loads(file.read_text())["programs"] if keep else {}
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"topology": TOPOLOGY} | environment("python") | {"achieved": ACHIEVED}
+    devices = [] if not names else jax.devices() if options.quick else chips()
+    for name in [*names, None]:  # None computes the times again without compiling
         if name is not None:
             text = options.text and options.text / f"{name}.txt"
-            rows[name] = program(cases[name], devices, text)
-            rows[name]["versions"] = library_versions()
+            rows[name] = program(cases[name], devices, text) | environment("versions")
         for row in rows.values():
             if "refused" not in row:
-                row["times"] = {machine: times(row, about) for machine, about in MACHINES.items()}
+                row["times"] = {key: times(row, machine) for key, machine in MACHINES.items()}
         rows = {name: rows[name] for name in cases if name in rows}
-        about = {"topology": TOPOLOGY, "python": platform.python_version(), "achieved": ACHIEVED}
         file.write_text(json.dumps(about | {"programs": rows}, indent=2) + "\n")
-        (options.out / "table.md").write_text(table(rows))
+        (out / "table.md").write_text(table(rows))
     print(table(rows))
 
 

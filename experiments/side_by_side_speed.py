@@ -1,33 +1,36 @@
-"""How much faster is it to train runs side by side than one after the other?
+"""Speed-up of training runs side by side over training them one after the other.
 
-    python experiments/side_by_side_speed.py [--quick] [--steps 40] [--repeats 5] [--out DIR]
+    python experiments/side_by_side_speed.py [--quick] [--seeds 2] [--steps 40] [--repeats 5] [--out DIR]
 
-Five parameterizations × two seeds on the digits, as one vmapped program and as ten runs (five programs, each
-run for its two seeds), for an MLP and for a small U-Net. Both take turns in one process; the ratio of their
-times for the same steps is reported with the smallest and the largest of the repeats, and so is that of their
-compilations. Writes results.json and table.md. --quick measures for seconds; its numbers mean nothing.
+Trains five parameterizations × two seeds on the digits, as one vmapped program and as ten runs (five programs,
+each run for its two seeds), for an MLP and for a small U-Net. Both take turns in one process. The table has the
+ratio of their times for the same steps, as the median, the smallest and the largest of the repeats, and the
+ratio of their compilation times. Writes results.json and table.md. --quick measures for seconds; its numbers
+mean nothing.
 """
 
 import argparse
-import json
-import platform
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from _common import (
+    argument_parser,
+    environment,
+    initial_state,
+    markdown_table,
+    output_folder,
+    set_up_jax,
+    write_results,
+)
 
 from vdm_jax.config import default, to_dict
 from vdm_jax.data import load_dataset
 from vdm_jax.runs.setup import statistics_of
 from vdm_jax.runs.sweep import Run, Sweep
-from vdm_jax.runtime.versions import library_versions
 from vdm_jax.training.dispatch import dispatcher, make_layout
-from vdm_jax.training.layout import shardings
 
-HERE = Path(__file__).resolve().parent
 ROWS = ("mean", "x0", "eps", "v", "score")
 NETWORKS = {
     "MLP, 3 × 256": {"name": "mlp", "width": 256, "depth": 3},
@@ -37,11 +40,12 @@ DISPATCH = {"mlp": 20, "unet": 1}  # steps
 
 
 def config_of(network: dict[str, Any], seeds: int) -> dict[str, Any]:
+    """Return the config of the sweep."""
     config = default()
     with config.model.ignore_type():
         config.model.network = network
     config.model.timesteps = 1000
-    config.model.time_sampler = "uniform"  # the same ones for all rows
+    config.model.time_sampler = "uniform"  # so that all runs train at the same times
     config.sweep.parameterizations = ROWS
     config.sweep.seeds = tuple(range(seeds))
     config.train.steps_per_dispatch = DISPATCH[network["name"]]
@@ -49,91 +53,83 @@ def config_of(network: dict[str, Any], seeds: int) -> dict[str, Any]:
 
 
 class Runner:
-    """A compiled job, its state, and a stack of batches that it is given again and again."""
+    """A run or a sweep with its compiled step, its state, and the batches that every dispatch reuses."""
 
     def __init__(self, job: Run | Sweep, split: Any, compiled: Any = None):
         train, layout = job.config["train"], make_layout("jit")
         stack = train["steps_per_dispatch"]
-        places = shardings(layout, jax.eval_shape(job.start))
-        self.state = jax.jit(job.start, out_shardings=places)()
+        self.state = initial_state(job, layout)
         options = {"batch_size": train["batch_size"], "start_step": 0, "stop_step": stack}
         self.batches = next(job.batches(split, stack=stack, **options))
-        began = time.perf_counter()
+        start = time.perf_counter()
         self.step = compiled or dispatcher(layout, job.step(layout), self.state, stack)
         self.run(stack)
-        self.compiling = time.perf_counter() - began
+        self.compiling = time.perf_counter() - start
 
     def run(self, steps: int) -> float:
-        """Seconds that the steps took."""
-        began = time.perf_counter()
+        """Train; return the seconds that the steps took."""
+        start = time.perf_counter()
         for _ in range(0, steps, len(self.batches.index)):
             self.state, metrics = self.step(self.state, self.batches)
         jax.block_until_ready((self.state.params, metrics))
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
 
 def measure(network: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Return the times of the sweep and of its runs, and their ratios."""
     dataset, config = load_dataset("digits"), config_of(network, options.seeds)
     statistics = statistics_of(config, dataset)
-    many = Sweep(config, statistics)
-    together = Runner(many, dataset.train)
+    sweep = Sweep(config, statistics)
+    together = Runner(sweep, dataset.train)
     apart: dict[str, Runner] = {}
-    by_row: dict[str, Any] = {}
-    for name, single in many.configs.items():
-        row = single["model"]["parameterization"]
-        apart[name] = Runner(Run(single, statistics), dataset.train, by_row.get(row))
-        by_row[row] = apart[name].step
-    times = []
+    compiled: dict[str, Any] = {}  # by parameterization, for all seeds
+    for name, single in sweep.configs.items():
+        parameterization = single["model"]["parameterization"]
+        run = Run(single, statistics)
+        apart[name] = Runner(run, dataset.train, compiled.get(parameterization))
+        compiled[parameterization] = apart[name].step
+    seconds: dict[str, list[float]] = {"together": [], "apart": []}
     for _ in range(options.repeats):
-        each = sum(runner.run(options.steps) for runner in apart.values())
-        times.append((together.run(options.steps), each))
-    ratios = [each / all_ for all_, each in times]
+        seconds["apart"].append(sum(runner.run(options.steps) for runner in apart.values()))
+        seconds["together"].append(together.run(options.steps))
     return {
         "network": network,
         "runs": len(apart),
         "steps": options.steps,
-        "seconds": {"together": [t for t, _ in times], "apart": [t for _, t in times]},
-        "speed-up": ratios,
-        "compiling": sum(r.compiling for r in list(apart.values())) / together.compiling,
+        "seconds": seconds,
+        "speed-up": [a / b for a, b in zip(seconds["apart"], seconds["together"], strict=True)],
+        "compiling": sum(runner.compiling for runner in apart.values()) / together.compiling,
     }
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    lines = [
-        "| network | runs | speed-up, median | from | to | compilation |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, row in found.items():
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Return the table: a row per network."""
+    rows = []
+    for name, row in results.items():
         ratios = np.asarray(row["speed-up"])
         cells = [name, str(row["runs"]), f"{np.median(ratios):.2f}"]
         cells += [f"{ratios.min():.2f}", f"{ratios.max():.2f}", f"{row['compiling']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    columns = ["network", "runs", "speed-up, median", "from", "to", "compilation"]
+    return markdown_table(columns, rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="seconds; the numbers mean nothing")
+    parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "side_by_side_speed")
     options = parser.parse_args()
+    set_up_jax(options.quick, cache=False)  # compilation is measured
     networks = NETWORKS
     if options.quick:
-        options.out, options.repeats, options.seeds = Path(tempfile.mkdtemp()), 2, 1
-        options.steps = 20
-        jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
+        options.repeats, options.seeds, options.steps = 2, 1, 20
         networks = dict(list(NETWORKS.items())[:1])
+    out = output_folder(options, "side_by_side_speed")
 
-    found = {name: measure(network, options) for name, network in networks.items()}
-    print(table(found))
-    options.out.mkdir(parents=True, exist_ok=True)
-    device = jax.devices()[0]
-    about = {"versions": library_versions(), "python": platform.python_version()}
-    about |= {"machine": platform.machine(), "device": device.device_kind}
-    (options.out / "results.json").write_text(json.dumps(about | {"rows": found}, indent=2) + "\n")
-    (options.out / "table.md").write_text(table(found))
+    results = {name: measure(network, options) for name, network in networks.items()}
+    about = environment("versions", "python", "machine", "device")
+    write_results(out, about | {"rows": results}, table(results))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
-"""From the autoencoder to the diffusion model on the embedded digits: one axis, one data order, one budget.
+"""Test bounds from the autoencoder to the diffusion model on the embedded digits, at equal size and budget.
 
     python experiments/vae_to_vdm.py [--quick] [--seeds 3] [--steps 3000] [--out DIR]
 
-An autoencoder, a VAE, hierarchical VAEs of 2, 4 and 8 latents (MLPs) and variational diffusion models of 10,
-100, 1000 and infinitely many steps (a small U-Net), each of half a million parameters, all on the same batches
-and with the same optimizer. The seeds (of the weights and of all noise) are trained side by side under
-`vmap`. Every model starts from the per-position histogram: a VAE has it in its likelihood, a VDM in its base.
-Writes results.json (numbers, configs, library versions), table.md, parts.png and samples.png. --quick trains
-each for seconds; its numbers mean nothing.
+Trains an autoencoder, a VAE, hierarchical VAEs with 2, 4 and 8 latents (MLPs) and variational diffusion models
+with 10, 100, 1000 and infinitely many steps (a small U-Net), each with half a million parameters, all on the
+same batches and with the same optimizer. The seeds (of the weights and of all noise) are trained side by side
+under `vmap`. Every model starts from the per-position histogram: a VAE has it in its likelihood, a VDM in its
+base. Writes results.json (numbers, configs, library versions), table.md, parts.png and samples.png. --quick
+trains each model for seconds; its numbers mean nothing.
 """
 
-import argparse
 import json
 import math
-import platform
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -22,6 +19,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _common import (
+    all_images,
+    argument_parser,
+    cpu_name,
+    environment,
+    markdown_table,
+    output_folder,
+    set_up_jax,
+    write_results,
+)
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -30,11 +37,8 @@ from vdm_jax.data import level_counts, load_dataset, train_batches
 from vdm_jax.models import Model, build_model
 from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.runs.plots import tile
-from vdm_jax.runtime.devices import enable_compilation_cache
-from vdm_jax.runtime.versions import library_versions
 from vdm_jax.training.optimizer import make_optimizer
 
-HERE = Path(__file__).resolve().parent
 LATENT = 16
 OPTIMIZER = {
     "learning_rate": 2e-3,
@@ -47,10 +51,11 @@ OPTIMIZER = {
     "accumulate": 1,
 }
 PARTS = ("reconstruction", "matching", "prior")
-STRIP = 12  # samples shown of each model
+STRIP = 12  # samples of each model in samples.png
 
 
 def autoencoder(width: int, prior_weight: float = 0.0) -> dict:
+    """Return the config of an autoencoder; with a prior weight of 1, it is a VAE."""
     net = {"name": "mlp", "width": width, "depth": 2, "dropout": 0.5}
     return {
         "name": "vae",
@@ -63,6 +68,7 @@ def autoencoder(width: int, prior_weight: float = 0.0) -> dict:
 
 
 def hierarchy(width: int, latents: int) -> dict:
+    """Return the config of a hierarchical VAE."""
     net = {"name": "mlp", "width": width, "depth": 2, "dropout": 0.5}
     chain = {"name": "gaussian", "latents": [LATENT] * latents, "encoder": net, "decoder": net}
     chain["level"] = {"name": "mlp", "width": max(8, 256 // latents), "depth": 1}
@@ -70,7 +76,8 @@ def hierarchy(width: int, latents: int) -> dict:
 
 
 def diffusion(width: int, timesteps: int | None) -> dict:
-    del width  # a U-Net is as wide as it is: 516,497 parameters
+    """Return the config of a diffusion model."""
+    del width  # the U-Net has a fixed size of 516,497 parameters
     return {
         "name": "vdm",
         "network": {"name": "unet", "channels": (16, 64), "blocks": 1, "dropout": 0.1},
@@ -97,20 +104,23 @@ SYSTEMS = {
 
 
 def without_dropout(spec):
-    """The same model, whose loss is then free of dropout too."""
+    """Return the config of the same model without dropout, also in its loss."""
     if not isinstance(spec, dict):
         return spec
     return {k: 0.0 if k == "dropout" else without_dropout(v) for k, v in spec.items()}
 
 
 def size(model: Model) -> int:
-    """Parameters of a model."""
+    """Return the number of parameters of a model."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def fitted(spec, statistics, target: int) -> tuple[dict, Model]:
-    """The widest of a system's models with at most `target` parameters, or the narrowest; in steps of 8."""
+    """Return the widest model of a system with at most `target` parameters, else the narrowest.
+
+    Widths are multiples of 8.
+    """
     low, high = 1, 256
     while low < high:
         middle = (low + high + 1) // 2
@@ -120,7 +130,7 @@ def fitted(spec, statistics, target: int) -> tuple[dict, Model]:
 
 
 def train(model: Model, dataset, *, seeds: int, steps: int, batch_size: int, convolutions: bool):
-    """Train all seeds side by side on the same batches; EMA weights [seeds, ...]."""
+    """Train all seeds side by side on the same batches; return their EMA weights [seeds, ...]."""
     optimizer, _ = make_optimizer(decay_steps=max(steps, 101), **OPTIMIZER)
     step = vdm_jax.make_step(model.loss, optimizer, ema_decay=0.999, ema_warmup=True)
 
@@ -130,13 +140,13 @@ def train(model: Model, dataset, *, seeds: int, steps: int, batch_size: int, con
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), seed))
         return vdm_jax.init_state(model.init(keys[0]), optimizer, keys[1])
 
-    many = jax.vmap(step, (0, None))
+    step_all = jax.vmap(step, (0, None))
 
     @partial(jax.jit, donate_argnums=0)
     def run(states, stack):
-        if convolutions:  # their gradients are slow in any loop on CPUs
-            return many(states, jax.tree.map(lambda leaf: leaf[0], stack))
-        return jax.lax.scan(many, states, stack)
+        if convolutions:  # XLA's gradients of convolutions are slow in loops on CPUs
+            return step_all(states, jax.tree.map(lambda leaf: leaf[0], stack))
+        return jax.lax.scan(step_all, states, stack)
 
     states = start(jnp.arange(seeds))
     batches = train_batches(
@@ -153,47 +163,48 @@ def train(model: Model, dataset, *, seeds: int, steps: int, batch_size: int, con
 
 
 def evaluate(model: Model, params, x, draws: int, importance_samples: int) -> dict:
-    """Test bits/dim of each seed: the ELBO with its parts, and the importance-weighted bound, if any."""
+    """Return the test bits/dim of each seed: the ELBO, its parts, and the importance-weighted bound, if any."""
     bits = 1 / (math.prod(x.shape[1:]) * math.log(2))
     key = jax.random.key(1)
-    if model.unsupported is not None:  # no bound: what its decoder makes of the codes
+    if model.unsupported is not None:  # an autoencoder has no bound, only a reconstruction loss
         loss = jax.jit(jax.vmap(lambda p: model.loss(p, key, x)[1]["reconstruction"]))(params)
         return {"reconstruction": loss.tolist()}
     elbo = jax.jit(jax.vmap(lambda p: model.elbo(p, key, x, draws=draws)))(params)
-    found = {name: (bits * jnp.mean(getattr(elbo, name), -1)).tolist() for name in PARTS}
-    found["bits_per_dim"] = (bits * jnp.mean(elbo.total, -1)).tolist()
+    results = {name: (bits * jnp.mean(getattr(elbo, name), -1)).tolist() for name in PARTS}
+    results["bits_per_dim"] = (bits * jnp.mean(elbo.total, -1)).tolist()
     if model.importance is not None:
         importance = model.importance
-        tight = jax.jit(jax.vmap(lambda p: importance(p, key, x, importance_samples)))(params)
-        found["importance"] = (bits * jnp.mean(tight, -1)).tolist()
-    return found
+        bounds = jax.jit(jax.vmap(lambda p: importance(p, key, x, importance_samples)))(params)
+        results["importance"] = (bits * jnp.mean(bounds, -1)).tolist()
+    return results
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
-    values_ = np.asarray(values)
-    error = values_.std(ddof=1) / math.sqrt(len(values_)) if len(values_) > 1 else math.nan
-    return float(values_.mean()), float(error)
+    """Return the mean and its standard error, which is NaN for a single value."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(np.mean(values)), float(error)
 
 
 def table(rows: list[dict], importance_samples: int) -> str:
-    lines = [
-        "| model | parameters | test bits/dim | reconstruction | matching | prior "
-        f"| importance-weighted, K = {importance_samples} |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """Return the table: a row per model."""
+    columns = ["model", "parameters", "test bits/dim", *PARTS]
+    columns += [f"importance-weighted, K = {importance_samples}"]
+    lines = []
     for row in rows:
         test = row["test"]
         cells = [row["system"], f"{row['parameters']:,}"]
         for name in ("bits_per_dim", *PARTS, "importance"):
-            known = name in test
-            both = "{:.3f} ± {:.3f}".format(*mean_and_error(test[name])) if known else "–"
-            cells.append(both if name in ("bits_per_dim", "importance") else both.split(" ±")[0])
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            if name not in test:
+                cells.append("–")
+                continue
+            mean, error = mean_and_error(test[name])
+            cells.append(f"{mean:.3f}" if name in PARTS else f"{mean:.3f} ± {error:.3f}")
+        lines.append(cells)
+    return markdown_table(columns, lines)
 
 
 def figure(path: Path, rows: list[dict], seeds: int) -> None:
-    """Bits/dim by part, with the standard error of the sum."""
+    """Draw the bits/dim of each model by part, with the standard error of the sum."""
     drawing = Figure(figsize=(9, 4.6), layout="constrained")
     axes = drawing.subplots()
     rows = [row for row in rows if "bits_per_dim" in row["test"]]
@@ -203,7 +214,7 @@ def figure(path: Path, rows: list[dict], seeds: int) -> None:
         axes.bar(names, height, bottom=bottom, color=colour, label=part, width=0.65)
         bottom += height
     errors = [mean_and_error(row["test"]["bits_per_dim"])[1] for row in rows]
-    top = 1.25 * float(np.median(bottom))  # a bar that is far higher is cut off, with its number
+    top = 1.25 * float(np.median(bottom))  # much higher bars are cut off and labelled
     axes.errorbar(names, bottom, errors, fmt="none", ecolor="black", capsize=4)
     for name, total in zip(names, bottom, strict=True):
         cut = total > top
@@ -218,10 +229,10 @@ def figure(path: Path, rows: list[dict], seeds: int) -> None:
 
 
 def strips(path: Path, strips_: dict[str, np.ndarray], levels: int) -> None:
-    """A row of samples for each model; the autoencoder, which has none, decodes the codes of the data."""
+    """Draw a row of samples for each model; the autoencoder cannot sample and decodes the codes of data."""
     drawing = Figure(figsize=(9, 0.72 * len(strips_)))
-    room = {"left": 0.14, "right": 0.99, "top": 0.99, "bottom": 0.01}
-    grid = drawing.subplots(len(strips_), 1, gridspec_kw=room)
+    margins = {"left": 0.14, "right": 0.99, "top": 0.99, "bottom": 0.01}
+    grid = drawing.subplots(len(strips_), 1, gridspec_kw=margins)
     for axes, (name, images) in zip(grid, strips_.items(), strict=True):
         axes.imshow(tile(images, levels, STRIP), interpolation="nearest", vmin=0, vmax=1)
         axes.set_xticks([])
@@ -233,8 +244,7 @@ def strips(path: Path, strips_: dict[str, np.ndarray], levels: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="seconds; the numbers mean nothing")
+    parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -246,25 +256,23 @@ def main() -> None:
         nargs="+",
         default=list(SYSTEMS),
         choices=list(SYSTEMS),
-        help="only these; the rows of the others stay as they are in DIR, and so do its samples",
+        help="run only these; keep the other rows in DIR, and its samples",
     )
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "vae_to_vdm")
     options = parser.parse_args()
+    set_up_jax(options.quick)
+    out = output_folder(options, "vae_to_vdm")
     if options.quick:
-        options.out = Path(tempfile.mkdtemp())
-        jax.config.update("jax_disable_most_optimizations", True)  # compiles faster
         options.systems = ["AE", "MHVAE, T = 2", "VDM, T = ∞"]
         options.seeds, options.steps, options.batch_size = 2, 4, 16
         options.parameters, options.draws, options.importance_samples = 40_000, 1, 3
-    enable_compilation_cache()
 
     dataset = load_dataset("digits")
     counts = level_counts(dataset.train.images, dataset.levels)
     statistics = fit_statistics(counts, base="histogram")
-    test = jnp.asarray(dataset.test.images[np.arange(len(dataset.test.images))])
+    test = jnp.asarray(all_images(dataset.test))
     rows, pictures = [], {"data": np.asarray(test[:STRIP])}
     for name in options.systems:
-        began = time.time()
+        start = time.time()
         spec, model = fitted(SYSTEMS[name], statistics, options.parameters)
         params = train(
             model,
@@ -274,46 +282,44 @@ def main() -> None:
             batch_size=options.batch_size,
             convolutions=spec["name"] == "vdm",
         )
-        still = build_model(without_dropout(spec), statistics)  # as an autoencoder's loss has it
-        found = evaluate(still, params, test, options.draws, options.importance_samples)
+        # an autoencoder is evaluated by its training loss, which would apply dropout
+        deterministic = build_model(without_dropout(spec), statistics)
+        results = evaluate(deterministic, params, test, options.draws, options.importance_samples)
         first = jax.tree.map(lambda leaf: leaf[0], params)
         if model.unsupported is not None:
-            drawn = model.plots["reconstructions"](first, test[:STRIP])[:, 1]
-            pictures[f"{name}, decoded"] = np.asarray(drawn)
+            decoded = model.plots["reconstructions"](first, test[:STRIP])[:, 1]
+            pictures[f"{name}, decoded"] = np.asarray(decoded)
         else:
-            chain = {"steps": spec["timesteps"] or 1000} if spec["name"] == "vdm" else {}
-            drawn = jax.jit(partial(model.sample, n=STRIP, **chain))(first, jax.random.key(3))
-            pictures[name] = np.asarray(drawn)
+            steps = {"steps": spec["timesteps"] or 1000} if spec["name"] == "vdm" else {}
+            samples = jax.jit(partial(model.sample, n=STRIP, **steps))(first, jax.random.key(3))
+            pictures[name] = np.asarray(samples)
         rows.append(
             {
                 "system": name,
                 "parameters": size(model),
-                "seconds": round(time.time() - began),
-                "test": found,
+                "seconds": round(time.time() - start),
+                "test": results,
                 "model": spec,
             }
         )
-        shown = {k: "{:.3f} ± {:.3f}".format(*mean_and_error(v)) for k, v in found.items()}
+        shown = {k: "{:.3f} ± {:.3f}".format(*mean_and_error(v)) for k, v in results.items()}
         print(f"{name}: {shown}, {rows[-1]['seconds']} s", flush=True)
 
     settings = {k: v for k, v in vars(options).items() if k not in ("out", "quick", "systems")}
-    about = {"versions": library_versions(), "python": platform.python_version()}
-    about |= {"machine": f"{platform.machine()} CPU", "optimizer": OPTIMIZER, "settings": settings}
-    path = options.out / "results.json"
-    whole = set(options.systems) == set(SYSTEMS)
-    if not (whole or options.quick):
+    about = environment("versions", "python") | {"machine": cpu_name()}
+    about |= {"optimizer": OPTIMIZER, "settings": settings}
+    path = out / "results.json"
+    all_systems = set(options.systems) == set(SYSTEMS)
+    if not (all_systems or options.quick):
         saved = json.loads(path.read_text())
         others = [row for row in saved.pop("rows") if row["system"] not in options.systems]
         if saved != about:
             raise SystemExit(f"error: {path} is of other settings or versions; run all systems")
         rows = sorted(others + rows, key=lambda row: list(SYSTEMS).index(row["system"]))
-    print(table(rows, options.importance_samples))
-    options.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
-    (options.out / "table.md").write_text(table(rows, options.importance_samples))
-    figure(options.out / "parts.png", rows, options.seeds)
-    if whole or options.quick:
-        strips(options.out / "samples.png", pictures, dataset.levels)
+    write_results(out, about | {"rows": rows}, table(rows, options.importance_samples))
+    figure(out / "parts.png", rows, options.seeds)
+    if all_systems or options.quick:
+        strips(out / "samples.png", pictures, dataset.levels)
 
 
 if __name__ == "__main__":

@@ -763,6 +763,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG)
+@pytest.mark.usefixtures("as_users")
 def test_mistakes_are_one_line(changes, message, monkeypatch):
     from vdm_jax.comparison import experiment
 
@@ -772,6 +773,7 @@ def test_mistakes_are_one_line(changes, message, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("as_users")
 def test_mistakes_of_another_kind():
     with pytest.raises(TypeError, match="data: expected a name, an array"):
         compared(data=7)

@@ -514,6 +514,7 @@ def test_an_autoencoder_reconstructs_and_refuses_the_rest():
         ),
     ],
 )
+@pytest.mark.usefixtures("as_users")
 def test_mistakes_are_one_line(build, message):
     with pytest.raises(ValueError, match=message) as caught:
         build()

@@ -66,14 +66,14 @@ def run(
             state = store.restore(jax.eval_shape(lambda: start(optimizer)))
         state = start(optimizer) if state is None else state
         first = int(state.step)
-        with MetricsLog(folder, first) as log:
+        with MetricsLog(folder, first) as metrics_log:
             return fit(
                 state,
                 dispatcher(make_layout("jit"), make_step(loss, optimizer), state, size),
                 stacks(first, last, size, poison),
                 steps=last,
                 store=store,
-                log=log,
+                metrics_log=metrics_log,
                 about=lambda step: {"name": "toy"},
                 log_every=every,
                 checkpoint_every=checkpoint_every,
@@ -299,7 +299,7 @@ def test_a_kill_at_the_end_of_an_evaluation(tmp_path, monkeypatch, where, last):
 
     with monkeypatch.context() as patched:
         if where == "before the line":
-            patched.setattr(Meter, "note", killed)
+            patched.setattr(Meter, "write", killed)
         else:
             patched.setattr(CheckpointStore, "annotate", killed)
         with pytest.raises(KeyboardInterrupt):

@@ -300,6 +300,7 @@ def test_gradients_of_convolutions_are_those_of_jax(size, strides, padding):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.usefixtures("as_users")
 def test_attention_is_cudnns_only_where_it_exists(monkeypatch):
     """Half precision, heads of up to 128 channels in eights, Ampere or newer."""
     asked = []
@@ -513,6 +514,7 @@ def test_wrong_settings_of_any_network_are_named(name, settings, message):
         ("vdm_unet", {"fourier": (8, 7)}, "found \\(8, 7\\)"),
     ],
 )
+@pytest.mark.usefixtures("as_users")
 def test_wrong_sizes_are_named(name, settings, message):
     with pytest.raises(ValueError, match=message):
         NETS[name](**settings)

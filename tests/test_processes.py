@@ -219,13 +219,13 @@ def test_patience_grows_with_what_it_has_seen(monkeypatch, count, limits):
     now = [0.0]
     monkeypatch.setattr("vdm_jax.runtime.processes.jax.process_count", lambda: count)
     monkeypatch.setattr("vdm_jax.runtime.processes.time.monotonic", lambda: now[0])
-    patience, settling, seen = Watchdog(3.0), [], []
+    watchdog, settling, seen = Watchdog(3.0), [], []
     for takes in (100.0, 0.5, 2.0, 0.5):
-        settling.append(patience.settling)
-        seen.append(patience.limit)
-        with patience.wait("here"):
+        settling.append(watchdog.settling)
+        seen.append(watchdog.limit)
+        with watchdog.wait("here"):
             now[0] += takes
-    assert [*seen, patience.limit] == limits
+    assert [*seen, watchdog.limit] == limits
     assert settling == [count > 1, count > 1, False, False]
 
 
@@ -233,12 +233,12 @@ def test_what_is_stuck_ends_the_process(tmp_path):
     """With the stacks of its threads, and one line."""
     code = (
         "import time; from vdm_jax.runtime import processes as p; p.ALONE = 1\n"
-        "with p.Watchdog(0.4, command=True) as patience:\n"
+        "with p.Watchdog(0.4, command=True) as watchdog:\n"
         "    for _ in range(3):\n"
-        "        with patience.wait('training, after step 7'): pass\n"
+        "        with watchdog.wait('training, after step 7'): pass\n"
         "    time.sleep(1)  # between waits nothing is watched\n"
         "    print('here', flush=True)\n"
-        "    with patience.wait('training, after step 8'): time.sleep(60)\n"
+        "    with watchdog.wait('training, after step 8'): time.sleep(60)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and done.stdout == "here\n"

@@ -1,4 +1,4 @@
-"""The arithmetic of experiments/time_to_bound.py, on curves that are known."""
+"""The arithmetic and the stored curves of experiments/time_to_bound.py."""
 
 import importlib
 import json
@@ -36,99 +36,142 @@ MEASURED = {
 SECONDS = {"shipped": 0.5, "paper": 1.0, "paper, last weights": 1.0}
 
 
-def test_evaluations_are_spaced_evenly_in_the_logarithm_and_end_at_the_end(script):
-    found = script.marks(1500)
-    assert found[0] == 25 and found[-1] == 1500 and found == sorted(set(found))
-    assert np.all(np.diff(np.log(found)) < 1.1 * math.log(script.GROWTH))
-    assert script.marks(3) == [3]
+def test_evaluations_are_evenly_spaced_in_log_steps(script):
+    steps = script.evaluation_steps(1500)
+    assert steps[0] == 25 and steps[-1] == 1500 and steps == sorted(set(steps))
+    assert np.all(np.diff(np.log(steps)) < 1.1 * math.log(script.GROWTH))
+    assert script.evaluation_steps(3) == [3]
 
 
 @pytest.mark.parametrize(
     ("name", "bound", "expected"),
     [
-        ("shipped", 3.5, 5.0),  # there at the first look
+        ("shipped", 3.5, 5.0),  # reached at the first evaluation
         ("shipped", 2.1, 50.0),
-        ("shipped", 2.55, 0.5 * 10**1.5),  # half way between looks in log time
+        ("shipped", 2.55, 0.5 * 10**1.5),  # half way between evaluations in log time
         ("shipped", 0.9, math.inf),
         ("paper", 2.6, 2000.0),
     ],
 )
-def test_seconds_to_a_bound_are_those_of_the_mean_over_seeds(script, name, bound, expected):
+def test_seconds_to_the_bound_of_the_mean_over_seeds(script, name, bound, expected):
     curves = CURVES | {"other": runs([(bound + 1e-9,), (bound - 0.1,)], (10,))}
-    found = script.seconds_to(curves, name, "other", 0.05, SECONDS)
-    assert found == pytest.approx(expected, rel=1e-6)
+    seconds = script.seconds_to(curves, name, "other", 0.05, SECONDS)
+    assert seconds == pytest.approx(expected, rel=1e-6)
 
 
-def test_only_seeds_that_both_have_are_compared(script):
+def test_only_common_seeds_are_compared(script):
     curves = CURVES | {"other": {1: CURVES["shipped"][0]}}
-    # seed 1 of `shipped` goes through 2.2 at 100 steps; `other`, its seed 1, ends at 1
+    # seed 1 of `shipped` passes 2.2 at 100 steps; seed 1 of `other` ends at 1
     assert script.seconds_to(curves, "shipped", "other", 1.2, SECONDS) == pytest.approx(50.0)
     curves["other"] = {7: CURVES["shipped"][0]}
     assert script.seconds_to(curves, "shipped", "other", 1.2, SECONDS) is None
 
 
-def test_a_step_takes_the_median_of_all_processes(script):
+def test_step_time_is_the_median_of_all_processes(script):
     assert script.medians(MEASURED) == SECONDS
 
 
-def test_the_table_has_times_in_units_of_the_other_row(script):
+def test_table_has_times_in_units_of_the_reference(script):
     rows = {
         line.split(" | ")[0].removeprefix("| "): line.strip("| ").split(" | ")[2:]
         for line in script.table(CURVES, MEASURED, "data").splitlines()[2:4]
     }
-    part = 0.5 * 10 ** (1 + 0.5) / 2000  # 2.55 would be half way; 2.6 is a little before
-    own = rows["shipped"]
-    assert own[:4] == ["1.00 (1.00 to 1.00)", "1,000", "2", "1.100 (1.000 to 1.200)"]
-    assert float(own[4].removeprefix("× ")) == pytest.approx(part, rel=0.15) and own[5] == ""
-    paper = rows["paper"]
+    share = 0.5 * 10 ** (1 + 0.5) / 2000  # for a bound of 2.55; 2.6 is reached a little earlier
+    shipped, paper = rows["shipped"], rows["paper"]
+    assert shipped[:4] == ["1.00 (1.00 to 1.00)", "1,000", "2", "1.100 (1.000 to 1.200)"]
+    assert float(shipped[4].removeprefix("× ")) == pytest.approx(share, rel=0.15)
+    assert shipped[5] == ""
     assert (paper[0], paper[4], paper[6]) == ("2.00 (1.00 to 2.00)", "× 1", "never")
 
 
-def test_runs_that_are_there_are_read_if_their_steps_were_timed(script, tmp_path):
-    options = Namespace(data="digits", seeds=3, out=tmp_path)
-    (tmp_path / "curves").mkdir()
-    for name, seeds in {
-        "shipped": (0, 2),
-        "paper, last weights": (1,),
-        "unscaled output": (0,),
-    }.items():
-        for seed in seeds:
-            path = script.path_of(options, name, seed)
-            path.write_text(json.dumps(runs([(seed, 0, 0)])[0]))
-    found = script.read(options, MEASURED)
-    first = {n: {s: run["bits_per_dim"][0] for s, run in of.items()} for n, of in found.items()}
-    assert first == {"shipped": {0: 0, 2: 2}, "paper, last weights": {1: 1}}
-    longer = runs([(1, 0, 0)], (10, 100, 2000))[0]
-    script.path_of(options, "shipped", 1).write_text(json.dumps(longer))
+def test_stored_curves_are_read_back_and_sorted(script, tmp_path):
+    path = tmp_path / "curves.jsonl"
+    assert script.read_curves(path) == {}
+    for name, seed in [("shipped", 1), ("paper", 0), ("shipped", 0)]:
+        script.store_curves(path, seed, {name: CURVES[name][seed]})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [[*line][:2] for line in lines] == [["variant", "seed"]] * 3
+    keys = [(line["variant"], line["seed"]) for line in lines]
+    assert keys == [("paper", 0), ("shipped", 0), ("shipped", 1)]
+    assert script.read_curves(path) == CURVES | {"paper": {0: CURVES["paper"][0]}}
+
+
+def test_a_cut_last_line_loses_no_other(script, tmp_path, capsys):
+    path = tmp_path / "curves.jsonl"
+    for seed in (0, 1):
+        script.store_curves(path, seed, {"shipped": CURVES["shipped"][seed]})
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    assert script.read_curves(path) == {"shipped": {0: CURVES["shipped"][0]}}
+    assert "ignored the last line" in capsys.readouterr().err
+    script.store_curves(path, 1, {"shipped": CURVES["shipped"][1]})
+    assert path.read_text() == whole
+    path.write_text("{\n" + whole)
+    with pytest.raises(SystemExit, match=r"curves\.jsonl, line 1: "):
+        script.read_curves(path)
+
+
+def test_curves_with_timed_steps_are_shown(script):
+    options = Namespace(data="digits", seeds=3)
+    three = runs([(seed, 0, 0) for seed in range(4)])
+    stored = {
+        "unscaled output": three,  # not timed
+        "paper, last weights": {1: three[1]},
+        "shipped": {0: three[0], 2: three[2], 3: three[3]},
+    }
+    shown = script.shown_curves(stored, options, MEASURED)
+    assert [*shown.items()] == [
+        ("shipped", {0: three[0], 2: three[2]}),
+        ("paper, last weights", {1: three[1]}),
+    ]
+    stored["shipped"][1] = runs([(1, 0, 0)], (10, 100, 2000))[0]
     with pytest.raises(SystemExit, match=r"shipped: expected runs of one length, found \{'seed 0'"):
-        script.read(options, MEASURED)
+        script.shown_curves(stored, options, MEASURED)
 
 
-def test_a_run_that_is_there_is_of_this_config_and_length(script, tmp_path):
-    path = tmp_path / "run.json"
+def test_a_stored_run_has_this_config_and_length(script, tmp_path):
+    path = tmp_path / "curves.jsonl"
     config = {"train": {"steps": 1000, "sizes": [1, 2]}}
-    assert not script.there(path, config, 1000)
-    path.write_text(json.dumps(runs([(1, 1, 1)])[0] | {"config": config}))
-    assert script.there(path, config, 1050) and script.there(path, config)
+    curve = CURVES["shipped"][0] | {"config": config}
+    assert not script.is_stored(path, "shipped", 0, config, 1000)
+    script.store_curves(path, 0, {"shipped": curve, "paper": curve})
+    assert script.is_stored(path, "shipped", 0, config, 1050)
+    assert script.is_stored(path, "shipped", 0, config)
+    assert not script.is_stored(path, "shipped", 1, config)
     for other, stop in [(config, 1500), (config | {"seed": 1}, 1000)]:
-        with pytest.raises(SystemExit, match=r"run\.json: expected this config and"):
-            script.there(path, other, stop)
+        with pytest.raises(SystemExit, match=r"jsonl: shipped, seed 0: expected this config and"):
+            script.is_stored(path, "shipped", 0, other, stop)
+    assert not script.is_stored(path, "paper", 0, config)  # without the curve of its last weights
+    script.store_curves(path, 0, {script.LAST: curve})
+    assert script.is_stored(path, "paper", 0, config)
 
 
 @pytest.mark.parametrize("data", ["digits", "mnist"])
-def test_every_variant_is_a_config_that_differs_from_all_others(script, data):
+def test_committed_curves_give_the_committed_table(script, data):
+    folder = FOLDER / "results" / "time_to_bound" / data
+    stored = script.read_curves(folder / "curves.jsonl")
+    assert {*stored} <= {*script.VARIANTS[data], script.LAST}
+    assert all({*stored[name]} == {0, 1, 2} for name in stored)
+    measured = json.loads((folder / "steps.json").read_text())["seconds"]
+    shown = script.shown_curves(stored, Namespace(data=data, seeds=3), measured)
+    rows = script.table(shown, measured, "").splitlines()[:-1]
+    assert rows == (folder / "table.md").read_text().splitlines()[:-1]
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist"])
+def test_every_variant_has_another_config(script, data):
     options = Namespace(data=data, quick=False)
     configs = [script.config_of(name, options) for name in script.VARIANTS[data]]
     assert len({json.dumps(config, default=str) for config in configs}) == len(configs) > 10
 
 
-def test_ingredients_on_mnist_have_as_many_steps_as_what_they_are_compared_with(script):
+def test_replacements_on_mnist_have_the_steps_of_the_short_reference(script):
     options = Namespace(data="mnist", quick=False)
-    found = {name: script.config_of(name, options) for name in script.VARIANTS["mnist"]}
-    steps = {name: config["train"]["steps"] for name, config in found.items()}
-    whole = [name for name, n in steps.items() if n == steps["shipped"]]
-    assert whole == ["shipped", "paper"]
-    assert {n for name, n in steps.items() if name not in whole} == {steps[script.SHORT]}
+    configs = {name: script.config_of(name, options) for name in script.VARIANTS["mnist"]}
+    steps = {name: config["train"]["steps"] for name, config in configs.items()}
+    full = [name for name, n in steps.items() if n == steps["shipped"]]
+    assert full == ["shipped", "paper"]
+    assert {n for name, n in steps.items() if name not in full} == {steps[script.SHORT]}
     curves = {name: runs([(2.0, 1.5, 1.0)]) for name in ("shipped", "paper", script.SHORT)}
     measured = {name: [[1.0]] for name in curves}
     table = script.table(curves, measured, "data")
@@ -138,8 +181,8 @@ def test_ingredients_on_mnist_have_as_many_steps_as_what_they_are_compared_with(
 
 
 def test_rows_of_other_data_are_refused(script, monkeypatch, capsys):
-    asked = ["--data", "digits", "--variants", "shipped", script.SHORT]
-    monkeypatch.setattr("sys.argv", ["time_to_bound.py", *asked])
+    arguments = ["--data", "digits", "--variants", "shipped", script.SHORT]
+    monkeypatch.setattr("sys.argv", ["time_to_bound.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
         script.main()
     assert f"found ['{script.SHORT}']" in capsys.readouterr().err

@@ -673,6 +673,7 @@ def test_mistakes_are_named(settings, message):
         vdm(STATISTICS, **settings)
 
 
+@pytest.mark.usefixtures("as_users")
 def test_settings_that_are_left_out_or_wrong():
     x, key = jnp.zeros((2, *SHAPE), jnp.uint8), jax.random.key(0)
     mean = model_of(parameterization="mean", timesteps=7)  # of which 1000 is no divisor

@@ -62,6 +62,7 @@ def test_arguments_without_a_weight_are_refused(name, kwargs):
         WEIGHTINGS[name](**kwargs)
 
 
+@pytest.mark.usefixtures("as_users")
 def test_what_is_no_weighting_is_refused():
     with pytest.raises(TypeError, match=r"weighting: expected .*found "):
         as_weighting(np.float64(1.0))

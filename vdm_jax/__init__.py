@@ -1,9 +1,9 @@
 """vdm_jax: variational diffusion models as pure functions on JAX.
 
 The mathematics (Gaussians, schedules, parameterizations, bounds, samplers) is imported at once and needs
-only jax, numpy and jaxtyping. What trains (`train`, `load`, `make_step`, `nets`, `models`, `data`) is imported
-when it is first used. Each submodule of components has a function for each row of its table, such as
-`vdm.schedules.cosine()` of `vdm.schedules.SCHEDULES`.
+only jax, numpy and jaxtyping. Training (`train`, `load`, `make_step`, `nets`, `models`, `data`) is imported
+on first use. A submodule of components has a factory for each name in its table, such as
+`vdm.schedules.cosine()` for "cosine" in `vdm.schedules.SCHEDULES`.
 """
 
 from importlib import import_module
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vdm_jax.xla import avoid_wrong_cpu_reductions
 
-avoid_wrong_cpu_reductions()  # before anything can start a computation
+avoid_wrong_cpu_reductions()  # an XLA flag, which is read at the first computation of the process
 
 from vdm_jax import (  # noqa: E402
     bases,
@@ -102,7 +102,7 @@ _LATER = {
     "train_sweep": "runs.train",
     "init_state": "training.state",
     "make_step": "training.step",
-    # tables and types, which the reference lists in their modules
+    # tables and types, which the API reference lists under their modules
     "BASES": "bases",
     "OUTPUT_SCALES": "output_scales",
     "FORMS": "elbo",
@@ -124,7 +124,7 @@ _LATER = {
     "TrainState": "training.state",
     "TrainedModel": "runs.trained",
 }
-"""Name -> module that it is imported from when it is first used."""
+"""Name -> module that it is imported from on first use."""
 
 
 def __getattr__(name: str) -> Any:

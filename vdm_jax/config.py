@@ -1,9 +1,9 @@
-"""Configs: the default one, its validation, and its conversion to plain dictionaries.
+"""Configs: the default config, validation, and conversion to plain dictionaries.
 
-A config has seven sections and a seed. `model` is a tree of specs (a name, or {"name": ..., **kwargs}), the
-arguments of the model's factory; `sample` holds the number of samples and the arguments of the model's own
-`sample`. The fields of the other sections are the rows of `vdm_jax.settings`. Unknown, missing, ill-typed and
-out-of-range fields are one `ValueError` line each.
+A config has seven sections and a seed. `model` is a tree of specs (a name, or {"name": ..., **arguments}) with
+the arguments of the model's factory; `sample` has the number of samples and the options of the model's
+`sample`. The fields of the other sections are declared in `vdm_jax.settings`. An unknown, missing, ill-typed
+or out-of-range field raises a `ValueError` of one line.
 """
 
 import difflib
@@ -21,14 +21,15 @@ FREE_TO_CHANGE = (
     "sample",
     "model.network.remat",
 )
-"""Fields and sections in which a config may differ from that of the run it continues."""
+"""Fields and sections in which a config may differ from the config of the run that it continues."""
 
 
-def default() -> Any:  # a ConfigDict; as such its fields would have no types
-    """Return the config that every shipped one starts from: the embedded digits with a small U-Net."""
+def default() -> Any:  # not ConfigDict, whose fields are unknown to type checkers
+    """Return the default `ConfigDict`, from which all shipped configs start: digits and a small U-Net."""
     config: dict[str, Any] = {name: {} for name in SECTIONS}
     for path, row in ROWS.items():
         section, _, name = path.rpartition(".")
+        # a placeholder keeps the type of a field whose value is None
         empty = row.optional and row.default is None
         value = config_dict.placeholder(row.kind) if empty else row.default
         (config[section] if section else config)[name] = value
@@ -66,7 +67,7 @@ def _default_model() -> dict[str, Any]:
 
 
 def default_vae() -> Any:
-    """The embedded digits with a small VAE: what the latent-variable configs of the digits start from."""
+    """Return the `ConfigDict` from which the latent-variable configs start: digits and a small VAE."""
     config = default()
     network = {"name": "mlp", "width": 256, "depth": 2, "dropout": 0.5}
     config.model = ConfigDict(
@@ -93,14 +94,14 @@ def default_vae() -> Any:
     return config
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: object) -> dict[str, Any]:
     """Validate a config and return it as plain nested dictionaries, with '~' of `data.data_dir` expanded.
 
     Args:
       config: a `ConfigDict` or a mapping with the fields of `default()`.
 
     Raises:
-      ValueError: unknown, missing, ill-typed or out-of-range field, one line.
+      ValueError: an unknown, missing, ill-typed or out-of-range field, in one line.
     """
     plain = to_plain(config)
     expected = to_plain(default())
@@ -109,7 +110,7 @@ def to_dict(config: Any) -> dict[str, Any]:
         if section == "model" or not isinstance(fields, dict):
             continue
         if section == "sample" and isinstance(plain[section], dict):
-            fields = {"count": fields["count"]} | plain[section]  # the others are the model's own
+            fields = {"count": fields["count"]} | plain[section]  # the others depend on the model
         _check_keys(plain[section], fields, f"config.{section}")
     for path, row in ROWS.items():
         section, _, name = path.rpartition(".")
@@ -123,8 +124,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def _check_model(spec: Any) -> None:
-    """Check that the spec of a model has a name and values as JSON has them."""
+def _check_model(spec: object) -> None:
+    """Check that the spec of a model has a name and only values that JSON can hold."""
     if not isinstance(spec, dict) or "name" not in spec:
         raise ValueError(f"config.model: expected fields with a 'name', found {spec!r}")
     for path, value in leaves(spec):
@@ -138,64 +139,74 @@ def _check_model(spec: Any) -> None:
 
 
 def _check_sample(values: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Check the settings of `sample` that the default config names; others are the model's own."""
-    for name, like in expected.items():
-        if name in values:
-            _check_type(f"sample.{name}", values[name], type(like))
-            if name in SAMPLE_RULES and not SAMPLE_RULES[name].holds(values[name]):
-                words = SAMPLE_RULES[name].words
-                raise ValueError(f"config.sample.{name}: expected {words}, found {values[name]!r}")
+    """Check the settings of `sample` that the default config has; others depend on the model."""
+    for name, default_value in expected.items():
+        if name not in values:
+            continue
+        value, rule = values[name], SAMPLE_RULES.get(name)
+        _check_type(f"sample.{name}", value, type(default_value))
+        if rule is not None and not rule.holds(value):
+            raise ValueError(f"config.sample.{name}: expected {rule.words}, found {value!r}")
 
 
 def difference(
     saved: Mapping[str, Any], asked: Mapping[str, Any], free: tuple[str, ...] = FREE_TO_CHANGE
 ) -> list[str]:
-    """Fields in which a config departs from the one that a run was made with, a line each."""
+    """Return the differences between a saved config ("there") and another one ("here"), a line each.
+
+    Args:
+      saved: the config of a run, plain dictionaries.
+      asked: the other config.
+      free: dotted paths of fields and sections that are ignored.
+    """
     before, after = dict(leaves(saved)), dict(leaves(asked))
     lines = []
     for path in sorted(before.keys() | after.keys()):
-        if any(path == part or path.startswith(part + ".") for part in free):
+        if any(path == ignored or path.startswith(f"{ignored}.") for ignored in free):
             continue
         old, new = before.get(path), after.get(path)
-        if old != new and not (_nan(old) and _nan(new)):
+        if old != new and not (_nan(old) and _nan(new)):  # NaN differs from itself
             old, new = before.get(path, "absent"), after.get(path, "absent")
             lines.append(f"config.{path}: {old!r} there, {new!r} here")
     return lines
 
 
-def _check_keys(found: Any, expected: Mapping[str, Any], where: str) -> None:
-    if not isinstance(found, dict):
-        raise ValueError(f"{where}: expected fields {sorted(expected)}, found {found!r}")
-    for key in found:
+def _check_keys(section: object, expected: Mapping[str, Any], where: str) -> None:
+    """Check that a section has the expected fields and no others."""
+    if not isinstance(section, dict):
+        raise ValueError(f"{where}: expected fields {sorted(expected)}, found {section!r}")
+    for key in section:
         if key not in expected:
             close = difflib.get_close_matches(key, expected, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ValueError(f"{where}: unknown field {key!r}; {hint}fields: {sorted(expected)}")
     for key in expected:
-        if key not in found:
+        if key not in section:
             raise ValueError(f"{where}: field {key!r} is missing")
 
 
-def _check_value(path: str, value: Any, row: Row) -> None:
+def _check_value(path: str, value: object, row: Row) -> None:
+    """Check the type and the rule of a field, or of each element of a list."""
     if value is None and row.optional:
         return
     values = value if row.kind is list else [value]
     if not isinstance(values, list):
         raise ValueError(f"config.{path}: expected a list, found {value!r}")
-    for one in values:
-        _check_type(path, one, row.element or row.kind)
-        if row.rule is not None and not row.rule.holds(one):
-            raise ValueError(f"config.{path}: expected {row.rule.words}, found {one!r}")
+    for element in values:
+        _check_type(path, element, row.element or row.kind)
+        if row.rule is not None and not row.rule.holds(element):
+            raise ValueError(f"config.{path}: expected {row.rule.words}, found {element!r}")
 
 
-def _check_type(path: str, value: Any, kind: type) -> None:
-    right = isinstance(value, int | float if kind is float else kind)
-    if not right or (isinstance(value, bool) and kind is not bool):
+def _check_type(path: str, value: object, kind: type) -> None:
+    """Check the type of a value; a whole number is a float as well, and a boolean is no number."""
+    valid = isinstance(value, int | float if kind is float else kind)
+    if not valid or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"config.{path}: expected {kind.__name__}, found {value!r}")
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, value) of every field that is no section."""
+    """Yield (dotted path, value) of every field that is not a section."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -204,7 +215,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def to_plain(tree: Any) -> Any:
-    """Return dictionaries and lists, as they come back from JSON."""
+    """Convert configs to dictionaries and tuples to lists, as they come back from JSON."""
     if isinstance(tree, ConfigDict):
         tree = tree.to_dict()
     if isinstance(tree, Mapping):
@@ -213,9 +224,9 @@ def to_plain(tree: Any) -> Any:
 
 
 def as_spec(value: Any) -> Any:
-    """A `ConfigDict` as a plain mapping; anything else as it is."""
+    """Convert a `ConfigDict` to plain dictionaries; return any other value unchanged."""
     return to_plain(value) if isinstance(value, ConfigDict) else value
 
 
-def _nan(value: Any) -> bool:
+def _nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)

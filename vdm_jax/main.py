@@ -5,12 +5,12 @@
                            [--config.<field>=<value> ...] [--profile=FIRST:LAST]
                            [--distributed [--coordinator_address=HOST:PORT --num_processes=N --process_id=I]]
 
-Whatever ends it is one line on stderr, and an exit status:
+A failure is reported in one line on stderr and by the exit status:
 
     2          a mistake in the config, the flags, the data or the folder; a file that cannot be written
-    1          a loss that is not finite, no memory left, another process that is gone, a step that is stuck
-    128 + n    signal n: the step was finished and saved, and the same command continues. SIGTERM (143) and
-               SIGINT (130); SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU unless the process ignores or handles them
+    1          a loss that is not finite, a lack of memory, a lost process, a step that does not end
+    128 + n    signal n: the step was finished and saved, and the same command continues the run. SIGTERM (143)
+               and SIGINT (130); SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU unless they are ignored or handled
 """
 
 import io
@@ -48,7 +48,6 @@ CONFIG = flags.DEFINE_string(
     "Config file such as configs/eps.py, or FILE:ARGUMENT if its get_config takes an argument; "
     "--config.<field>=<value> sets a field, such as --config.train.steps=3000.",
 )
-"""The file until `parse` has run it; then the config with its overrides, a `ConfigDict`."""
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name>.")
 NAME = flags.DEFINE_string(
@@ -75,34 +74,36 @@ CONNECT = flags.DEFINE_float(
 
 
 def train(workdir: Path) -> None:
-    """Train, or continue, and report."""
+    """Train a run or a sweep, or continue it, and report the results."""
     if CHECKPOINT.value != "newest":
         raise ValueError(
             f"--checkpoint: training goes on from the newest, found {CHECKPOINT.value!r}"
         )
     profile = None if PROFILE.value is None else parse_steps(PROFILE.value)
-    go = trainer.train_sweep if is_sweep(to_dict(CONFIG.value)) else trainer.train
-    go(CONFIG.value, workdir, profile=profile)
+    start = trainer.train_sweep if is_sweep(to_dict(_config())) else trainer.train
+    start(_config(), workdir, profile=profile)
 
 
 def evaluate(workdir: Path) -> None:
     """Evaluate a checkpoint with the settings of the command line."""
-    if is_sweep(to_dict(CONFIG.value)):
+    if is_sweep(to_dict(_config())):
         report.report_sweep(_loaded(workdir, load_sweep), workdir, log)
     else:
         log(f"test: {_loaded(workdir).evaluate('test')}")
 
 
 def sample(workdir: Path) -> None:
-    """Draw from a checkpoint with the settings of the command line."""
+    """Draw samples from a checkpoint with the settings of the command line."""
     path, trained = workdir / "samples.png", _loaded(workdir)
-    report.forget(workdir, "sample")
+    report.forget(
+        workdir, "sample"
+    )  # before the file changes, so that no record describes another file
     report.draw_samples(trained, path)
     log(f"samples: {path}")
 
 
 def reconstruct(workdir: Path) -> None:
-    """Show test images beside what a checkpoint makes of their codes."""
+    """Plot test images beside their reconstructions by a checkpoint."""
     trained = _loaded(workdir)
     if not trained.model.plots:
         raise ValueError(
@@ -114,10 +115,10 @@ def reconstruct(workdir: Path) -> None:
 
 
 def weights(workdir: Path) -> None:
-    """Show what the config's training losses weigh; needs no run, and trains nothing."""
+    """Log and plot the effective weights of the config's training losses; no run is needed."""
     if CHECKPOINT.value != "newest":
         raise ValueError(f"--checkpoint: weights are of no run, found {CHECKPOINT.value!r}")
-    weights_report.weights(to_dict(CONFIG.value), workdir, log)
+    weights_report.weights(to_dict(_config()), workdir, log)
 
 
 MODES = {
@@ -143,19 +144,19 @@ def main(argv: list[str]) -> None:
             connect()
             check_devices()
             mode(folder())
-            all_gather_json("done")  # JAX's own wait at the end of a process is short
+            all_gather_json("done")  # other processes may need longer than JAX waits at the exit
     except Interrupted as interrupted:
         leave(str(interrupted), 128 + interrupted.signum)
     except (ValueError, TypeError, OSError) as error:
-        # tracer errors are bugs, not user errors
-        ours = isinstance(error, jax.errors.JAXTypeError)
-        if os.environ.get("VDM_JAX_DEBUG") or (ours and not jax.distributed.is_initialized()):
+        # tracer errors are TypeErrors, but bugs and not user errors: they need a traceback
+        is_bug = isinstance(error, jax.errors.JAXTypeError)
+        if os.environ.get("VDM_JAX_DEBUG") or (is_bug and not jax.distributed.is_initialized()):
             raise
         fail(str(error))
     except FloatingPointError as error:
         fail(str(error), status=1)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        line = explanation(error, settings_of(to_dict(CONFIG.value)).train.batch_size)
+        line = explanation(error, settings_of(to_dict(_config())).train.batch_size)
         if line is None:
             raise
         fail(line, status=1)
@@ -181,43 +182,46 @@ def folder() -> Path:
 
 
 def connect() -> None:
-    """Find the other processes, if there are any."""
-    given = COORDINATOR.value, PROCESSES.value, PROCESS.value
+    """Connect with the other processes of the run, if there are any."""
+    addresses = COORDINATOR.value, PROCESSES.value, PROCESS.value
     if DISTRIBUTED.value:
-        initialize(*given, seconds=CONNECT.value)
-    elif any(value is not None for value in given):
+        initialize(*addresses, seconds=CONNECT.value)
+    elif any(value is not None for value in addresses):
         raise ValueError(
             "--coordinator_address, --num_processes, --process_id: are for --distributed"
         )
 
 
 def log(line: str) -> None:
-    """Print, in one of the processes."""
+    """Print a line, in process 0."""
     if is_first():
         print(line)
 
 
 def _loaded(workdir: Path, read: Callable[..., Any] = load) -> Any:
-    """Load a folder, with the evaluation and sampling settings of the command line."""
-    asked = to_dict(CONFIG.value)
-    step = CHECKPOINT.value
+    """Load a run or a sweep, with the evaluation, sampling and data settings of the command line."""
+    config, step = to_dict(_config()), CHECKPOINT.value
     if step not in ("newest", "best") and not step.isdecimal():
         raise ValueError(f"--checkpoint: expected newest, best or a step, found {step!r}")
-    train = settings_of(asked).train
+    settings = settings_of(config).train
     step = int(step) if step.isdecimal() else step
-    found = read(workdir, step, parallel=train.parallel, fsdp=train.fsdp)
-    lines = difference(read_config(workdir), asked)
-    if lines:
+    loaded = read(workdir, step, parallel=settings.parallel, fsdp=settings.fsdp)
+    if lines := difference(read_config(workdir), config):
         raise ValueError(
             f"{workdir} holds a run of another config (config.json): {'; '.join(lines)}"
         )
-    for trained in found.values() if isinstance(found, dict) else [found]:
-        trained.config.update({name: asked[name] for name in ("evaluate", "sample", "data")})
-    return found
+    for trained in loaded.values() if isinstance(loaded, dict) else [loaded]:
+        trained.config.update({name: config[name] for name in ("evaluate", "sample", "data")})
+    return loaded
+
+
+def _config() -> Any:
+    """Return the `ConfigDict` that `parse` has put in the place of the flag's file."""
+    return CONFIG.value
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parse the flags, run the config file and apply the overrides; every mistake in them is one line."""
+    """Parse the flags, run the config file and apply the overrides; report a mistake in one line."""
     try:
         expanded = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
         others, overrides = split_overrides(expanded)
@@ -237,14 +241,14 @@ def parse(argv: list[str]) -> list[str]:
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except SystemExit:  # of --help, for which absl's status is 1
+    except SystemExit:  # raised by --help, with status 1
         sys.exit(0)
 
 
 def cli() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # not all of them know ±
+            stream.reconfigure(errors="replace")  # an ASCII terminal cannot show ±
     if os.environ.get("VDM_JAX_DEBUG"):
         logging.set_verbosity(logging.INFO)
     else:

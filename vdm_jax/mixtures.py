@@ -1,8 +1,8 @@
 """Mixtures of diagonal Gaussians: data whose density, moments and best denoiser are known in closed form.
 
-With x_0 from N(m_k, v_k) with probability w_k, the latent x_t of (6) is a mixture too, with means α m_k and
-variances α² v_k + σ², and E[x_0 | x_t] is the mean of the components' own posterior means, weighed by their
-responsibilities. What a trained model gets wrong can be measured against it exactly.
+With x_0 from N(m_k, v_k) with probability w_k, the latent x_t of (6) is also a mixture, with means α m_k and
+variances α² v_k + σ². E[x_0 | x_t] is the mean of the components' posterior means, weighted by their
+responsibilities. Such data measure the error of a trained model exactly.
 """
 
 from typing import NamedTuple
@@ -14,22 +14,24 @@ import numpy as np
 from vdm_jax.checks import check_array, check_key, check_real, is_traced, whole_number
 from vdm_jax.diffusion import alpha, sigma
 from vdm_jax.gaussian import Gaussian, check_shape
-from vdm_jax.typing import Array, Data, Float, Key, Scalar
+from vdm_jax.typing import Array, Data, Float, Key, Numbers, Scalar
 
 
 class Mixture(NamedTuple):
-    """Σ_k w_k N(m_k, diag v_k).
+    """A mixture Σ_k w_k N(m_k, diag v_k).
 
     Attributes:
-      weights: [k], positive, adding up to one.
+      weights: [k], positive, with sum one.
       means: [k, *d].
       variances: [k, *d], positive.
 
     Examples:
-      >>> two = vdm.Mixture.of(weights=[0.5, 0.5], means=[[-1.0], [1.0]], variances=[[0.1], [0.1]])
-      >>> two.denoise(jnp.asarray([0.0]), jnp.asarray(0.0)).tolist()  # between the two
+      >>> mixture = vdm.Mixture.of(
+      ...     weights=[0.5, 0.5], means=[[-1.0], [1.0]], variances=[[0.1], [0.1]]
+      ... )
+      >>> mixture.denoise(jnp.asarray([0.0]), jnp.asarray(0.0)).tolist()  # half-way between the means
       [0.0]
-      >>> two.moments()[1].round(3).tolist()
+      >>> mixture.moments()[1].round(3).tolist()
       [[1.1]]
     """
 
@@ -38,29 +40,28 @@ class Mixture(NamedTuple):
     variances: Float[Array, " k *d"]
 
     @classmethod
-    def of(cls, weights, means, variances) -> "Mixture":
-        """Make one of anything that is like an array.
+    def of(cls, weights: Numbers, means: Numbers, variances: Numbers) -> "Mixture":
+        """Build a mixture from arrays or nested lists.
 
         Raises:
-          ValueError: shapes that do not fit, weights that do not add up to one, variances not above zero.
+          ValueError: shapes do not match, weights do not sum to one, or variances are not positive.
         """
-        given = dict(zip(cls._fields, (weights, means, variances), strict=True))
-        for name, part in given.items():
-            check_array(part, f"Mixture: {name}")
-            check_real(np.asarray(part), f"Mixture: {name}")
-        parts = [np.asarray(part) for part in given.values()]
-        weights, means, variances = (part.astype(np.float64) for part in parts)
-        return cls(*(jnp.asarray(a, float) for a in (weights, means, variances))).checked()
+        arrays = {"weights": weights, "means": means, "variances": variances}
+        for name, array in arrays.items():
+            check_array(array, f"Mixture: {name}")
+            check_real(np.asarray(array), f"Mixture: {name}")
+        fields = [np.asarray(array).astype(np.float64) for array in arrays.values()]
+        return cls(*(jnp.asarray(field, float) for field in fields)).checked()
 
     def checked(self) -> "Mixture":
-        """Return the mixture, if its arrays make one; what is traced is taken as it is.
+        """Return the mixture after checking its arrays; traced arrays cannot be checked.
 
         Raises:
-          ValueError: shapes that do not fit, weights that do not add up to one, variances not above zero.
+          ValueError: shapes do not match, weights do not sum to one, or variances are not positive.
         """
-        if any(map(is_traced, self)):
+        if any(is_traced(array) for array in self):
             return self
-        weights, means, variances = (np.asarray(part, np.float64) for part in self)
+        weights, means, variances = (np.asarray(array, np.float64) for array in self)
         if weights.ndim != 1 or means.shape != variances.shape or means.shape[:1] != weights.shape:
             raise ValueError(
                 "Mixture: expected weights [k] and means and variances [k, *d], "
@@ -78,7 +79,7 @@ class Mixture(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
+        """The shape of one example."""
         return self.means.shape[1:]
 
     def sample(self, key: Key, n: int) -> Array:
@@ -86,37 +87,40 @@ class Mixture(NamedTuple):
         self.checked()
         check_key(key)
         n = whole_number(n, "n", 1)
-        which, noise = jax.random.split(key)
-        k = jax.random.choice(which, len(self.weights), (n,), p=self.weights)
-        eps = jax.random.normal(noise, (n, *self.shape), self.means.dtype)
+        component_key, noise_key = jax.random.split(key)
+        k = jax.random.choice(component_key, len(self.weights), (n,), p=self.weights)
+        eps = jax.random.normal(noise_key, (n, *self.shape), self.means.dtype)
         return self.means[k] + jnp.sqrt(self.variances[k]) * eps
 
     def log_prob(self, x: Data) -> Scalar:
-        """log p(x) of one example, nats."""
+        """Return log p(x) of one example in nats."""
         self.checked()
-        each = jax.vmap(lambda m, v: Gaussian(m, jnp.log(v)).log_prob(x))
-        return jax.nn.logsumexp(jnp.log(self.weights) + each(self.means, self.variances))
+        log_probs = jax.vmap(lambda m, v: Gaussian(m, jnp.log(v)).log_prob(x))
+        return jax.nn.logsumexp(jnp.log(self.weights) + log_probs(self.means, self.variances))
 
     def denoise(self, xt: Data, gamma_t: Scalar) -> Data:
-        """E[x_0 | x_t] of one example."""
+        """Return E[x_0 | x_t] of one example."""
         self.checked()
         check_real(xt, "xt")
         check_shape(jnp.shape(xt), self.shape, "xt")
-        a, s = alpha(gamma_t), sigma(gamma_t)
+        alpha_t, sigma_t = alpha(gamma_t), sigma(gamma_t)
 
-        def one(m, v):
-            spread = jnp.square(a) * v + jnp.square(s)
-            return Gaussian(a * m, jnp.log(spread)).log_prob(xt), m + a * v / spread * (xt - a * m)
+        def log_prob_and_posterior_mean(m, v):
+            variance = jnp.square(alpha_t) * v + jnp.square(sigma_t)
+            log_prob = Gaussian(alpha_t * m, jnp.log(variance)).log_prob(xt)
+            return log_prob, m + alpha_t * v / variance * (xt - alpha_t * m)
 
-        logs, means = jax.vmap(one)(self.means, self.variances)
-        share = jax.nn.softmax(jnp.log(self.weights) + logs)
-        return jnp.tensordot(share, means, 1)
+        log_probs, means = jax.vmap(log_prob_and_posterior_mean)(self.means, self.variances)
+        responsibilities = jax.nn.softmax(jnp.log(self.weights) + log_probs)
+        return jnp.tensordot(responsibilities, means, 1)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean [d] and covariance [d, d] of the flattened data, float64."""
+        """Return the mean [d] and the covariance [d, d] of the flattened data, float64."""
         self.checked()
-        weights, means, variances = (np.asarray(a, np.float64) for a in self)
-        means, variances = means.reshape(len(weights), -1), variances.reshape(len(weights), -1)
+        weights, means, variances = (np.asarray(array, np.float64) for array in self)
+        means = means.reshape(len(weights), -1)
+        variances = variances.reshape(len(weights), -1)
         mean = weights @ means
-        off = means - mean
-        return mean, np.diag(weights @ variances) + (off.T * weights) @ off
+        centred = means - mean
+        # law of total variance: the mean of the components' covariances and the covariance of their means
+        return mean, np.diag(weights @ variances) + (centred.T * weights) @ centred

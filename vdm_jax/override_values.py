@@ -1,4 +1,4 @@
-"""Values of overrides: text from the command line as a number, a truth value, text or a list."""
+"""Values of overrides: numbers, booleans, text and lists, parsed from the command line."""
 
 import ast
 import inspect
@@ -17,16 +17,17 @@ WORDS = {
     str: "text",
     tuple: "a list such as 1,2",
 }
+"""Types of fields -> their names in messages."""
 
 BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
 class Override(NamedTuple):
-    """One override.
+    """An override of a field from the command line.
 
     Attributes:
-      path: the field's dotted name without "config.".
-      text: the value; None if the flag has none.
+      path: dotted name of the field, without "config.".
+      text: text of the value; None if the flag has no value.
       negated: True for --noconfig.<field>.
     """
 
@@ -36,11 +37,18 @@ class Override(NamedTuple):
 
     @property
     def flag(self) -> str:
+        """Flag as on the command line, without its value."""
         return f"--{'no' if self.negated else ''}config.{self.path}"
 
 
 class Field(NamedTuple):
-    """The type of a field; `kind` None is any literal, `element` the type of a list's elements."""
+    """The type of a field.
+
+    Attributes:
+      kind: type of the value, tuple for a list; None for any literal.
+      optional: True if the value may be None.
+      element: type of the elements of a list; None for any literal.
+    """
 
     kind: type | None
     optional: bool
@@ -48,51 +56,62 @@ class Field(NamedTuple):
 
 
 def default_of(parameter: inspect.Parameter | None) -> Any:
-    """Return the default of an argument, None if it has none."""
+    """Return the default of an argument; None if there is no default or no argument."""
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def field_of(
     tree: ConfigDict, key: str, path: list[str], parameter: inspect.Parameter | None
 ) -> Field:
-    """Return what the field config.<path>, `key` of `tree`, may hold.
+    """Return the type of the field config.<path>.
+
+    Declared fields have the type of their declaration. Other fields have that of the first example, a value in
+    the default config, in this config or in the signature, else that of the annotation or the placeholder.
 
     Args:
-      parameter: of the component that the field is an argument of, or None.
+      tree: section that has the field.
+      key: name of the field in the section.
+      path: keys of the field in the config.
+      parameter: argument of a component that the field sets, or None.
     """
     name = ".".join(path)
     if name in ROWS:
         row = ROWS[name]
         return Field(tuple if row.kind is list else row.kind, row.optional, row.element)
-    annotation = None if parameter is None else parameter.annotation
-    types = get_args(annotation) if get_origin(annotation) is not Sequence else ()
-    types = [get_origin(t) or t for t in types or [annotation]]
+    types = _annotated_types(None if parameter is None else parameter.annotation)
     value = tree.get(key)
-    # in config.model a field's type depends on the components
-    known = {} if path[0] == "model" else dict(leaves(to_plain(default())))
-    examples = [known.get(name), to_plain(value), to_plain(default_of(parameter))]
-    kinds = [type(e) for e in examples if e is not None]
+    # fields of config.model are not those of the default config: they depend on the components
+    defaults = {} if path[0] == "model" else dict(leaves(to_plain(default())))
+    examples = [defaults.get(name), to_plain(value), to_plain(default_of(parameter))]
+    kinds = [type(example) for example in examples if example is not None]
     kinds += [t for t in types if t in WORDS]
     kinds += [list for t in types if t is Sequence]
-    if value is None and key in tree:
-        kinds += [t for t in [tree.get_type(key)] if t in WORDS]  # of a placeholder
+    if value is None and key in tree and tree.get_type(key) in WORDS:
+        kinds.append(tree.get_type(key))  # of a placeholder
     optional = parameter is not None and parameter.default is None
     optional = optional or type(None) in types or (key in tree and value is None)
-    if not kinds or not {*kinds[:1]} & {*WORDS, list}:
+    if not kinds or kinds[0] not in {*WORDS, list}:
         return Field(None, optional)
     if kinds[0] is list:
-        elements = [
-            type(e) for example in examples if isinstance(example, list | tuple) for e in example
-        ]
-        return Field(tuple, optional, float if float in elements else next(iter(elements), None))
+        lists = [example for example in examples if isinstance(example, list)]
+        elements = [type(element) for elements in lists for element in elements]
+        # whole numbers are floats as well, in a list as in the line below
+        element = float if float in elements else next(iter(elements), None)
+        return Field(tuple, optional, element)
     return Field(float if kinds[0] is int and float in kinds else kinds[0], optional)
 
 
+def _annotated_types(annotation: Any) -> list[Any]:
+    """Return the types of an annotation X | Y | ..., without their arguments."""
+    union = () if get_origin(annotation) is Sequence else get_args(annotation)
+    return [get_origin(t) or t for t in union or [annotation]]
+
+
 def parse_value(field: Field, override: Override) -> Any:
-    """Read the value of an override.
+    """Parse the value of an override.
 
     Raises:
-      ValueError: the field cannot hold it; one line, which begins with the flag.
+      ValueError: a value that the field cannot hold; one line, which begins with the flag.
     """
     text = override.text
     if field.kind is bool and text is None:
@@ -114,20 +133,26 @@ def parse_value(field: Field, override: Override) -> Any:
 
 
 def _elements(text: str) -> list[str]:
-    """The elements of a list: 1,2 or (1, 2) or ['a', 'b']; nothing if it is empty."""
+    """Split a list 1,2 or (1, 2) or ['a', 'b'] into the texts of its elements, without quotes."""
     text = text.strip()
     if text[:1] + text[-1:] in ("()", "[]"):
         text = text[1:-1].strip()
-    parts = [part.strip() for part in text.split(",")]
-    parts = parts[:-1] if parts[-1] == "" else parts
-    return [p[1:-1] if len(p) > 1 and p[0] == p[-1] and p[0] in "\"'" else p for p in parts]
+    elements = [element.strip() for element in text.split(",")]
+    if elements[-1] == "":  # an empty list, or a comma at the end
+        elements.pop()
+    return [_unquoted(element) for element in elements]
+
+
+def _unquoted(text: str) -> str:
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else text
 
 
 def _scalar(text: str, kind: type | None) -> Any:
-    """Read a number, a truth value or text.
+    """Parse a number, a boolean or text; any literal if `kind` is None.
 
     Raises:
-      ValueError: it is none of that kind.
+      ValueError: text that is not of this kind.
     """
     if kind is None:
         return literal(text)
@@ -136,13 +161,13 @@ def _scalar(text: str, kind: type | None) -> Any:
             raise ValueError
         return BOOLEANS[text.lower()]
     if kind is int:
-        for base in (10, 0):  # 0: 0x10
+        for base in (10, 0):  # base 0 reads prefixes such as 0x; it refuses leading zeros
             try:
                 return int(text, base)
             except ValueError:
                 continue
-        number = float(text)  # 1e6
-        if not number.is_integer() or abs(number) > 2**53:
+        number = float(text)  # such as 1e6
+        if not number.is_integer() or abs(number) > 2**53:  # beyond, floats skip whole numbers
             raise ValueError
         return int(number)
     if kind is str and text in ("", "None"):
@@ -151,7 +176,7 @@ def _scalar(text: str, kind: type | None) -> Any:
 
 
 def literal(text: str) -> Any:
-    """Read a Python literal; anything else is text."""
+    """Parse a Python literal; return other text unchanged."""
     try:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):

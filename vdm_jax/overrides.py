@@ -1,14 +1,13 @@
 """Overrides of a config from the command line, --config.<field>=<value>.
 
-A field's type comes from the config, from `default()` and from the signature of the component that it belongs
-to.
-A component is a name, or {"name": ..., **arguments}, so that each of these is an override:
+The type of a field comes from the config, from `default()`, and from the signature of the component that the
+field is an argument of. A component is a name, or {"name": ..., **arguments}:
 
-    --config.model.schedule=cosine           the component of that name with its own defaults
-    --config.model.schedule.name=cosine      that component with the arguments of the previous one
-    --config.model.schedule.gamma_min=-10    one argument, whether or not the config file gives it
+    --config.model.schedule=cosine           the component of that name with its defaults
+    --config.model.schedule.name=cosine      the same component with the arguments of the previous one
+    --config.model.schedule.gamma_min=-10    one argument, also if the config file does not have it
 
-Overrides of components come first, whatever their order on the command line. Of two overrides of one field
+Components are set before their arguments, whatever the order on the command line. Of two overrides of a field
 the last one counts.
 """
 
@@ -51,14 +50,14 @@ COMPONENTS: dict[str, Mapping[str, Callable]] = {
     "time_sampler": TIME_SAMPLERS,
     "chain": CHAINS,
 }
-"""Tables of the components, by the name of the field that holds one; all of them are in config.model."""
+"""Fields that hold a component -> the table of the component; all are in config.model."""
 
 COMPUTED = {"where", "statistics", "log_counts", "outputs", "chain.likelihood"}
-"""Arguments of components that the model computes."""
+"""Arguments of components that the model computes, so that a config cannot set them."""
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:
-    """Split command-line arguments into those of other flags and the overrides.
+    """Split command-line arguments into the arguments of other flags and the overrides.
 
     A value follows "=", or is the next argument unless that is a flag.
     """
@@ -66,40 +65,42 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[Override]
     rest = deque(arguments)
     while rest:
         argument = rest.popleft()
-        if argument == "--":
+        if argument == "--":  # what follows are no flags
             return [*others, argument, *rest], overrides
         match = re.fullmatch(r"--?(no)?config\.([^=]*)(=(.*))?", argument, re.S)
         if match is None:
             others.append(argument)
             continue
-        text = match[4]
-        if match[3] is None and not match[1] and rest and not re.match(r"--?[A-Za-z]|--$", rest[0]):
+        negated, path, text = bool(match[1]), match[2], match[4]
+        # letters after the dash, because the next argument may be a negative number
+        if text is None and not negated and rest and not re.match(r"--?[A-Za-z]|--$", rest[0]):
             text = rest.popleft()
-        overrides.append(Override(match[2], text, bool(match[1])))
+        overrides.append(Override(path, text, negated))
     return others, overrides
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[Override]) -> None:
-    """Set the fields that overrides name; components come before their arguments.
+    """Apply overrides to a config, components before their arguments.
 
     Raises:
       ValueError: those of `apply_override`.
     """
     last = {override.path: override for override in overrides}
 
-    def depth(override: Override) -> tuple[int, bool]:
+    def order(override: Override) -> tuple[int, bool]:
+        """Sort by depth; of one depth, `schedule.name` after `schedule`, which would replace it."""
         path = override.path
         return path.removesuffix(".name").count("."), path.endswith(".name")
 
-    for override in sorted(last.values(), key=depth):
+    for override in sorted(last.values(), key=order):
         apply_override(config, override)
 
 
 def apply_override(config: ConfigDict, override: Override) -> None:
-    """Set the field that an override names.
+    """Apply an override to a config.
 
     Raises:
-      ValueError: no such field, or a value that it cannot hold; one line, which begins with the flag.
+      ValueError: an unknown field, or a value that it cannot hold; one line, which begins with the flag.
     """
     _apply(config, override.path.split("."), [], override, config)
 
@@ -107,7 +108,7 @@ def apply_override(config: ConfigDict, override: Override) -> None:
 def _apply(
     tree: ConfigDict, keys: list[str], above: list[str], override: Override, config: ConfigDict
 ) -> None:
-    """Set a field below `tree`, which is config.<above>."""
+    """Apply an override to the field `keys` of `tree`, which is the section config.<above>."""
     key, *rest = keys
     arguments = _arguments(tree, above)
     if key not in {*tree, *arguments}:
@@ -129,6 +130,7 @@ def _apply(
     elif isinstance(value, ConfigDict):
         _apply(value, rest, path, override, config)
     elif table is not None and isinstance(value, str | None):
+        # an argument of a component that the config names alone: make the name a section
         section = ConfigDict({} if value is None else {"name": value})
         _apply(section, rest, path, override, config)
         _set(tree, key, section["name"] if set(section) == {"name"} else section)
@@ -139,12 +141,13 @@ def _apply(
 
 
 def _set(tree: ConfigDict, key: str, value: Any) -> None:
+    # unlocked, because arguments may be new; without types, because a name may become a section
     with tree.unlocked(), tree.ignore_type():
         tree[key] = value
 
 
 def _arguments(tree: ConfigDict, path: list[str]) -> dict[str, inspect.Parameter]:
-    """The arguments that the component config.<path> takes, or nothing if it is no component."""
+    """Return the arguments that the component config.<path> takes; {} for a section of another kind."""
     if not path or path[0] != "model" or path[-1] not in COMPONENTS:
         return {}
     if not isinstance(tree.get("name"), str):
@@ -152,7 +155,8 @@ def _arguments(tree: ConfigDict, path: list[str]) -> dict[str, inspect.Parameter
     return _arguments_of(path, tree["name"])
 
 
-def _arguments_of(path: list[str], name: Any) -> dict[str, inspect.Parameter]:
+def _arguments_of(path: list[str], name: object) -> dict[str, inspect.Parameter]:
+    """Return the arguments that a config can give to the component `name` in config.<path>."""
     where = "config.model.name" if path == ["model"] else f"config.{'.'.join(path)}"
     factory = choose(COMPONENTS[path[-1]], name, where)
     return {
@@ -163,12 +167,18 @@ def _arguments_of(path: list[str], name: Any) -> dict[str, inspect.Parameter]:
 
 
 def _component(
-    value: Any, table: Mapping[str, Callable], override: Override, optional: bool
-) -> Any:
-    """The spec of a component: its name, or {"name": ...} if the field holds a section.
+    value: object, table: Mapping[str, Callable], override: Override, optional: bool
+) -> str | ConfigDict | None:
+    """Return the spec of an override: a name, or a section {"name": ...} if `value` is a section.
+
+    Args:
+      value: the previous value of the field.
+      table: of the component.
+      override: whose text is a name or a literal {"name": ...}.
+      optional: True if the field may be None.
 
     Raises:
-      ValueError: no name of the table, or None where the field needs a component.
+      ValueError: an unknown name, or None where the field needs a component.
     """
     if optional and override.text == "None":
         return None
@@ -178,20 +188,20 @@ def _component(
     if not isinstance(spec, dict) or "name" not in spec or not all(map(_is_key, spec)):
         raise ValueError(f"{override.flag}: expected a name or {{'name': ...}}, found {text!r}")
     choose(table, spec["name"], where)
-    plain_name = len(spec) == 1 and isinstance(value, str | None)
-    return text if plain_name and not text.startswith("{") else ConfigDict(spec)
+    is_name = not text.startswith("{") and isinstance(value, str | None)
+    return text if is_name else ConfigDict(spec)
 
 
-def _is_key(key: Any) -> bool:
+def _is_key(key: object) -> bool:
     return isinstance(key, str) and key.isidentifier()
 
 
-def _check_arguments(tree: ConfigDict, path: list[str], name: Any, override: Override) -> None:
-    """Refuse another name for a section whose arguments the component of that name does not take."""
+def _check_arguments(tree: ConfigDict, path: list[str], name: object, override: Override) -> None:
+    """Check that the component `name` takes the arguments that the section config.<path> has."""
     if not path or path[0] != "model" or path[-1] not in COMPONENTS:
         return
-    known = _arguments_of(path, name)
-    unknown = [key for key in tree if key != "name" and key not in known]
+    accepted = _arguments_of(path, name)
+    unknown = [key for key in tree if key != "name" and key not in accepted]
     if unknown:
         raise ValueError(
             f"{override.flag}: {name!r} has no argument {unknown[0]!r}, which the config has for "
@@ -200,6 +210,7 @@ def _check_arguments(tree: ConfigDict, path: list[str], name: Any, override: Ove
 
 
 def _refuse_section(override: Override, section: ConfigDict) -> NoReturn:
+    """Raise the error of an override of a whole section."""
     hint = ""
     if "name" in section and override.text:
         hint = f"did you mean {override.flag}.name={override.text}? "
@@ -212,7 +223,7 @@ def _refuse_section(override: Override, section: ConfigDict) -> NoReturn:
 def _refuse_field(
     override: Override, key: str, names: set[str], above: list[str], config: ConfigDict
 ) -> NoReturn:
-    """Say that there is no such field, and which is near."""
+    """Raise the error of an unknown field, with the nearest field and those of the section."""
     where = ".".join(["config", *above])
     index = re.fullmatch(r"(.+)\[.*\]", key)
     if index and index[1] in names:
@@ -222,8 +233,9 @@ def _refuse_field(
         )
     folded = {_folded(name): name for name in sorted(names)}
     close = [f"{where}.{folded[n]}" for n in difflib.get_close_matches(_folded(key), folded, n=1)]
-    known = (name for name, _ in leaves(to_plain(config)))
-    close += [f"config.{name}" for name in known if name.endswith(f".{key}")]
+    # a field of this name in another section
+    paths = (path for path, _ in leaves(to_plain(config)))
+    close += [f"config.{path}" for path in paths if path.endswith(f".{key}")]
     hint = f"did you mean --{close[0]}? " if close else ""
     raise ValueError(
         f"{override.flag}: no such field; {hint}fields of {where}: {', '.join(sorted(names))}"
@@ -231,4 +243,5 @@ def _refuse_field(
 
 
 def _folded(name: str) -> str:
+    """Return a name for comparisons, in lower case and with underscores."""
     return name.lower().replace("-", "_")

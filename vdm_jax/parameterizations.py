@@ -1,7 +1,7 @@
-"""Parameterizations of the network's output: five rows of two numbers, docs/equations.md §4.
+"""Parameterizations of the network's output, each defined by two numbers, docs/equations.md §4.
 
-The network's output F means x̂_0 = skip·x_t + out·F. Its regression target is (x_0 − skip·x_t)/out; written
-in (x_0, ε) it needs no cancelling difference, so each row states both:
+The network's output F means x̂_0 = skip·x_t + out·F. Its regression target is (x_0 − skip·x_t)/out. Written
+in (x_0, ε) the target needs no cancelling difference, so that each parameterization states both:
 
     name     F predicts             skip                  out                 target = a·x_0 + b·ε
     x0       x_0                    0                     1                   (1, 0)
@@ -10,12 +10,12 @@ in (x_0, ε) it needs no cancelling difference, so each row states both:
     v        α_t ε − σ_t x_0        α_t                   −σ_t                (−σ_t, α_t)
     score    ∇ log q(x_t|x_0)       1/α_t                 σ_t²/α_t            (0, −1/σ_t)
 
-Rows are numbers, so `stacked` rows are arrays and one `vmap` runs over all of them.
+Because skip, out, a and b are numbers, one `vmap` can run over several parameterizations (`stacked`).
 Sources: Luo 2022 (arXiv 2208.11970), Salimans & Ho 2022 (v).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +26,15 @@ from vdm_jax.diffusion import Interval, alpha, log_alpha, log_sigma, sigma
 from vdm_jax.gaussian import check_shape
 from vdm_jax.typing import Array, Data, Int, Real, Reals, Scalar
 
-FLAT = 2.0**-30  # the least Δ at which `mean` is converted to x̂_0
+FLAT = 2.0**-30  # the smallest Δ at which `mean` is converted to x̂_0
 
 
 class Preconditioning(NamedTuple):
-    """x̂_0 = skip·x_t + out·F.
+    """The coefficients of x̂_0 = skip·x_t + out·F.
 
     Examples:
-      >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
-      >>> preconditioning = vdm.parameterizations.v()(step)
+      >>> interval = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
+      >>> preconditioning = vdm.parameterizations.v()(interval)
       >>> print(f"{preconditioning.skip:.3f}, {preconditioning.out:.3f}")  # α, −σ
       0.707, -0.707
     """
@@ -44,20 +44,20 @@ class Preconditioning(NamedTuple):
 
 
 class TargetCoefficients(NamedTuple):
-    """The target of F, x0·x_0 + eps·ε."""
+    """The coefficients of the regression target of F, x0·x_0 + eps·ε."""
 
     x0: Reals
     eps: Reals
 
 
 class Parameterization(NamedTuple):
-    """One row: functions of the interval. Call it for its `Preconditioning`.
+    """The meaning of a network's output F on an interval. Calling it returns its `Preconditioning`.
 
     Attributes:
       preconditioning: interval -> Preconditioning.
       target: interval -> TargetCoefficients.
-      continuous: whether it has a finite form as Δ → 0 (only `mean` has not).
-      needs_signal: whether it divides by α, so that it has no form where SNR = 0 (`eps` and `score`).
+      continuous: True if it has a finite form as Δ → 0 (all but `mean`).
+      needs_signal: True if it divides by α and is therefore undefined where SNR = 0 (`eps` and `score`).
     """
 
     preconditioning: Callable[[Interval], Preconditioning]
@@ -73,32 +73,32 @@ def to_x0(output: Data, xt: Data, preconditioning: Preconditioning) -> Data:
     """Return the prediction x̂_0 of a network's output F.
 
     Raises:
-      ValueError: the output and x_t have different shapes.
-      TypeError: no real arrays, no `Preconditioning`.
+      ValueError: the output and x_t differ in shape.
+      TypeError: the output or x_t is not a real array, or `preconditioning` is not a `Preconditioning`.
 
     Examples:
-      >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
+      >>> interval = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
       >>> x0, eps = jnp.asarray([0.25]), jnp.asarray([-1.0])
       >>> xt = jnp.sqrt(0.5) * (x0 + eps)
-      >>> print(np.asarray(vdm.to_x0(eps, xt, vdm.parameterizations.eps()(step))).round(3))
+      >>> print(np.asarray(vdm.to_x0(eps, xt, vdm.parameterizations.eps()(interval))).round(3))
       [0.25]
     """
     check_instance(
         preconditioning, Preconditioning, "preconditioning", "vdm.parameterizations.eps()(interval)"
     )
-    for name, array in (("output", output), ("xt", xt)):
-        check_real(array, name)
+    check_real(output, "output")
+    check_real(xt, "xt")
     check_shape(jnp.shape(output), jnp.shape(xt), "to_x0: output")
     return preconditioning.skip * xt + preconditioning.out * output
 
 
 def regression_target(x0: Data, eps: Data, target: TargetCoefficients) -> Data:
-    """Return the regression target of F, from the data and the noise."""
+    """Return the regression target of F for the data and the noise."""
     return target.x0 * x0 + target.eps * eps
 
 
 class ErrorWeight(NamedTuple):
-    """weight · ‖scale · error‖²: a pair, for the product may leave the range of float32."""
+    """The factors of weight · ‖scale · error‖²; weight · scale² may leave the range of float32."""
 
     weight: Real
     scale: Reals
@@ -108,9 +108,9 @@ def bound_weight(interval: Interval, time_weight: Real, out: Real) -> ErrorWeigh
     """Return the weight of an error F − target in the bound: ½ time_weight e^{−γ_t} out², eq. (13), (14).
 
     Args:
-      interval: where the error was made.
-      time_weight: T expm1(Δ) of a chain of T steps, γ'(t) in continuous time.
-      out: of the error's parameterization; 1 for an error of x_0.
+      interval: the interval (s, t) of the prediction.
+      time_weight: T expm1(Δ) for a chain of T steps, γ'(t) in continuous time.
+      out: the `out` of the parameterization in which the error is measured; 1 for an error of x_0.
     """
     return ErrorWeight(0.5 * time_weight, jnp.exp(-0.5 * interval.gamma_t) * out)
 
@@ -121,13 +121,13 @@ def exact_weight(
     """Return the weight of ‖F − target‖² in the bound, eq. (13): ½ e^{−γ_t} expm1(Δ) out².
 
     Args:
-      interval, preconditioning: of one step.
-      time_weight: as `bound_weight` takes it, by default that of one matching term, expm1(Δ).
+      interval, preconditioning: the interval (s, t), and the coefficients of F on it.
+      time_weight: as in `bound_weight`; by default expm1(Δ), that of one matching term.
 
     Examples:
       >>> from vdm_jax.parameterizations import exact_weight
-      >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
-      >>> print(f"{exact_weight(step, vdm.parameterizations.eps()(step)):.3f}")  # ½ expm1(Δ)
+      >>> interval = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
+      >>> print(f"{exact_weight(interval, vdm.parameterizations.eps()(interval)):.3f}")  # ½ expm1(Δ)
       3.195
     """
     time_weight = jnp.expm1(interval.delta) if time_weight is None else time_weight
@@ -136,48 +136,48 @@ def exact_weight(
 
 
 def x0() -> Parameterization:
-    """F predicts the data."""
+    """Return the parameterization in which F predicts the data."""
 
-    def preconditioning(interval):
-        one = jnp.ones_like(interval.gamma_t)
-        return Preconditioning(0 * one, one)
+    def preconditioning(interval: Interval) -> Preconditioning:
+        ones = jnp.ones_like(interval.gamma_t)
+        return Preconditioning(0 * ones, ones)
 
-    def target(interval):
-        one = jnp.ones_like(interval.gamma_t)
-        return TargetCoefficients(one, 0 * one)
+    def target(interval: Interval) -> TargetCoefficients:
+        ones = jnp.ones_like(interval.gamma_t)
+        return TargetCoefficients(ones, 0 * ones)
 
     return Parameterization(preconditioning, target)
 
 
 def eps() -> Parameterization:
-    """F predicts the noise."""
+    """Return the parameterization in which F predicts the noise."""
 
-    def preconditioning(interval):
-        g = interval.gamma_t
-        return Preconditioning(jnp.exp(-log_alpha(g)), -jnp.exp(0.5 * g))
+    def preconditioning(interval: Interval) -> Preconditioning:
+        gamma_t = interval.gamma_t
+        return Preconditioning(jnp.exp(-log_alpha(gamma_t)), -jnp.exp(0.5 * gamma_t))
 
-    def target(interval):
-        one = jnp.ones_like(interval.gamma_t)
-        return TargetCoefficients(0 * one, one)
+    def target(interval: Interval) -> TargetCoefficients:
+        ones = jnp.ones_like(interval.gamma_t)
+        return TargetCoefficients(0 * ones, ones)
 
     return Parameterization(preconditioning, target, needs_signal=True)
 
 
 def mean() -> Parameterization:
-    """F predicts the mean of the posterior (9); it needs s < t.
+    """Return the parameterization in which F predicts the mean of the posterior (9); it needs s < t.
 
-    Where the schedule is flat (Δ = 0) the mean is x_t and says nothing of x_0; the row is that of Δ = `FLAT`.
+    Where the schedule is flat (Δ = 0), the mean is x_t for every x_0; the coefficients are those of Δ = `FLAT`.
     """
 
-    def preconditioning(interval):
+    def preconditioning(interval: Interval) -> Preconditioning:
         gamma_s, gamma_t, delta = interval
         delta = jnp.maximum(delta, FLAT)
         skip = -jnp.exp(-log_alpha(gamma_t)) / jnp.expm1(delta)
         return Preconditioning(skip, -jnp.exp(-log_alpha(gamma_s)) / jnp.expm1(-delta))
 
-    def target(interval):
+    def target(interval: Interval) -> TargetCoefficients:
         gamma_s, gamma_t, delta = interval
-        delta = jnp.maximum(delta, FLAT)  # as in `preconditioning`: both then describe one x̂_0
+        delta = jnp.maximum(delta, FLAT)  # as in `preconditioning`, so that the two stay consistent
         log_eps = log_alpha(gamma_s) + 0.5 * gamma_t - delta
         return TargetCoefficients(alpha(gamma_s), jnp.exp(log_eps))
 
@@ -185,65 +185,67 @@ def mean() -> Parameterization:
 
 
 def v() -> Parameterization:
-    """F predicts the velocity α ε − σ x_0."""
+    """Return the parameterization in which F predicts the velocity α ε − σ x_0."""
 
-    def preconditioning(interval):
+    def preconditioning(interval: Interval) -> Preconditioning:
         return Preconditioning(alpha(interval.gamma_t), -sigma(interval.gamma_t))
 
-    def target(interval):
+    def target(interval: Interval) -> TargetCoefficients:
         return TargetCoefficients(-sigma(interval.gamma_t), alpha(interval.gamma_t))
 
     return Parameterization(preconditioning, target)
 
 
 def score() -> Parameterization:
-    """F predicts the score −ε/σ."""
+    """Return the parameterization in which F predicts the score −ε/σ."""
 
-    def preconditioning(interval):
-        g = interval.gamma_t
-        return Preconditioning(jnp.exp(-log_alpha(g)), jnp.exp(0.5 * g + log_sigma(g)))
+    def preconditioning(interval: Interval) -> Preconditioning:
+        gamma_t = interval.gamma_t
+        inverse_alpha = jnp.exp(-log_alpha(gamma_t))
+        return Preconditioning(inverse_alpha, jnp.exp(0.5 * gamma_t + log_sigma(gamma_t)))
 
-    def target(interval):
-        inverse = jnp.exp(-log_sigma(interval.gamma_t))
-        return TargetCoefficients(0 * inverse, -inverse)
+    def target(interval: Interval) -> TargetCoefficients:
+        inverse_sigma = jnp.exp(-log_sigma(interval.gamma_t))
+        return TargetCoefficients(0 * inverse_sigma, -inverse_sigma)
 
     return Parameterization(preconditioning, target, needs_signal=True)
 
 
 def stacked(rows: Sequence[Parameterization], index: int | Int[Array, ""]) -> Parameterization:
-    """Row `index` of `rows`, where `index` may be traced: `vmap` over it evaluates all of them.
+    """Return parameterization `index` of `rows`; `index` may be traced, so that `vmap` can run over it.
 
     Raises:
-      ValueError: no rows, or an index that is none of theirs.
-      TypeError: something else than rows.
+      ValueError: `rows` is empty, or `index` is out of range.
+      TypeError: an entry of `rows` is not a `Parameterization`.
 
     Examples:
-      >>> rows = [build() for build in vdm.parameterizations.PARAMETERIZATIONS.values()]
-      >>> step = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
-      >>> of_row = lambda index: vdm.parameterizations.stacked(rows, index)(step)
-      >>> print(np.asarray(jax.vmap(of_row)(jnp.arange(5)).out).round(3))  # mean, x0, eps, v, score
+      >>> rows = [factory() for factory in vdm.parameterizations.PARAMETERIZATIONS.values()]
+      >>> interval = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
+      >>> coefficients = lambda index: vdm.parameterizations.stacked(rows, index)(interval)
+      >>> print(np.asarray(jax.vmap(coefficients)(jnp.arange(5)).out).round(3))  # mean, x0, eps, v, score
       [ 1.232  1.    -1.    -0.707  0.707]
     """
     rows = list(rows)
     if not rows:
         raise ValueError("rows: expected at least 1, found none")
-    for row in rows:
-        check_instance(row, Parameterization, "rows", "vdm.parameterizations.eps()")
+    for parameterization in rows:
+        check_instance(parameterization, Parameterization, "rows", "vdm.parameterizations.eps()")
     if not is_traced(index):
         index = whole_number(np.asarray(index)[()], "index", 0, len(rows) - 1)
+    # the flags cannot depend on a traced index: they are those of the most restrictive entry
     return Parameterization(
-        switch_by_index([row.preconditioning for row in rows], index),
-        switch_by_index([row.target for row in rows], index),
-        all(row.continuous for row in rows),
-        any(row.needs_signal for row in rows),
+        switch_by_index([p.preconditioning for p in rows], index),
+        switch_by_index([p.target for p in rows], index),
+        continuous=all(p.continuous for p in rows),
+        needs_signal=any(p.needs_signal for p in rows),
     )
 
 
-def switch_by_index(functions: Sequence[Callable[..., Any]], index: Any) -> Callable[..., Any]:
-    """Function `index` of several that return alike; `index` may be traced, and all are evaluated."""
+def switch_by_index(functions: Sequence[Callable], index: int | Int[Array, ""]) -> Callable:
+    """Return function `index` of several with one output structure; `index` may be traced."""
 
-    def select(*values):
-        return jnp.stack(jnp.broadcast_arrays(*values))[index]
+    def select(*outputs):  # all are evaluated, as a `lax.switch` would do under `vmap`
+        return jnp.stack(jnp.broadcast_arrays(*outputs))[index]
 
     return lambda *arguments: jax.tree.map(select, *(f(*arguments) for f in functions))
 

@@ -1,6 +1,7 @@
-"""Does XLA compile this package's sums to right numbers here? See `vdm_jax.xla` for those that it does not.
+"""Detection of the XLA:CPU fault that compiles some of this package's sums to wrong numbers.
 
-Its flag comes too late where JAX had computed something before `import vdm_jax`, as notebooks do.
+`vdm_jax.xla` sets a flag that avoids the fault. The flag has no effect if JAX computed anything before
+`import vdm_jax`, as often happens in notebooks.
 """
 
 import warnings
@@ -14,12 +15,12 @@ from vdm_jax.gaussian import cross_entropy
 from vdm_jax.typing import Array
 from vdm_jax.xla import came_late
 
-EXAMPLES = 4096  # fewer come out right
+EXAMPLES = 4096  # sums over fewer examples are compiled correctly
 
 
 @cache
 def warn_of_wrong_reductions() -> None:
-    """Warn, once, where a compiled sum is another number; costs a compilation if JAX was imported first."""
+    """Warn once if compiled sums are wrong; the test costs a compilation if JAX was imported first."""
     if came_late() and jax.default_backend() == "cpu" and not _right():
         warnings.warn(
             "JAX had computed before vdm_jax was imported, so that this jaxlib compiles some sums to wrong "
@@ -29,12 +30,14 @@ def warn_of_wrong_reductions() -> None:
 
 
 def _right() -> bool:
-    """Return True if a cross-entropy, compiled for many examples, equals that of each alone."""
+    """Return True if a cross-entropy compiled for many examples equals the one computed without `jit`."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(3, EXAMPLES, 4)).astype(np.float32)
-    at = rng.uniform([[-10.0], [0.1]], [[3.0], [1.0]], (2, EXAMPLES)).astype(np.float32)
-    found, expected = jax.jit(jax.vmap(_sum))(*x, *at), jax.vmap(_sum)(*x, *at)
-    return bool(np.allclose(found, expected, rtol=1e-3, atol=1e-3))
+    latents = rng.normal(size=(3, EXAMPLES, 4)).astype(np.float32)
+    # γ and Δ of each example
+    intervals = rng.uniform([[-10.0], [0.1]], [[3.0], [1.0]], (2, EXAMPLES)).astype(np.float32)
+    compiled = jax.jit(jax.vmap(_sum))(*latents, *intervals)
+    expected = jax.vmap(_sum)(*latents, *intervals)
+    return bool(np.allclose(compiled, expected, rtol=1e-3, atol=1e-3))
 
 
 def _sum(xr: Array, xt: Array, x0_hat: Array, gamma: Array, delta: Array) -> Array:

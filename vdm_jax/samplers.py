@@ -1,11 +1,12 @@
-"""From noise to data: solvers of the reverse process, and the loop over their steps, eq. (19), (20).
+"""Solvers of the reverse process, and the chain from noise to data that they make, eq. (19), (20).
 
 Any sampler works with any parameterization and any network. The chain runs from t = 1 to t = 0 in `steps`
-intervals and ends with the step to the data, which are the latent with γ = −∞: there (9) is x̂_0 without noise.
+intervals and ends with the interval to the data, which are the latent with γ = −∞: there (9) is x̂_0 without
+noise.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,39 +22,44 @@ from vdm_jax.checks import (
 )
 from vdm_jax.diffusion import Interval, alpha, log_sigma, posterior
 from vdm_jax.elbo import Denoise, check_ends, output_of, predict_data
-from vdm_jax.parameterizations import PARAMETERIZATIONS, to_x0
+from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, to_x0
 from vdm_jax.schedules import SCHEDULES, Schedule, check_schedule_params, interval
 from vdm_jax.specs import build
-from vdm_jax.typing import Data, Key, Keys, Params, PyTree, Scalar
+from vdm_jax.typing import Data, Key, Keys, Params, PyTree, Scalar, Spec
 
 Predict = Callable[[Data, Interval], Data]
 """(xt, interval) -> x̂_0 of a latent at the noise level `interval.gamma_t`."""
 
 
 class Sampler(NamedTuple):
-    """A solver of the reverse process, for one example or a batch of them; a row of `SAMPLERS`.
+    """A solver of the reverse process for one example or a batch.
 
     Attributes:
-      init: x1 -> the solver's state, a tree of arrays; () for solvers without memory.
+      init: x1 -> the solver's state, a pytree of arrays; () for solvers without memory.
       step: (key, xt, interval, predict, state) -> (xs, state). A solver of several stages calls `predict`
-        several times; a multistep solver keeps earlier predictions in its state. The key is one, or those [B]
-        of a batch; `noise_like` draws for both.
+        several times; a multistep solver keeps earlier predictions in its state. `key` is one key, or the keys
+        [B] of a batch; `noise_like` accepts both. A deterministic solver ignores it.
 
     Examples:
       >>> sampler = vdm.samplers.ddim()
-      >>> step = vdm.interval(vdm.schedules.linear(), None, 0.4, 0.5)
+      >>> interval = vdm.interval(vdm.schedules.linear(), None, 0.4, 0.5)
       >>> xt = jnp.asarray([1.0, -1.0])
-      >>> xs, state = sampler.step(None, xt, step, lambda xt, interval: 0.5 * xt, sampler.init(xt))
+      >>> predict = lambda xt, interval: 0.5 * xt
+      >>> xs, state = sampler.step(None, xt, interval, predict, sampler.init(xt))
       >>> print(xs.round(3))
       [ 0.703 -0.703]
     """
 
     init: Callable[[Data], PyTree]
-    step: Callable[[Any, Data, Interval, Predict, PyTree], tuple[Data, PyTree]]
+    step: Callable[[Key | Keys | None, Data, Interval, Predict, PyTree], tuple[Data, PyTree]]
 
 
-def without_memory(move: Callable[[Any, Data, Data, Interval], Data]) -> Sampler:
-    """Return the sampler of one prediction a step: `move` is (key, xt, x0_hat, interval) -> xs."""
+def without_memory(move: Callable[[Key | Keys | None, Data, Data, Interval], Data]) -> Sampler:
+    """Return a sampler without state that predicts once per interval, from `move`.
+
+    Args:
+      move: (key, xt, x0_hat, interval) -> xs.
+    """
 
     def step(key, xt, interval, predict, state):
         return move(key, xt, predict(xt, interval), interval), state
@@ -62,7 +68,7 @@ def without_memory(move: Callable[[Any, Data, Data, Interval], Data]) -> Sampler
 
 
 def ancestral() -> Sampler:
-    """x_s ~ q(x_s | x_t, x̂_0), eq. (19) (Ho et al. 2020)."""
+    """Return the sampler that draws x_s ~ q(x_s | x_t, x̂_0), eq. (19) (Ho et al. 2020)."""
 
     def move(key, xt, x0_hat, interval):
         q = posterior(xt, x0_hat, interval)
@@ -72,12 +78,14 @@ def ancestral() -> Sampler:
 
 
 def ddim() -> Sampler:
-    """x_s = α_s x̂_0 + σ_s ε̂, eq. (20), deterministic (Song et al. 2021)."""
+    """Return the deterministic sampler x_s = α_s x̂_0 + σ_s ε̂, eq. (20) (Song et al. 2021)."""
 
-    def move(key, xt, x0_hat, step):
+    def move(key, xt, x0_hat, interval):
         del key
-        keep = jnp.exp(log_sigma(step.gamma_s) - log_sigma(step.gamma_t))
-        return keep * xt - alpha(step.gamma_s) * jnp.expm1(-0.5 * step.delta) * x0_hat
+        gamma_s, gamma_t, delta = interval
+        # the second form of (20), which is free of cancellation
+        xt_coefficient = jnp.exp(log_sigma(gamma_s) - log_sigma(gamma_t))
+        return xt_coefficient * xt - alpha(gamma_s) * jnp.expm1(-0.5 * delta) * x0_hat
 
     return without_memory(move)
 
@@ -86,12 +94,12 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {"ancestral": ancestral, "ddim": d
 """name -> factory of a `Sampler`."""
 
 
-def build_sampler(spec: Any) -> Sampler:
-    """Build a sampler of a name, a spec or a `Sampler`.
+def build_sampler(spec: Spec | Sampler) -> Sampler:
+    """Build the sampler that a spec names; return a `Sampler` unchanged.
 
     Raises:
       ValueError: an unknown name or argument.
-      TypeError: no sampler.
+      TypeError: `spec` is not a sampler.
     """
     sampler = build(SAMPLERS, spec, "sampler")
     check_instance(sampler, Sampler, "sampler", "vdm.samplers.ddim()")
@@ -99,7 +107,7 @@ def build_sampler(spec: Any) -> Sampler:
 
 
 def noise_like(key: Key | Keys, x: Data) -> Data:
-    """Draw standard normal noise like x: from one key, or from the keys [B] of the examples of a batch."""
+    """Draw standard normal noise with the shape and type of x, from one key or from one key per example [B]."""
     if is_key(key):
         return jax.random.normal(key, x.shape, x.dtype)
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(key)
@@ -119,23 +127,33 @@ def sample_chain(
     """Scan a sampler from x_{t=1} down to the data.
 
     Args:
-      predict: (xt, t, interval) -> x̂_0, of one example or of a whole batch, as x1 is.
+      predict: (xt, t, interval) -> x̂_0, for one example or a batch, like `x1`.
       final: x_{t=0} -> x̂_0.
-      x1: the starting noise.
-      key: one, or those [B] of the examples of a batch, whose samples then do not depend on each other.
+      x1: the starting noise, [*d] or [B, *d].
+      key: one key, or one per example [B]. With one per example, a sample does not depend on the rest of the
+        batch.
+      schedule, schedule_params: the schedule and its params.
+      sampler: the solver of each interval.
+      steps: number of intervals.
     """
-    fold = jax.random.fold_in if is_key(key) else jax.vmap(jax.random.fold_in, (0, None))
+    fold_in = jax.random.fold_in if is_key(key) else jax.vmap(jax.random.fold_in, (0, None))
 
-    def body(carry, i):
+    def body(carry, i):  # the interval (i/T, (i+1)/T)
         xt, state = carry
         t = (i + 1) / steps
-        step = interval(schedule, schedule_params, i / steps, t)
-        step_key = fold(key, i.astype(jnp.int32))
-        return sampler.step(step_key, xt, step, lambda x, at: predict(x, t, at), state), None
+        chain_interval = interval(schedule, schedule_params, i / steps, t)
+        # keys depend on the position in the chain only, not on the draws before it
+        step_key = fold_in(key, i.astype(jnp.int32))
 
-    times = jnp.arange(steps - 1, -1, -1).astype(x1.dtype)
-    (x_first, _), _ = jax.lax.scan(body, (x1, sampler.init(x1)), times)
-    return final(x_first)
+        def predict_at_t(xt, interval):
+            return predict(xt, t, interval)
+
+        return sampler.step(step_key, xt, chain_interval, predict_at_t, state), None
+
+    # in the type of the latents, in which the times are computed
+    positions = jnp.arange(steps - 1, -1, -1).astype(x1.dtype)
+    (least_noisy, _), _ = jax.lax.scan(body, (x1, sampler.init(x1)), positions)
+    return final(least_noisy)
 
 
 def generate(
@@ -143,35 +161,35 @@ def generate(
     key: Key,
     shape: tuple[int, ...],
     *,
-    schedule: Any,
+    schedule: Spec | Schedule,
     schedule_params: Params = None,
-    parameterization: Any = "eps",
-    sampler: Any = "ancestral",
+    parameterization: Spec | Parameterization = "eps",
+    sampler: Spec | Sampler = "ancestral",
     steps: int = 1000,
 ) -> Data:
-    """Generate one sample of a shape; `vmap` over keys for more.
+    """Generate one sample; `vmap` over keys for more.
 
     Args:
-      denoise: (xt, gamma_t) -> F in the given parameterization. `mean` is read as the mean of the posterior
-        over this chain's own steps.
-      key: randomness of the start and of every step.
+      denoise: (xt, gamma_t) -> F in the given parameterization. With `mean`, F is the mean of the posterior
+        over an interval of this chain.
+      key: randomness of the start and of every interval.
       shape: [*d].
       schedule, schedule_params, parameterization: as in `negative_elbo`.
-      sampler: a `Sampler`, or its name or spec of `SAMPLERS`.
+      sampler: a `Sampler`, or a name or spec of `SAMPLERS`.
       steps: number of intervals ≥ 1; the network is called once for each and once for the data.
 
     Returns:
-      x, floats of that shape: x̂_0 from the least noisy latent.
+      x, floats [*d]: x̂_0 from the least noisy latent.
 
     Raises:
-      ValueError: unknown names, steps < 1, a size below 1, an output of another shape than asked for, params
-        that are not those of the learned schedule, a schedule that ends in SNR = 0 with a parameterization that
+      ValueError: an unknown name, steps < 1, a size below 1, an output whose shape is not `shape`, params that
+        do not match the learned schedule, or a schedule that ends in SNR = 0 with a parameterization that
         divides by α.
-      TypeError: a `denoise` that is no callable of two arguments, an output that is no array of floats, a `key`
-        that is no typed key, a `shape` that is no tuple.
+      TypeError: `denoise` is not a callable of two arguments, its output is not an array of floats, `key` is
+        not a typed key, or `shape` is not a tuple.
 
     Examples:
-      A denoiser that is sure of its data ends there:
+      A denoiser with a constant prediction generates that constant:
 
       >>> sample = vdm.generate(
       ...     lambda xt, gamma_t: jnp.full_like(xt, 0.5),
@@ -184,23 +202,26 @@ def generate(
       >>> print(sample)
       [0.5 0.5 0.5]
     """
-    schedule = build(SCHEDULES, schedule, "schedule")
-    row = build(PARAMETERIZATIONS, parameterization, "parameterization")
+    schedule = cast(Schedule, build(SCHEDULES, schedule, "schedule"))
+    parameterization = cast(
+        Parameterization, build(PARAMETERIZATIONS, parameterization, "parameterization")
+    )
     sampler = build_sampler(sampler)
     whole_number(steps, "steps", 1, MAX_STEPS)
     check_schedule_params(schedule, schedule_params)
-    check_ends(schedule, row)
+    check_ends(schedule, parameterization)
     check_callable(denoise, ("xt", "gamma_t"), "denoise")
     check_key(key)
     shape = check_sizes(shape, "shape")
 
-    def predict(xt, t, step):
+    def predict(xt, t, interval):
         del t
-        return to_x0(output_of(denoise, xt, step.gamma_t), xt, row(step))
+        output = output_of(denoise, xt, interval.gamma_t)
+        return to_x0(output, xt, parameterization(interval))
 
     def final(latent):
         gamma_0 = schedule.gamma(schedule_params, jnp.zeros((), latent.dtype))
-        return predict_data(denoise, latent, gamma_0, row)
+        return predict_data(denoise, latent, gamma_0, parameterization)
 
     start_key, chain_key = jax.random.split(key)
     return sample_chain(

@@ -1,7 +1,7 @@
-"""The fields of a config: a row for each, with its type, default, rule, and if a continued run may change it.
+"""The fields of a config: type, default and rule of each, and whether a continued run may change it.
 
-`vdm_jax.config` makes the default config of these rows and validates configs against them. `model` and `sample`
-have no rows: their fields are the arguments of the model's own functions.
+`vdm_jax.config` builds the default config from these fields and validates configs against them. The fields of
+`model` and `sample` are not declared here: they are the arguments of the model's functions.
 """
 
 import math
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 
 class Rule(NamedTuple):
-    """A condition on a value, in words and as a function; NaN satisfies none."""
+    """A condition on a value, in words and as a function; NaN satisfies no rule."""
 
     words: str
     holds: Callable[[Any], bool]
 
 
-SEED = Rule("a whole number in [0, 2**32)", lambda v: 0 <= v < 2**32)
+SEED = Rule("a whole number in [0, 2**32)", lambda v: 0 <= v < 2**32)  # uint32 in a sweep
 AT_LEAST_ONE = Rule("a whole number of at least 1", lambda v: v >= 1)
 AT_LEAST_TWO = Rule("a whole number of at least 2", lambda v: v >= 2)
 NOT_NEGATIVE = Rule("a finite number of at least 0", lambda v: 0 <= v < math.inf)
@@ -27,19 +27,20 @@ PART = Rule("a number in [0, 1]", lambda v: 0 <= v <= 1)
 
 
 def row(default: Any, rule: Rule | None = None, *, may_change: bool = False) -> Any:
-    """Return a dataclass field: a row of a section.
+    """Declare a field of a section.
 
     Args:
-      default: a tuple for a list, of which every element has to obey the rule.
-      rule: condition on the value.
+      default: default value; a tuple for a list.
+      rule: condition on the value, or on each element of a list.
       may_change: True if a config that continues a run may have another value.
     """
+    # fields that may change do not affect what a train step computes, up to rounding
     return field(default=default, metadata={"rule": rule, "may_change": may_change})
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """Values to train in one program; no lists, one run."""
+    """Values of each axis of a sweep; without values, a config is that of a single run."""
 
     parameterizations: Sequence[str] = row(())
     output_scales: Sequence[str] = row(())
@@ -76,7 +77,7 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Batches, the weight average, the layout, and when to log, save and evaluate."""
+    """Batches, the EMA, the layout on the devices, and when to log, save and evaluate."""
 
     batch_size: int = row(64, AT_LEAST_ONE)
     steps: int = row(1500, AT_LEAST_ONE, may_change=True)
@@ -85,6 +86,7 @@ class TrainSettings:
     ema_warmup: bool = row(True)
     log_every: int = row(10, AT_LEAST_ONE, may_change=True)
     checkpoint_every: int = row(500, AT_LEAST_ONE, may_change=True)
+    # orbax deletes the oldest step before the manifest of the newest is written
     keep_checkpoints: int = row(2, AT_LEAST_TWO, may_change=True)
     evaluate_every: int | None = row(None, AT_LEAST_ONE, may_change=True)
     max_nonfinite_steps: int = row(3, AT_LEAST_ONE, may_change=True)
@@ -104,7 +106,7 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A validated config, whose sections have types; `model` and `sample` are plain dictionaries."""
+    """A validated config with typed sections; `model` and `sample` are plain dictionaries."""
 
     sweep: SweepSettings
     data: DataSettings
@@ -121,7 +123,7 @@ SECTIONS: dict[str, Any] = {
 }
 
 SAMPLE_RULES = {"count": AT_LEAST_ONE, "steps": AT_LEAST_ONE}
-"""Rules of fields of `sample`, which has no rows."""
+"""Rules of fields of `sample`, which are not declared as fields."""
 
 
 def settings_of(config: Mapping[str, Any]) -> Settings:
@@ -131,13 +133,13 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
 
 
 class Row(NamedTuple):
-    """One field of a config.
+    """The declaration of a field of a config.
 
     Attributes:
-      kind: its type; list for a list.
-      element: the type of the elements of a list, or None.
+      kind: type of the value; list for a list.
+      element: type of the elements of a list, or None.
       optional: True if the value may be None.
-      default: its value in the default config.
+      default: value in the default config.
       rule: condition on the value, or on each element of a list; or None.
       may_change: True if a config that continues a run may have another value.
     """
@@ -151,26 +153,27 @@ class Row(NamedTuple):
 
 
 def _rows(kind: type, prefix: str = "") -> dict[str, Row]:
-    hints, found = get_type_hints(kind), {}
-    for one in fields(kind):
-        if not one.metadata:
+    """Return the declarations of a section by dotted path, with types from its annotations."""
+    hints, rows = get_type_hints(kind), {}
+    for declared in fields(kind):
+        if not declared.metadata:  # a section of `Settings`
             continue
-        hint = hints[one.name]
-        optional = type(None) in get_args(hint)
-        types = [t for t in get_args(hint) if t is not type(None)] or [hint]
+        hint = hints[declared.name]
+        arguments = get_args(hint)  # of X | None, and of Sequence[X]
+        types = [t for t in arguments if t is not type(None)] or [hint]
         is_list = get_origin(hint) is Sequence
-        found[f"{prefix}{one.name}"] = Row(
+        rows[f"{prefix}{declared.name}"] = Row(
             kind=list if is_list else types[0],
             element=types[0] if is_list else None,
-            optional=optional,
-            default=one.default,
-            rule=one.metadata["rule"],
-            may_change=one.metadata["may_change"],
+            optional=type(None) in arguments,
+            default=declared.default,
+            rule=declared.metadata["rule"],
+            may_change=declared.metadata["may_change"],
         )
-    return found
+    return rows
 
 
 ROWS: dict[str, Row] = _rows(Settings) | {
     path: row for name, kind in SECTIONS.items() for path, row in _rows(kind, f"{name}.").items()
 }
-"""Dotted path -> `Row` of every field outside `model` and `sample`."""
+"""Dotted path -> `Row` of every field outside of `model` and `sample`."""

@@ -1,20 +1,23 @@
-"""From a name, or {"name": ..., **kwargs}, to an object: one function for every table."""
+"""Build an object from a spec: a name, or {"name": ..., **arguments}, of any table of factories."""
 
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, get_args, get_origin
+
+import jax
 
 from vdm_jax.checks import describe, takes
 
 
 @contextmanager
 def located(where: str, fields: Iterable[str] = ()) -> Iterator[None]:
-    """Prepend a path to the user errors of a block, so that what is inside needs no path.
+    """Prepend a path to the user errors of a block, so that the code in the block needs no path.
 
-    An error of one of the fields, "steps: expected …", becomes one of `where.steps`; another, one of `where`.
+    An error about one of the fields, "steps: expected …", becomes an error about `where.steps`; any other
+    becomes an error about `where`.
 
     Examples:
       >>> from vdm_jax.specs import located
@@ -25,47 +28,50 @@ def located(where: str, fields: Iterable[str] = ()) -> Iterator[None]:
     """
     try:
         yield
+    except jax.errors.JAXTypeError:  # of tracers: a bug, and no mistake of the user
+        raise
     except (ValueError, TypeError) as error:
-        # the plain kinds: not every subclass of them can be made from a message alone
+        # the base types: the constructors of some subclasses need more than a message
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(_join(where, fields, error)) from error
     except OSError as error:
-        if error.errno is not None:  # of the system, which names its file
+        if error.errno is not None:  # of the system, with its own number and file name
             raise
         raise type(error)(_join(where, fields, error)) from error
 
 
 def _join(where: str, fields: Iterable[str], error: Exception) -> str:
+    """Return the message of an error with its path."""
     line = str(error)
     field = re.match(r"(\w+)(: |\.|\[| of )", line)
     return f"{where}.{line}" if field and field[1] in fields else f"{where}: {line}"
 
 
-def choose(table: Mapping[str, Any], name: Any, where: str) -> Any:
+def choose(table: Mapping[str, Any], name: object, where: str) -> Any:
     """Look `name` up in a table.
 
     Raises:
-      ValueError: an unknown name; the message has the choices and, if there is one, the nearest.
+      ValueError: an unknown name; the message has the choices and the nearest name, if one is near.
     """
     if not isinstance(name, str) or name not in table:
         raise ValueError(f"{where}: unknown name {name!r}{nearest(name, table)}")
     return table[name]
 
 
-def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **shared: Any) -> Any:
+def build(table: Mapping[str, Callable], spec: object, where: str = "spec", **shared: Any) -> Any:
     """Build the object that a spec names.
 
     Args:
       table: name -> factory.
-      spec: a name, {"name": ..., **kwargs}, or an object built already, which is returned as it is.
-      where: name of the spec, for messages. What calls the caller prepends its own, see `located`.
-      **shared: arguments that are passed to factories that take them and dropped for those that do not;
-        the spec's own value wins unless it is None.
+      spec: a name, {"name": ..., **arguments}, or an object that is built already and returned unchanged.
+      where: name of the spec, for messages; callers prepend the path to it with `located`.
+      **shared: arguments for all factories; a factory gets those that it takes. An argument of the spec takes
+        precedence unless it is None.
 
     Raises:
-      ValueError: an unknown name (with the choices), an unknown or missing argument (with the nearest), a
-        factory that is not called, or what the factory itself refuses.
-      TypeError: an object of another kind than the table's factories return, or no table.
+      ValueError: an unknown name, an unknown or missing argument, a factory instead of its result, or an error
+        of the factory.
+      TypeError: an object of another type than the table's factories return, or no table.
 
     Examples:
       >>> schedule = vdm.build(vdm.schedules.SCHEDULES, {"name": "linear", "gamma_max": 4.0})
@@ -79,6 +85,7 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
         raise TypeError(
             f"{where}: expected a table such as vdm.schedules.SCHEDULES, found {describe(table)}"
         )
+    # `type`, because components are named tuples
     if spec is None or type(spec) in (bool, int, float, list, tuple):
         raise ValueError(f"{where}: expected a name or {{'name': ...}}, found {spec!r}")
     if not isinstance(spec, str | Mapping):
@@ -89,57 +96,61 @@ def build(table: Mapping[str, Callable], spec: Any, where: str = "spec", **share
                 )
         _check_kind(table, spec, where)
         return spec
-    kwargs = {"name": spec} if isinstance(spec, str) else dict(spec)
-    if "name" not in kwargs:
-        raise ValueError(f"{where}: expected a 'name', found only {sorted(kwargs)}")
-    name = kwargs.pop("name")
+    arguments: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if "name" not in arguments:
+        raise ValueError(f"{where}: expected a 'name', found only {sorted(arguments)}")
+    name = arguments.pop("name")
     factory = choose(table, name, where)
-    known = dict(inspect.signature(factory).parameters)
-    for key in kwargs:
-        if key not in known:
-            raise ValueError(f"{where}: {name!r} has no argument {key!r}{nearest(key, known)}")
+    parameters = dict(inspect.signature(factory).parameters)
+    for key in arguments:
+        if key not in parameters:
+            raise ValueError(f"{where}: {name!r} has no argument {key!r}{nearest(key, parameters)}")
     for key, value in shared.items():
-        if key in known and kwargs.get(key) is None:
-            kwargs[key] = value
-    missing = [k for k, p in known.items() if p.default is p.empty and k not in kwargs]
+        if key in parameters and arguments.get(key) is None:
+            arguments[key] = value
+    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]
     if missing:
         raise ValueError(f"{where}: {name!r} needs {', '.join(missing)}")
-    with located(where, known):
-        return factory(**kwargs)
+    with located(where, parameters):
+        return factory(**arguments)
 
 
-def _check_kind(table: Mapping[str, Callable], spec: Any, where: str) -> None:
-    """Refuse an object that is not what the factories of a table say they return."""
+def _check_kind(table: Mapping[str, Callable], value: object, where: str) -> None:
+    """Check that an object is of a type that the factories of a table are annotated to return.
+
+    A table whose factories have no annotation accepts every object.
+    """
     kinds = {inspect.signature(factory).return_annotation for factory in table.values()}
-    classes = tuple(kind for kind in kinds if isinstance(kind, type))
-    if any(isinstance(spec, kind) for kind in classes if kind is not inspect.Parameter.empty):
+    kinds.discard(inspect.Parameter.empty)
+    classes = [kind for kind in kinds if isinstance(kind, type)]
+    if any(isinstance(value, kind) for kind in classes):
         return
-    for kind in kinds:
-        arguments = get_args(kind)[:1] if get_origin(kind) is Callable else ()
-        if arguments and not isinstance(spec, type) and callable(spec):
-            if takes(spec, len(arguments[0])):
+    signatures = [get_args(kind) for kind in kinds if get_origin(kind) is Callable]
+    for signature in signatures:
+        if signature and callable(value) and not isinstance(value, type):
+            count = len(signature[0])
+            if takes(value, count):
                 return
             raise TypeError(
-                f"{where}: expected a function of {len(arguments[0])} arguments, "
-                f"found one that takes {inspect.signature(spec)}"
+                f"{where}: expected a function of {count} arguments, "
+                f"found one that takes {inspect.signature(value)}"
             )
-    names = [kind.__name__ for kind in classes if kind is not inspect.Parameter.empty]
-    if names or any(get_origin(kind) is Callable for kind in kinds):
-        expected = " or ".join(["a name", "{'name': ...}", *(f"a {n}" for n in sorted(names))])
-        raise TypeError(
-            f"{where}: expected {expected if names else expected + ' or a function'}, found {describe(spec)}"
-        )
+    choices = ["a name", "{'name': ...}", *sorted(f"a {kind.__name__}" for kind in classes)]
+    if signatures and not classes:
+        choices.append("a function")
+    if classes or signatures:
+        raise TypeError(f"{where}: expected {' or '.join(choices)}, found {describe(value)}")
 
 
-def name_of(spec: Any) -> str:
-    """The name in a spec, or the type of an object built already."""
+def name_of(spec: object) -> str:
+    """Return the name in a spec, or the type of an object that is built already."""
     if isinstance(spec, Mapping):
         return str(spec["name"])
     return spec if isinstance(spec, str) else type(spec).__name__
 
 
-def nearest(name: Any, choices: Any) -> str:
-    """The end of a message about an unknown name: the nearest choice and all of them."""
+def nearest(name: object, choices: Collection[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest choice, and all choices."""
     close = difflib.get_close_matches(str(name), list(choices), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     return f"{hint} choices: {', '.join(sorted(choices))}"

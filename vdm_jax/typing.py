@@ -1,39 +1,49 @@
-"""The vocabulary of signatures: what an array means, and the batch that travels through the floors.
+"""Types used in signatures, and the batch of examples that models and losses take.
 
 Shapes are written per example: `*d` is the data shape, `B` a batch axis, "" a scalar. The annotations
 cost nothing at run time; the tests check them at every call.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from jaxtyping import Key as TypedKey
 
 from vdm_jax.checks import check_array
 
 Data = Float[Array, "*d"]
-"""One example, or a latent of it, in the data's own shape."""
+"""One example or one of its latents, with the shape of the data."""
 
 Scalar = Float[Array, ""]
-"""A scalar of the mathematics: γ, Δ, a weight, nats."""
+"""A scalar of the mathematics: γ, Δ, a weight, a loss in nats."""
 
 Real = float | int | Float[Array, "..."] | Int[Array, "..."]
-"""A real number, or an array of them where a function is elementwise (times of a schedule)."""
+"""A real number, or an array of them for an elementwise function (such as the times of a schedule)."""
 
 Reals = Float[Array, "..."]
-"""The result of an elementwise function of a `Real`."""
+"""The result of an elementwise function of `Real`."""
+
+Numbers = ArrayLike | Sequence[Any]
+"""Numbers that NumPy converts to an array, such as nested lists from a config."""
 
 Key = PRNGKeyArray
 """A typed key, `jax.random.key(...)`."""
 
 Keys = TypedKey[Array, "B"]
-"""One for each example of a batch."""
+"""One typed key for each example of a batch."""
 
 Params = PyTree
+"""Parameters: a pytree of arrays."""
+
+Spec = str | Mapping[str, Any]
+"""The name of a component, or {"name": ..., **arguments}; see `vdm_jax.specs.build`."""
 
 __all__ = [
     "Array",
+    "ArrayLike",
     "Batch",
     "Bool",
     "Data",
@@ -41,11 +51,13 @@ __all__ = [
     "Int",
     "Key",
     "Keys",
+    "Numbers",
     "Params",
     "PyTree",
     "Real",
     "Reals",
     "Scalar",
+    "Spec",
     "as_batch",
     "as_float",
     "in_precision_of",
@@ -53,7 +65,7 @@ __all__ = [
 
 
 class Batch(NamedTuple):
-    """Examples and their place in the global batch, which keys their randomness.
+    """Examples with their positions in the global batch, from which random keys and times are derived.
 
     Attributes:
       x: [B, *d], the data as stored (integers for K-level data).
@@ -66,16 +78,17 @@ class Batch(NamedTuple):
       ((2, 3), [0, 1], [0.0, 0.5])
     """
 
+    # Any: as a pytree, a Batch also holds shape structs, or the axes of a `vmap`
     x: Any
     index: Any
     phase: Any
 
 
-def as_batch(batch: Batch | Any) -> Batch:
-    """Give a plain array [B, *d] the places of a batch that is global by itself.
+def as_batch(batch: Batch | ArrayLike) -> Batch:
+    """Wrap an array [B, *d] as a `Batch` with index 0…B−1; return a `Batch` unchanged.
 
     Raises:
-      TypeError: neither a batch nor an array of examples; a masked array.
+      TypeError: `batch` is neither a `Batch` nor an array of examples, or is a masked array.
 
     Examples:
       >>> from vdm_jax.typing import as_batch
@@ -83,29 +96,33 @@ def as_batch(batch: Batch | Any) -> Batch:
       [0.0, 0.25, 0.5, 0.75]
     """
     x = batch.x if isinstance(batch, Batch) else batch
-    if not hasattr(x, "shape") or not x.shape:
+    shape = getattr(x, "shape", ())
+    if not shape:
         raise TypeError(f"batch: expected a `Batch` or an array [B, *d], found {_kind(x)}")
     check_array(x, "batch")
     if isinstance(batch, Batch):
         return batch
-    index = jnp.arange(batch.shape[0], dtype=jnp.int32)
-    return Batch(batch, index, index.astype(jnp.float32) / batch.shape[0])
+    # the array is the global batch: its examples have all of the positions
+    index = jnp.arange(shape[0], dtype=jnp.int32)
+    return Batch(batch, index, index.astype(jnp.float32) / shape[0])
 
 
-def _kind(value: Any) -> str:
-    if hasattr(value, "shape"):
-        return f"an array of shape {value.shape}"
+def _kind(value: object) -> str:
+    """Describe a value that is not a batch."""
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"an array of shape {shape}"
     keys = f" of {', '.join(map(repr, value))}" if isinstance(value, dict) else ""
     return type(value).__name__ + keys
 
 
 def in_precision_of(x: Array, like: Array) -> Array:
-    """Return floats `x` in the type of `like` if that is wider, which loses nothing."""
+    """Return floats `x` in the type of `like` if that type is wider, and unchanged otherwise."""
     wider = jnp.finfo(like.dtype).bits > jnp.finfo(x.dtype).bits
     return x.astype(like.dtype) if wider else x
 
 
-def as_float(x: Any) -> Array:
-    """Return `x` as an array of its own float type, or of JAX's default one if it has none."""
+def as_float(x: ArrayLike) -> Array:
+    """Return `x` as an array in its float type, or in JAX's default float type if it has none."""
     dtype = jnp.result_type(x)
     return jnp.asarray(x, dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float))

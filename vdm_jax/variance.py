@@ -1,16 +1,15 @@
-"""Train what lies between the ends of a schedule on the variance of the loss, in the same backward pass.
+"""Gradients of the loss's variance for the parameters between a schedule's ends, in the same backward pass.
 
 In continuous time the bound does not depend on the path between the schedule's ends, eq. (14), but the
-variance of its estimate does. As its mean does not, the gradient of the variance is that of the second moment,
+variance of its estimate does. Because the mean is constant, the gradient of the variance is that of the second
+moment,
 
     ∇ E[L²] = E[2 L ∇L]                                                                   (26)
 
-so that of each example it is its part of the bound's gradient times 2 L. That factor is known when the
-backward pass begins: `record_loss` hands it to a handle, and `per_example_params` takes it off there.
-Kingma et al. 2021, appendix.
+so that the contribution of each example is its gradient of the bound times 2 L. The losses are known when the
+backward pass begins: `record_loss` passes them to a handle as its cotangent, and `per_example_params`, which
+the backward pass reaches last, multiplies by them. Source: Kingma et al. 2021, appendix.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,25 +21,26 @@ from vdm_jax.typing import Array, Float, PyTree
 def per_example_params(
     interior: PyTree, handle: Float[Array, " B"]
 ) -> tuple[PyTree, Float[Array, " B"]]:
-    """Give each example its own copy of some parameters: leaves [B, ...], and the handle.
+    """Return a copy of some parameters for each example, with leaves [B, ...], and the handle.
 
-    The gradient of each copy counts 2 times the loss recorded in the handle: it is that of the mean square.
+    In the backward pass, the gradient of each copy is multiplied by 2 times the loss recorded in the handle, so
+    that the sum over the copies is the gradient of the squared losses.
     """
     n = handle.shape[0]
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (n, *leaf.shape)), interior), handle
 
 
-def _params_forward(interior: PyTree, handle: Array) -> tuple[Any, None]:
+def _params_forward(interior: PyTree, handle: Array) -> tuple[tuple[PyTree, Array], None]:
     return per_example_params(interior, handle), None
 
 
 def _params_backward(_: None, cotangents: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
-    each, losses = cotangents
+    copies, losses = cotangents  # the cotangent of the handle holds the losses, see `record_loss`
 
-    def total(leaf):
+    def weighted_sum(leaf):
         return jnp.tensordot(2 * losses, leaf, 1).astype(leaf.dtype)
 
-    interior = jax.tree.map(total, each)
+    interior = jax.tree.map(weighted_sum, copies)
     return interior, jnp.zeros_like(losses)
 
 
@@ -49,7 +49,7 @@ per_example_params.defvjp(_params_forward, _params_backward)
 
 @jax.custom_vjp
 def record_loss(loss: Float[Array, " B"], handle: Float[Array, " B"]) -> Float[Array, " B"]:
-    """Return the losses as they are; going back, the handle gets their values."""
+    """Return the losses unchanged; in the backward pass, their values become the cotangent of the handle."""
     del handle
     return loss
 
@@ -60,6 +60,7 @@ def _record_forward(loss: Array, handle: Array) -> tuple[Array, Array]:
 
 
 def _record_backward(loss: Array, cotangent: Array) -> tuple[Array, Array]:
+    # the second is not a gradient: it carries the losses to `per_example_params`
     return cotangent, loss
 
 

@@ -1,7 +1,7 @@
 """Weights of the noise levels in the training loss.
 
-The loss of one example is w · ‖F − target‖² with t uniform, where F − target is the error in some space (a row
-of the parameterizations, whatever the network outputs) and λ = −γ is the log-SNR:
+The loss of one example is w · ‖F − target‖² with t uniform. F − target is the error in some space, which is
+one of the parameterizations and need not be that of the network's output; λ = −γ is the log-SNR:
 
     name      w                                    error of   paper
     elbo      the bound's own, eq. (13), (14)      any        Kingma et al. 2021
@@ -10,8 +10,8 @@ of the parameterizations, whatever the network outputs) and λ = −γ is the lo
     sigmoid   the bound's own · sigmoid(bias − λ)  any        Kingma & Gao 2023, Hoogeboom et al. 2024
     p2        (k + SNR)^−power                     ε          Choi et al. 2022
 
-Each is one loss, whatever the network predicts and in whatever space a model takes its error, except `simple`,
-whose meaning is the plain error of the chosen space.
+Each weighting defines one loss, independent of what the network predicts and of the model's `loss_space`. The
+exception is `simple`, the plain squared error in the chosen `loss_space`.
 """
 
 import math
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from vdm_jax.checks import check_callable
 from vdm_jax.parameterizations import Parameterization, eps, stacked, switch_by_index, x0
 from vdm_jax.specs import build
-from vdm_jax.typing import Real, Scalar, as_float
+from vdm_jax.typing import Array, Int, Real, Scalar, Spec, as_float
 
 
 def _chosen(loss_space: Parameterization) -> Parameterization:
@@ -42,13 +42,13 @@ def _in_x0(loss_space: Parameterization) -> Parameterization:
 
 
 class Weighting(NamedTuple):
-    """The weight of a squared error, and the space that the error is taken in. Call it for the weight.
+    """The weight of a squared error, and the space of that error. Calling it returns the weight.
 
     A plain function (log_snr, exact) -> weight is a `Weighting` of the error in the model's `loss_space`.
 
     Attributes:
       weigh: (log_snr, exact) -> w, where `exact` is the weight of that error in the bound.
-      space: the space of the model -> the space of the error.
+      error_space: the model's `loss_space` -> the parameterization in which the error is measured.
       bound: True if the loss is the bound itself.
     """
 
@@ -57,11 +57,12 @@ class Weighting(NamedTuple):
     bound: bool = False
 
     def __call__(self, log_snr: Scalar, exact: Real) -> Scalar:
+        # a function of NumPy or Python numbers must not change the type of the loss
         return jnp.asarray(self.weigh(log_snr, exact), jnp.result_type(exact))
 
 
-def as_weighting(given: Any) -> Weighting:
-    """Turn a function (log_snr, exact) -> weight into a `Weighting`.
+def as_weighting(given: Weighting | Callable[..., Any]) -> Weighting:
+    """Convert a function (log_snr, exact) -> weight to a `Weighting`; return a `Weighting` unchanged.
 
     Raises:
       TypeError: the argument is not callable.
@@ -74,13 +75,17 @@ def as_weighting(given: Any) -> Weighting:
 
 def _returns_exact(weigh: Callable[[Scalar, Real], Scalar]) -> bool:
     """Return True if a function gives the bound's own weight at several points and is not traced."""
-    points = (-9.1, 0.3), (-2.7, 5.9), (0.7, 2.3), (3.1, 0.0), (8.3, 41.0)
+    # arbitrary points (log_snr, exact), at which no other weight is likely to agree
+    points = [(-9.1, 0.3), (-2.7, 5.9), (0.7, 2.3), (3.1, 0.0), (8.3, 41.0)]
     try:
-        with jax.ensure_compile_time_eval():  # models are built inside traced functions, too
-            pairs = [map(jnp.asarray, point) for point in points]
-            return all(bool(weigh(log_snr, exact) == exact) for log_snr, exact in pairs)
-    except jax.errors.JAXTypeError:
+        with jax.ensure_compile_time_eval():  # models are also built inside traced functions
+            for point in points:
+                log_snr, exact = jnp.asarray(point[0]), jnp.asarray(point[1])
+                if not bool(weigh(log_snr, exact) == exact):
+                    return False
+    except jax.errors.JAXTypeError:  # the weight depends on a traced value
         return False
+    return True
 
 
 def elbo() -> Weighting:
@@ -89,7 +94,7 @@ def elbo() -> Weighting:
 
 
 def simple() -> Weighting:
-    """Use the plain squared error of the model's space (Ho et al. 2020 for eps)."""
+    """Use the plain squared error in the model's `loss_space` (Ho et al. 2020 for eps)."""
     return Weighting(lambda log_snr, exact: jnp.ones_like(log_snr))
 
 
@@ -97,7 +102,7 @@ def min_snr(*, limit: float = 5.0) -> Weighting:
     """Weigh the error of x_0 by min(SNR, limit) (Hang et al. 2023).
 
     Raises:
-      ValueError: limit not above 0.
+      ValueError: `limit` is not above 0.
 
     Examples:
       >>> weigh = vdm.weightings.min_snr()
@@ -122,7 +127,7 @@ def p2(*, k: float = 1.0, power: float = 1.0) -> Weighting:
     """Weigh the error of ε by (k + SNR)^−power (Choi et al. 2022).
 
     Raises:
-      ValueError: k not above 0.
+      ValueError: `k` is not above 0.
     """
     if not k > 0:
         raise ValueError(f"k: expected a number above 0, found {k}")
@@ -131,13 +136,17 @@ def p2(*, k: float = 1.0, power: float = 1.0) -> Weighting:
     )
 
 
-def stacked_weightings(rows: Sequence[Any], index: Any) -> Weighting:
-    """Return weighting `index` of several, where `index` may be traced, as `stacked` does for rows."""
-    rows = [as_weighting(row) for row in rows]
+def stacked_weightings(
+    rows: Sequence[Weighting | Callable[..., Any]], index: int | Int[Array, ""]
+) -> Weighting:
+    """Return weighting `index` of several; `index` may be traced, as in `parameterizations.stacked`."""
+    weightings = [as_weighting(row) for row in rows]
+
+    def error_space(loss_space: Parameterization) -> Parameterization:
+        return stacked([w.error_space(loss_space) for w in weightings], index)
+
     return Weighting(
-        switch_by_index(rows, index),
-        lambda loss_space: stacked([row.error_space(loss_space) for row in rows], index),
-        all(row.bound for row in rows),
+        switch_by_index(weightings, index), error_space, bound=all(w.bound for w in weightings)
     )
 
 
@@ -151,16 +160,17 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 """name -> factory of a `Weighting`."""
 
 
-def wrap_function(spec: Any) -> Any:
-    """Turn a function (log_snr, exact) -> weight into a `Weighting`; return other specs unchanged."""
-    known = isinstance(spec, Weighting) or spec in WEIGHTINGS.values()
-    return as_weighting(spec) if callable(spec) and not known else spec
+def wrap_function(spec: object) -> object:
+    """Convert a function (log_snr, exact) -> weight to a `Weighting`; return any other spec unchanged."""
+    # `build` reports a factory passed in place of its name
+    is_weighting = isinstance(spec, Weighting) or spec in WEIGHTINGS.values()
+    return as_weighting(spec) if callable(spec) and not is_weighting else spec
 
 
-def build_weighting(spec: Any) -> Weighting:
+def build_weighting(spec: Spec | Weighting | Callable[..., Any]) -> Weighting:
     """Build the weighting that a spec names, or wrap a function (log_snr, exact) -> weight.
 
     Raises:
-      ValueError, TypeError: those of `build` and `as_weighting`.
+      ValueError, TypeError: as in `build` and `as_weighting`.
     """
     return build(WEIGHTINGS, wrap_function(spec), "weighting")

@@ -1,10 +1,10 @@
-"""Workarounds for XLA:CPU: an optimization that returns wrong numbers is switched off; its cores are counted.
+"""A workaround for an optimization of XLA:CPU that returns wrong numbers, and the number of CPU cores.
 
-From jaxlib 0.10.2 on, reductions on the CPU may be offloaded to YNNPACK, and some fused ones come out wrong
-without an error: a sum of squares over the last axis of a few thousand rows is off by orders of magnitude
-under `jit` (jax-ml/jax issue 39103; still so in jaxlib 0.12.0.1 for `cross_entropy` over 4,096 examples).
-The flag is read when the first CPU computation starts, so it has to be in the environment before that; it
-concerns the CPU alone. A user's own setting of it is left as it is.
+From jaxlib 0.10.2 on, XLA may offload reductions on the CPU to YNNPACK, and some fused reductions are wrong
+without an error: under `jit`, a sum of squares over the last axis of a few thousand rows is off by orders of
+magnitude (jax-ml/jax issue 39103; also in jaxlib 0.12.0.1 for `cross_entropy` over 4,096 examples). XLA reads
+the flag when the first CPU computation starts, so that it must be in the environment before. The flag affects
+only the CPU. A user's setting of the flag is kept.
 """
 
 import os
@@ -12,12 +12,15 @@ import sys
 from importlib.metadata import version
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-KNOWN_TO_FAIL = (0, 10, 2), (0, 13)  # from, below; XLA stops at a flag that a version does not know
-JAX_WAS_THERE = "jax" in sys.modules  # and may have computed
+# from the first version of jaxlib, and below the second; elsewhere, XLA aborts if it does not know the flag
+KNOWN_TO_FAIL = (0, 10, 2), (0, 13)
+JAX_WAS_THERE = (
+    "jax" in sys.modules
+)  # imported before vdm_jax, so that it may have computed already
 
 
 def avoid_wrong_cpu_reductions() -> None:
-    """Add the flag to XLA_FLAGS where this jaxlib needs it."""
+    """Add the flag to XLA_FLAGS if this jaxlib needs it and the user has not set it."""
     flags = os.environ.get("XLA_FLAGS", "")
     if _fails() and FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=".strip()
@@ -29,11 +32,11 @@ def came_late() -> bool:
 
 
 def _fails() -> bool:
-    found = tuple(int(part) for part in version("jaxlib").split(".")[:3] if part.isdigit())
-    first, fixed = KNOWN_TO_FAIL
-    return first <= found < fixed
+    installed = tuple(int(part) for part in version("jaxlib").split(".")[:3] if part.isdigit())
+    first, end = KNOWN_TO_FAIL
+    return first <= installed < end
 
 
 def cores() -> int:
-    """Return the cores that this process may use, and that XLA:CPU compiles for."""
+    """Return the number of cores that this process may use, and that XLA:CPU compiles for."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

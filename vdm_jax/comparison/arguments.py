@@ -1,9 +1,10 @@
-"""The arguments of `compare`, merged with a config and the defaults, and checked one by one."""
+"""The arguments of `compare`: merged with a config and the defaults, then checked one by one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from vdm_jax.checks import describe, whole_number
 from vdm_jax.config import as_spec, default, to_dict
@@ -17,7 +18,7 @@ CONTINUOUS = {"base": "zero", "likelihood": "gaussian"}
 DEFAULTS: dict[str, Any] = {
     "parameterizations": ("mean", "x0", "eps", "v"),
     "output_scales": ("none", "unit_variance"),
-    "weightings": None,  # the bound's, and unless the schedule is trained on it, the simple one
+    "weightings": None,  # "elbo", and "simple" unless the schedule is learned, which needs the bound
     "seeds": 3,
     "steps": 2000,
     "batch_size": 64,
@@ -26,105 +27,137 @@ DEFAULTS: dict[str, Any] = {
     "network": {"name": "mlp", "width": 128, "depth": 2},
     "schedule": "linear",
     "data": "digits",
-    "base": None,  # that of the kind of data
+    "base": None,  # that of `DISCRETE` or `CONTINUOUS`, whichever the data are
     "likelihood": None,
     "loss_space": None,
     "train_schedule": None,
-    "time_sampler": "uniform",
+    "time_sampler": "uniform",  # all variants then draw the same times
 }
 
 
-def merged(config: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the axes of the arguments, else of the config, else of the defaults; and a plain config."""
+def merge_arguments(
+    config: ConfigDict | Mapping[str, Any] | None, overrides: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Merge the arguments of `compare` with its config and the defaults.
+
+    Args:
+      config: the argument `config`, or None.
+      overrides: the other arguments, which take precedence over the config. None stands for an argument that
+        is left out, except for the timesteps, where it is `...`.
+
+    Returns:
+      (arguments, config): all arguments, and the config as plain dictionaries with the optimizer's settings.
+
+    Raises:
+      ValueError: an argument or a field of the config that cannot be compared.
+    """
     plain = to_dict(default() if config is None else config)
     arguments = dict(DEFAULTS)
     if config is not None:
-        model: dict[Any, Any] = with_defaults(plain["model"])
-        runs, train = plain["sweep"], plain["train"]
-        if model["name"] != "vdm":
-            raise ValueError(
-                f"config.model.name: expected 'vdm', which has parameterizations, found {model['name']!r}"
-            )
-        if runs["learning_rates"]:
-            raise ValueError("config.sweep.learning_rates: are not compared, expected none")
-        arguments |= {name: model[name] for name in arguments if name in model}
-        arguments |= {axis: runs[axis] or [model[AXES[axis].field]] for axis in CHOICES}
-        arguments |= {"seeds": runs["seeds"] or [plain["seed"]], "data": plain["data"]}
-        arguments |= {"steps": train["steps"], "batch_size": train["batch_size"]}
-        arguments["draws"] = plain["evaluate"]["draws"]
+        arguments |= _from_config(plain, arguments)
     arguments |= {
         name: as_spec(value)
-        for name, value in given.items()
+        for name, value in overrides.items()
         if name != "timesteps" and value is not None and value is not ...
     }
-    if given["timesteps"] is not ...:  # of which None is a value
-        arguments["timesteps"] = given["timesteps"]
+    if overrides["timesteps"] is not ...:  # None is a value, continuous time
+        arguments["timesteps"] = overrides["timesteps"]
     for name, least in (("steps", 0), ("batch_size", 1), ("draws", 1)):
         arguments[name] = whole_number(arguments[name], name, least)
     if arguments["timesteps"] is not None:
         arguments["timesteps"] = whole_number(arguments["timesteps"], "timesteps", 1)
-    own = arguments.pop("optimizer", {})
-    if not isinstance(own, Mapping):
-        raise ValueError(f"optimizer: expected fields of config.optimizer, found {describe(own)}")
-    own = dict(own)
-    plain = to_dict(plain | {"optimizer": plain["optimizer"] | own})
-    if "decay_steps" not in own and (config is None or given["steps"] is not None):
-        optimizer = plain["optimizer"]  # else the config's own
+    changes = arguments.pop("optimizer", {})
+    if not isinstance(changes, Mapping):
+        raise ValueError(
+            f"optimizer: expected fields of config.optimizer, found {describe(changes)}"
+        )
+    plain = to_dict(plain | {"optimizer": plain["optimizer"] | dict(changes)})
+    # a config's own decay is kept, unless other steps are asked for: it should end with the steps
+    if "decay_steps" not in changes and (config is None or overrides["steps"] is not None):
+        optimizer = plain["optimizer"]
         updates = arguments["steps"] // optimizer["accumulate"]
         optimizer["decay_steps"] = updates if updates > optimizer["warmup_steps"] else None
     return arguments, plain
 
 
-def seed_list(seeds: Any) -> list[int]:
-    """Return the seeds of a number of them, or of a list.
+def _from_config(plain: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a validated config sets, of those that have defaults."""
+    model: dict[Any, Any] = with_defaults(plain["model"])
+    sweep, train = plain["sweep"], plain["train"]
+    if model["name"] != "vdm":
+        raise ValueError(
+            f"config.model.name: expected 'vdm', which has parameterizations, found {model['name']!r}"
+        )
+    if sweep["learning_rates"]:
+        raise ValueError("config.sweep.learning_rates: are not compared, expected none")
+    arguments = {name: model[name] for name in defaults if name in model}
+    for axis in CHOICES:
+        arguments[axis] = sweep[axis] or [model[AXES[axis].field]]
+    return arguments | {
+        "seeds": sweep["seeds"] or [plain["seed"]],
+        "data": plain["data"],
+        "steps": train["steps"],
+        "batch_size": train["batch_size"],
+        "draws": plain["evaluate"]["draws"],
+    }
+
+
+def seed_list(seeds: object) -> list[int]:
+    """Return the list of seeds for a number of seeds, or for a sequence of them.
 
     Raises:
-      ValueError: no seeds, or the same twice.
+      ValueError: no seeds, a seed that occurs twice, or values that are not seeds.
     """
     if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool):
         if seeds < 1:
             raise ValueError(f"seeds: expected at least 1, found {seeds}")
         return list(range(int(seeds)))
-    found: list[Any] = []
+    values: list[Any] = []
     if isinstance(seeds, list | tuple | range | np.ndarray):
-        found = list(seeds)
-    right = all(
-        isinstance(s, int | np.integer) and not isinstance(s, bool) and 0 <= s < 2**32
-        for s in found
+        values = list(seeds)
+    valid = all(
+        isinstance(seed, int | np.integer) and not isinstance(seed, bool) and 0 <= seed < 2**32
+        for seed in values
     )
-    if not found or not right or len({*found}) < len(found):
+    if not values or not valid or len({*values}) < len(values):
         raise ValueError(
             f"seeds: expected a number of them, or different whole ones, found {seeds!r}"
         )
-    return [int(seed) for seed in found]
+    return [int(seed) for seed in values]
 
 
-def specs_by_name(axis: str, values: Any) -> dict[str, Any]:
-    """Return the requested values of one axis, by name."""
+def specs_by_name(axis: str, values: object) -> dict[str, Any]:
+    """Return the requested specs or components of an axis, by name.
+
+    Args:
+      axis: of `CHOICES`.
+      values: a spec, a sequence of specs, or a mapping from names to specs or components.
+
+    Raises:
+      ValueError: no values, a name that occurs twice, or a component without a name.
+    """
     if isinstance(values, str) or (isinstance(values, Mapping) and "name" in values):
         values = [values]
     if not isinstance(values, Mapping | Sequence) or not values:
         raise ValueError(f"{axis}: expected some names, or own ones by name, found {values!r}")
-    named = values if isinstance(values, Mapping) else None
-    found: dict[str, Any] = {}
-    for value in values:
-        spec = value if named is None else named[value]
-        if named is None and not isinstance(value, str | Mapping):
+    specs: dict[str, Any] = {}
+    for item in values:
+        if not isinstance(values, Mapping) and not isinstance(item, str | Mapping):
             raise ValueError(
-                f"{axis}: expected names; give own ones by name, {{'mine': ...}}, found {value!r}"
+                f"{axis}: expected names; give own ones by name, {{'mine': ...}}, found {item!r}"
             )
-        name = words(value)
-        if name in found:
+        name = describe_spec(item)
+        if name in specs:
             raise ValueError(f"{axis}: expected each once, found {name!r} twice")
-        found[name] = spec
-    return found
+        specs[name] = values[item] if isinstance(values, Mapping) else item
+    return specs
 
 
-def words(spec: Any) -> str:
-    """The name of a spec with its arguments, or the type of an object."""
+def describe_spec(spec: object) -> str:
+    """Return the name in a spec with its arguments, or the type of an object."""
     if not isinstance(spec, Mapping):
         return name_of(spec)
     if "name" not in spec:
         return "one for each parameterization"
-    others = [f"{key}={value}" for key, value in spec.items() if key != "name"]
-    return spec["name"] + (f"({', '.join(others)})" if others else "")
+    arguments = [f"{key}={value}" for key, value in spec.items() if key != "name"]
+    return spec["name"] + (f"({', '.join(arguments)})" if arguments else "")

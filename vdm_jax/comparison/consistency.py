@@ -1,4 +1,4 @@
-"""Check that a parameterization's two numbers invert its own target."""
+"""Check that skip and out of a parameterization invert its target."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,13 @@ from vdm_jax.elbo import training_interval
 from vdm_jax.parameterizations import Parameterization
 from vdm_jax.schedules import Schedule
 
-TOLERANCE = 1e-3  # relative to the terms of skip·x_t + out·target
+TOLERANCE = 1e-3  # relative to the terms of skip·x_t + out·target, whose sum may cancel
 
 
 def inconsistencies(
     name: str, parameterization: Parameterization, schedule: Schedule, timesteps: int | None
 ) -> list[str]:
-    """Return a note if skip·x_t + out·target is not x_0, and no note otherwise."""
+    """Return a list with a note if skip·x_t + out·target is not x_0, else an empty list."""
     params = schedule.init(jax.random.key(0))
     times = jnp.linspace(0.0, 1.0, 102)[:-1]
     intervals = jax.vmap(lambda t: training_interval(schedule, params, t, timesteps)[0])(times)

@@ -15,23 +15,23 @@ from vdm_jax.comparison.gradients import gradients as gradients_of
 from vdm_jax.comparison.quality import Quality
 from vdm_jax.comparison.result import Comparison
 from vdm_jax.comparison.setup import Setup
-from vdm_jax.effective_weights import effective_weights
+from vdm_jax.effective_weights import EffectiveWeights, effective_weights
 from vdm_jax.schedules import SCHEDULES
 from vdm_jax.specs import build
 from vdm_jax.typing import PyTree
 
 
 class Plan(NamedTuple):
-    """The measurements to make of trained variants.
+    """The measurements of trained variants.
 
     Attributes:
-      variants: by name, what each consists of.
-      reference: the variant that differences are taken to, or None for the one with the lowest bound.
-      bins: of log-SNR.
-      gradient_batches: 0 for no gradients.
+      variants: components of each variant, by name.
+      reference: variant that the others are compared with, or None for the one with the lowest bound.
+      bins: number of bins of log-SNR.
+      gradient_batches: number of batches for gradients; 0 for no gradients.
       sampling: numbers of sampling steps.
-      samples: of each variant, seed and number of steps.
-      quality: the distance of samples.
+      samples: number of samples of each variant and seed, for each number of steps.
+      quality: distance of samples from data.
     """
 
     variants: dict[str, dict[str, str]]
@@ -43,12 +43,21 @@ class Plan(NamedTuple):
     quality: Quality
 
 
-def measured(
+def measure_variants(
     setup: Setup, plan: Plan, fitted: Fitted, seconds: dict[str, float], notes: list[str]
 ) -> Comparison:
-    """Measure trained variants: bounds, gradients, times and samples."""
+    """Measure trained variants: bounds, gradients, times and samples.
+
+    Args:
+      setup: variants and data.
+      plan: what to measure.
+      fitted: trained state.
+      seconds: durations so far; those of the measurements are added.
+      notes: notes for the reader of the results.
+    """
     sweep, dataset, quality = setup.sweep, setup.dataset, plan.quality
-    params = measure.grid(sweep, fitted.state.ema_params)
+    params = measure.grid(sweep, fitted.state.ema_params)  # as runs are evaluated and sampled from
+    # one set of bins for all variants, so that the curves of two variants can be compared
     edges = measure.bins(sweep, params, plan.bins)
     with _timed(seconds, "evaluation"):
         bounds = measure.bounds(
@@ -57,10 +66,10 @@ def measured(
     with _timed(seconds, "gradients"):
         at_start, gradients, milliseconds = _of_training(setup, plan, fitted, params, edges)
     with _timed(seconds, "sampling"):
-        drawn = {n: measure.samples(sweep, params, plan.samples, n) for n in plan.sampling}
+        samples = {n: measure.samples(sweep, params, plan.samples, n) for n in plan.sampling}
         distances = {
-            n: np.asarray([[quality.distance(x) for x in row] for row in x_by_seed])
-            for n, x_by_seed in drawn.items()
+            n: np.asarray([[quality.distance(x) for x in seeds] for seeds in variants])
+            for n, variants in samples.items()
         }
         real = quality.real(plan.samples) if plan.sampling else float("nan")
     return Comparison(
@@ -77,7 +86,7 @@ def measured(
         quality=distances,
         distance=quality.name,
         real=real,
-        samples=drawn,
+        samples=samples,
         curve=fitted.curve,
         curve_steps=fitted.steps,
         skipped=fitted.skipped,
@@ -93,8 +102,8 @@ def measured(
 def _of_training(
     setup: Setup, plan: Plan, fitted: Fitted, params: PyTree, edges: np.ndarray
 ) -> tuple[Gradients | None, Gradients | None, np.ndarray | None]:
-    """Return gradients at the start and the end, and milliseconds of a step; None if nothing is trained."""
-    if not jax.tree.leaves(params):
+    """Return gradients before and after training, and milliseconds of a step; None without parameters."""
+    if not jax.tree.leaves(params):  # nothing to differentiate by
         return None, None, None
     sweep, split, size = setup.sweep, setup.dataset.train, setup.batch_size
     milliseconds = measure.milliseconds(sweep, fitted.state, split, size)
@@ -102,6 +111,7 @@ def _of_training(
         return None, None, milliseconds
     at_start, gradients = gradients_of(
         sweep,
+        # without a model state, learned times have the density that training starts with
         [(fitted.start, None), (params, measure.grid(sweep, fitted.state.model_state))],
         split,
         edges,
@@ -112,24 +122,25 @@ def _of_training(
 
 
 def _best(variants: Mapping[str, Any], bounds: measure.Bounds) -> str:
+    """Return the variant with the lowest bound; argmin alone would choose a NaN."""
     totals = sum(part.mean((1, 2)) for part in bounds.parts)
     return [*variants][int(np.argmin(np.where(np.isfinite(totals), totals, np.inf)))]
 
 
-def _weights(setup: Setup, variant: int) -> Any:
-    """Return the effective weights of a variant's training loss, at the start of a learned schedule."""
-    sweep, components = setup.sweep, setup.components
-    parts = {
-        axis: components[axis][
-            sweep.config["sweep"][axis][sweep.each_variant[variant].choices[axis]]
-        ]
-        for axis in ("parameterizations", "weightings")
-    }
+def _weights(setup: Setup, variant: int) -> EffectiveWeights:
+    """Return the effective weights of a variant's training loss; a learned schedule is at its start."""
+    sweep = setup.sweep
+    choices = sweep.each_variant[variant].choices
+
+    def component(axis):
+        name = sweep.config["sweep"][axis][choices[axis]]
+        return setup.components[axis][name]
+
     model = sweep.config["model"]
     schedule = build(SCHEDULES, model["train_schedule"] or model["schedule"], "train_schedule")
     return effective_weights(
-        parts["parameterizations"],
-        parts["weightings"],
+        component("parameterizations"),
+        component("weightings"),
         loss_space=model["loss_space"],
         schedule=schedule,
         schedule_params=schedule.init(jax.random.key(0)),
@@ -139,6 +150,7 @@ def _weights(setup: Setup, variant: int) -> Any:
 
 @contextmanager
 def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the duration of the block, in seconds, under a name."""
     began = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - began

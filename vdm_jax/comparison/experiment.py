@@ -1,101 +1,144 @@
-"""`compare`: which parameterization, and why, on a user's own data and network, in one call and one unit.
+"""`compare`: train parameterizations, output scales and weightings side by side, and compare their bounds.
 
-All variants and seeds train in one program, compiled once: the variants of a seed start from the same weights
-and see the same batches, noise and, where they are drawn uniformly, times. They are evaluated on the same
-examples, times and noise too, so that their differences are paired, far less noisy than the bounds themselves.
+All variants and seeds train in one program, compiled once. The variants of a seed start from the same weights
+and see the same batches and noise, and the same times if these are uniform. They are evaluated on the same
+examples, times and noise, so that their differences are paired and far less noisy than the bounds.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from vdm_jax.bases import Base
 from vdm_jax.checks import MAX_STEPS, check_callable, describe, whole_number
-from vdm_jax.comparison.evaluation import Plan, measured
+from vdm_jax.comparison.evaluation import Plan, measure_variants
 from vdm_jax.comparison.fitting import fit
 from vdm_jax.comparison.quality import Features, quality_of
 from vdm_jax.comparison.result import Comparison
 from vdm_jax.comparison.setup import Setup, setup_comparison
+from vdm_jax.likelihoods import Likelihood
+from vdm_jax.output_scales import OutputScale
+from vdm_jax.parameterizations import Parameterization
+from vdm_jax.schedules import Schedule
+from vdm_jax.typing import Spec
+from vdm_jax.weightings import Weighting
 
 SAMPLING_STEPS = (10, 50, 1000)
+"""Default numbers of sampling steps."""
+
+Integer = int | np.integer
+"""A whole number, such as those that NumPy computes."""
 
 
 def compare(
-    parameterizations: Sequence[Any] | Mapping[str, Any] | None = None,
-    data: Any = None,
+    parameterizations: Sequence[Spec] | Mapping[str, Spec | Parameterization] | None = None,
+    data: object = None,
     *,
-    seeds: Any = None,
-    steps: Any = None,
-    weightings: Sequence[Any] | Mapping[str, Any] | None = None,
-    output_scales: Sequence[Any] | Mapping[str, Any] | None = None,
-    base: Any = None,
-    network: Any = None,
-    schedule: Any = None,
-    timesteps: Any = ...,
-    likelihood: Any = None,
-    levels: Any = None,
+    seeds: Integer | Sequence[Integer] | np.ndarray | None = None,
+    steps: Integer | None = None,
+    weightings: Sequence[Spec] | Mapping[str, Spec | Weighting | Callable[..., Any]] | None = None,
+    output_scales: Sequence[Spec] | Mapping[str, Spec | OutputScale] | None = None,
+    base: Spec | Base | None = None,
+    network: object = None,
+    schedule: Spec | Schedule | None = None,
+    timesteps: Integer | EllipsisType | None = ...,
+    likelihood: Spec | Likelihood | None = None,
+    levels: Integer | None = None,
     optimizer: Mapping[str, Any] | None = None,
-    batch_size: int | None = None,
-    draws: int | None = None,
+    batch_size: Integer | None = None,
+    draws: Integer | None = None,
     bins: int = 10,
     gradient_batches: int = 8,
     sampling_steps: Sequence[int] | None = None,
     samples: int = 64,
     features: Features | None = None,
     reference: str | None = None,
-    config: Any = None,
+    config: ConfigDict | Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Train every combination of parameterizations, output scales and weightings side by side, and measure all.
+    """Train every combination of parameterizations, output scales and weightings side by side; measure all.
 
     Args:
-      parameterizations: names or specs of `PARAMETERIZATIONS`, or own rows by name; "mean", "x0", "eps" and "v"
-        by default. `mean` needs timesteps.
-      data: a name ("digits" by default), or what `vdm_jax.data.as_dataset` takes: arrays, grain sources, a pair
-        (train, test), a `Mixture`.
-      seeds: how many (3 by default), or which.
-      steps: of training, 2000 by default; 0 compares what is given as it is.
+      parameterizations: names or specs of `PARAMETERIZATIONS`, or a mapping from names to specs or instances of
+        `Parameterization`; "mean", "x0", "eps" and "v" by default. `mean` needs timesteps.
+      data: a name ("digits" by default) or another argument of `vdm_jax.data.as_dataset`: arrays, grain
+        sources, a pair (train, test), a `Mixture`.
+      seeds: number of seeds (3 by default), or a list of seeds.
+      steps: training steps, 2000 by default; 0 compares networks that hold their weights without training.
       weightings: as parameterizations; ("elbo", "simple") by default, "elbo" alone under a learned schedule. A
-        weighting is of the squared error of the network's output.
+        function (log_snr, exact) -> weight weighs the squared error of the network's output.
       output_scales: as parameterizations; ("none", "unit_variance") by default.
-      base: of `BASES`; "histogram" for K levels and "zero" for floats by default.
-      network: a name or spec of `NETS`, or what `vdm_jax.nets.as_network` takes: Linen modules, (init, apply),
-        callables; a small MLP by default. {parameterization: network} gives each its own.
-      schedule: of `SCHEDULES`, or an own `Schedule`; "linear" by default.
-      timesteps: T of the chain, 1000 by default (left out), or None for continuous time.
+      base: base denoiser of `BASES`; "histogram" for K levels and "zero" for floats by default.
+      network: a name or spec of `NETS`, or an argument of `vdm_jax.nets.as_network`: a Linen module, a pair
+        (init, apply), a callable; a small MLP by default. A mapping has a network for each parameterization.
+      schedule: a name or spec of `SCHEDULES`, or a `Schedule`; "linear" by default.
+      timesteps: T of the chain, or None for continuous time; 1000 by default.
       likelihood: of `LIKELIHOODS`; "softmax" for K levels and "gaussian" for floats by default.
       levels: K of integer arrays.
-      optimizer: fields of `config.optimizer` that are to differ; its cosine decay ends with the steps, unless
-        it is one of them or the warm-up is longer.
-      batch_size: 64 by default.
-      draws: of each test example's bound, 8 by default.
-      bins: of log-SNR, of equal width between the schedule's ends.
-      gradient_batches: for norms, variances and cosines of gradients before and after training; 0 for none.
-      sampling_steps: 10, 50 and 1000 by default, less what the chain of a `mean` does not allow; () for none.
-      samples: drawn of each variant and seed, for each number of steps.
+      optimizer: fields of `config.optimizer` to change. Unless they have `decay_steps`, the cosine decay ends
+        with the training; a training that ends before the warm-up does has no decay.
+      batch_size: examples of a batch, 64 by default.
+      draws: draws for the bound of a test example, 8 by default.
+      bins: number of bins of log-SNR, of equal width between the ends of the schedule.
+      gradient_batches: batches for the norms, variances and cosines of gradients before and after training; 0
+        for no gradients.
+      sampling_steps: numbers of sampling steps; () for no samples. By default 10, 50 and 1000, without those
+        that do not divide the chain of `mean`.
+      samples: number of samples of each variant and seed, for each number of steps.
       features: (data as stored [n, *d]) -> [n, f], for the distance of samples from images; pixels by default.
-      reference: the variant that differences are taken to; the one with the lowest bound by default.
-      config: of `vdm_jax.config`; what is not given above is taken from its data, model, sweep, optimizer and
-        evaluate, and the steps, the batch size and the average from its train. The rest of train and its
-        sample are not: all devices share the batch, and samples are ancestral.
-      progress: show a bar on stderr.
+      reference: variant that the others are compared with; the one with the lowest bound by default.
+      config: a config of `vdm_jax.config`, for arguments that are not given: its data, model, sweep, optimizer
+        and evaluate, and of its train the steps, the batch size and the weight average. The rest of train and
+        sample are ignored: all devices share a batch, and samples are ancestral.
+      progress: show a progress bar on stderr.
 
     Returns:
-      A `Comparison`. Everything in its table is the same for the same arguments on the same machine.
+      A `Comparison`, whose table is the same for the same arguments on the same machine.
 
     Raises:
       ValueError, TypeError, OSError: a mistake in the arguments or the data, in one line, before compilation.
     """
-    axes = {
-        "parameterizations": parameterizations,
-        "weightings": weightings,
-        "output_scales": output_scales,
-    }
-    given = {"data": data, "levels": levels, "seeds": seeds, "steps": steps, "optimizer": optimizer}
-    given |= {"batch_size": batch_size, "draws": draws, "network": network, "schedule": schedule}
-    given |= {"base": base, "likelihood": likelihood, "timesteps": timesteps}
-    setup = setup_comparison(config=config, **axes, **given)
+    setup = setup_comparison(
+        config=config,
+        parameterizations=parameterizations,
+        weightings=weightings,
+        output_scales=output_scales,
+        data=data,
+        levels=levels,
+        seeds=seeds,
+        steps=steps,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        draws=draws,
+        network=network,
+        schedule=schedule,
+        base=base,
+        likelihood=likelihood,
+        timesteps=timesteps,
+    )
+    # before the training, so that no mistake costs it
+    plan = _plan(setup, bins, gradient_batches, sampling_steps, samples, features, reference)
+    began = time.perf_counter()
+    fitted = fit(setup, progress)
+    seconds = {"training": time.perf_counter() - began}
+    notes = [*_lost(plan.variants, fitted.skipped), *_left_out(plan.sampling, sampling_steps)]
+    return measure_variants(setup, plan, fitted, seconds, [*setup.notes, *notes])
+
+
+def _plan(
+    setup: Setup,
+    bins: int,
+    gradient_batches: int,
+    sampling_steps: Sequence[int] | None,
+    samples: int,
+    features: Features | None,
+    reference: str | None,
+) -> Plan:
+    """Check the arguments of the measurements, and return them as a plan."""
     whole_number(bins, "bins", 1)
     if features is not None:
         check_callable(features, ("data",), "features")
@@ -114,49 +157,50 @@ def compare(
         raise ValueError(
             f"reference: expected one of {', '.join(plan.variants)}, found {reference!r}"
         )
-    began = time.perf_counter()
-    fitted = fit(setup, progress)
-    seconds = {"training": time.perf_counter() - began}
-    notes = [*_lost(plan.variants, fitted.skipped), *_left_out(plan.sampling, sampling_steps)]
-    return measured(setup, plan, fitted, seconds, [*setup.notes, *notes])
+    return plan
 
 
 def _variants(setup: Setup) -> dict[str, dict[str, str]]:
     """Return the components of each variant, by name."""
-    sweep = setup.sweep
-    runs = sweep.config["sweep"]
-    found = {}
-    for variant in sweep.each_variant:
-        row, output_scale, weighting = (
-            runs[axis][variant.choices[axis]]
-            for axis in ("parameterizations", "output_scales", "weightings")
-        )
-        what = {"parameterization": row, "output_scale": output_scale, "weighting": weighting}
-        found["_".join(what.values())] = what
-    return found
+    names = setup.sweep.config["sweep"]
+    variants = {}
+    for variant in setup.sweep.each_variant:
+        choices = {axis: names[axis][index] for axis, index in variant.choices.items()}
+        components = {
+            "parameterization": choices["parameterizations"],
+            "output_scale": choices["output_scales"],
+            "weighting": choices["weightings"],
+        }
+        variants["_".join(components.values())] = components
+    return variants
 
 
-def _sampling_steps(setup: Setup, asked: Sequence[int] | None, samples: int) -> list[int]:
+def _sampling_steps(setup: Setup, requested: Sequence[int] | None, samples: int) -> list[int]:
+    """Return the numbers of sampling steps; by default those that all variants can sample with."""
     whole_number(samples, "samples", 2)
-    if asked is not None and (isinstance(asked, str) or not isinstance(asked, Iterable)):
-        raise ValueError(f"sampling_steps: expected a list of numbers, found {describe(asked)}")
-    for steps in asked or ():
+    if requested is not None and (
+        isinstance(requested, str) or not isinstance(requested, Iterable)
+    ):
+        raise ValueError(f"sampling_steps: expected a list of numbers, found {describe(requested)}")
+    for steps in requested or ():
         whole_number(steps, "sampling_steps", 1, MAX_STEPS)
     timesteps = setup.sweep.config["model"]["timesteps"]
-    rows = setup.components["parameterizations"].values()
-    chain = timesteps if any(not row.continuous for row in rows) else None
-    wanted = SAMPLING_STEPS if asked is None else asked
-    unfit = [n for n in wanted if chain is not None and chain % n]
-    if unfit and asked is not None:
+    parameterizations = setup.components["parameterizations"].values()
+    # `mean` predicts the mean of one step of the training chain, which sampling therefore has to visit
+    chain = timesteps if any(not each.continuous for each in parameterizations) else None
+    candidates = SAMPLING_STEPS if requested is None else requested
+    unfit = [n for n in candidates if chain is not None and chain % n]
+    if unfit and requested is not None:
         raise ValueError(
             f"sampling_steps: 'mean' is a step of the training chain, expected divisors of "
             f"timesteps = {chain}, found {unfit[0]}"
         )
-    return [n for n in wanted if n not in unfit]
+    return [n for n in candidates if n not in unfit]
 
 
-def _left_out(sampling: Sequence[int], asked: Sequence[int] | None) -> list[str]:
-    missing = [n for n in SAMPLING_STEPS if n not in sampling] if asked is None else []
+def _left_out(sampling: Sequence[int], requested: Sequence[int] | None) -> list[str]:
+    """Return a note about default numbers of sampling steps that are left out, if there are any."""
+    missing = [n for n in SAMPLING_STEPS if n not in sampling] if requested is None else []
     if not missing:
         return []
     return [
@@ -165,8 +209,9 @@ def _left_out(sampling: Sequence[int], asked: Sequence[int] | None) -> list[str]
 
 
 def _lost(variants: Mapping[str, Any], skipped: np.ndarray) -> list[str]:
+    """Return notes about the training steps that were skipped, from their numbers [V, S]."""
     return [
-        f"{int(row.sum())} training steps of {name} were not finite and were skipped"
-        for name, row in zip(variants, skipped, strict=True)
-        if row.sum()
+        f"{int(counts.sum())} training steps of {name} were not finite and were skipped"
+        for name, counts in zip(variants, skipped, strict=True)
+        if counts.sum()
     ]

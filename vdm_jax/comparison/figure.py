@@ -1,10 +1,12 @@
-"""Figures of a `Comparison`: colours are parameterizations, lines weightings, markers output scales."""
+"""Figures of a `Comparison`: colours show parameterizations, lines weightings, markers output scales."""
 
 import io
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,9 +14,12 @@ from matplotlib.lines import Line2D
 from vdm_jax.comparison.measure import known_mean
 from vdm_jax.runs.plots import tile
 
+Result = Any
+"""A `Comparison`, whose module imports this one."""
+
 
 class Picture(Figure):
-    """A figure that a notebook shows by itself, whether pyplot is there or not."""
+    """A figure that notebooks show, without pyplot."""
 
     def _repr_png_(self) -> bytes:
         data = io.BytesIO()
@@ -25,11 +30,11 @@ class Picture(Figure):
 LINES = ("-", "--", ":", "-.")
 WIDTHS = (2.0, 1.0, 0.6)
 MARKERS = ("o", "s", "^", "D")
-SHOWN = 12  # samples in a row
+SHOWN = 12  # samples of a variant
 
 
-def overview(result: Any) -> Picture:
-    """Bounds; bits/dim, weights, gains and gradients by log-SNR; the samples' distance by steps."""
+def overview(result: Result) -> Picture:
+    """Plot the bounds, the results by log-SNR, and the distance of samples by sampling steps."""
     figure = Picture(figsize=(19, 8.6), layout="constrained")
     axes = figure.subplots(2, 4).ravel()
     _bounds(axes[0], result)
@@ -39,7 +44,7 @@ def overview(result: Any) -> Picture:
     _by_bin(axes[3], result, result.output_gains, "gain |∂x̂₀ / ∂output|")
     gradients = result.gradients
     if gradients is not None:
-        norm = known_mean(gradients.norm, 1)
+        norm = known_mean(gradients.norm, 1)  # over the seeds
         _by_bin(axes[4], result, norm, "norm of the bin's gradient")
         noise = gradients.deviation.mean(1) / norm
         _by_bin(axes[5], result, noise, "noise of a batch's gradient / its norm")
@@ -57,24 +62,26 @@ AGREEMENT = "mean cosine with the other bins' gradients"
 
 
 def _agreement(cosines: np.ndarray) -> np.ndarray:
-    """[V, K], of cosines [V, S, K, K]."""
-    own = np.eye(cosines.shape[-1], dtype=bool)
-    return known_mean(known_mean(np.where(own, np.nan, cosines), -1), 1)
+    """Return the mean cosine of each bin with the others [V, K], from cosines [V, S, K, K]."""
+    diagonal = np.eye(cosines.shape[-1], dtype=bool)
+    return known_mean(known_mean(np.where(diagonal, np.nan, cosines), -1), 1)
 
 
-def sample_rows(result: Any, steps: int) -> Picture:
-    """Samples of each variant's first seed from the same noise: a row of images each, or points in the plane.
+def sample_rows(result: Result, steps: int) -> Picture:
+    """Plot samples of the first seed of each variant, from the same noise.
+
+    Images are in a row for each variant; other data are points in the plane of their first two dimensions.
 
     Raises:
-      ValueError: no samples were drawn with so many steps.
+      ValueError: no samples were drawn with this number of steps.
     """
     if steps not in result.samples:
         raise ValueError(f"steps: samples were drawn with {[*result.samples]}, found {steps}")
-    drawn = result.samples[steps][:, 0]
-    if drawn.ndim == 5 and result.about["levels"]:
-        rows = drawn[:, :SHOWN]
+    samples = result.samples[steps][:, 0]
+    height = len(result)
+    if samples.ndim == 5 and result.about["levels"]:  # [V, n, H, W, C]
+        rows = samples[:, :SHOWN]
         image = tile(rows.reshape(-1, *rows.shape[2:]), result.about["levels"], rows.shape[1])
-        height = len(result)
         figure = Picture(
             figsize=(9, 6.4 * image.shape[0] / image.shape[1] + 0.5), layout="constrained"
         )
@@ -85,15 +92,12 @@ def sample_rows(result: Any, steps: int) -> Picture:
         axes.set_xticks([])
         axes.spines[:].set_visible(False)
     else:
-        figure = Picture(
-            figsize=(2.6 * min(len(result), 4), 2.8 * -(-len(result) // 4)), layout="constrained"
-        )
-        grid = figure.subplots(
-            -(-len(result) // 4), min(len(result), 4), squeeze=False, sharex=True, sharey=True
-        )
-        for axes in grid.flat[len(result) :]:
+        lines, columns = math.ceil(height / 4), min(height, 4)
+        figure = Picture(figsize=(2.6 * columns, 2.8 * lines), layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+        for axes in grid.flat[height:]:
             axes.set_axis_off()
-        for axes, name, x in zip(grid.flat, result, drawn, strict=False):
+        for axes, name, x in zip(grid.flat, result, samples, strict=False):
             flat = x.reshape(len(x), -1)
             axes.plot(flat[:, 0], flat[:, min(1, flat.shape[1] - 1)], ".", markersize=3)
             axes.set_title(name, fontsize=9)
@@ -104,14 +108,16 @@ def sample_rows(result: Any, steps: int) -> Picture:
     return figure
 
 
-def _styles(result: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return the color and line style of each variant."""
-    for name, what in result.variants.items():
-        row, output_scale, weighting = (_place(result, axis, value) for axis, value in what.items())
+def _styles(result: Result) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the colour, line style and marker of each variant."""
+    for name, components in result.variants.items():
+        parameterization, output_scale, weighting = (
+            _values(result, field).index(value) for field, value in components.items()
+        )
         yield (
             name,
             {
-                "color": f"C{row % 10}",
+                "color": f"C{parameterization % 10}",
                 "linestyle": LINES[weighting % len(LINES)],
                 "linewidth": WIDTHS[output_scale % len(WIDTHS)],
                 "marker": MARKERS[output_scale % len(MARKERS)],
@@ -121,15 +127,12 @@ def _styles(result: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         )
 
 
-def _values(result: Any, axis: str) -> list[str]:
-    return list(dict.fromkeys(what[axis] for what in result.variants.values()))
+def _values(result: Result, field: str) -> list[str]:
+    """Return the names of the components that the variants have in a field, each once."""
+    return list(dict.fromkeys(components[field] for components in result.variants.values()))
 
 
-def _place(result: Any, axis: str, value: str) -> int:
-    return _values(result, axis).index(value)
-
-
-def _legend(result: Any) -> Iterator[Line2D]:
+def _legend(result: Result) -> Iterator[Line2D]:
     for i, name in enumerate(_values(result, "parameterization")):
         yield Line2D([], [], color=f"C{i % 10}", linewidth=4, label=name)
     for i, name in enumerate(_values(result, "weighting")):
@@ -139,12 +142,12 @@ def _legend(result: Any) -> Iterator[Line2D]:
         yield Line2D([], [], color="0.3", label=f"output scale {name}", markersize=4, **style)
 
 
-def _bounds(axes: Any, result: Any) -> None:
+def _bounds(axes: Axes, result: Result) -> None:
     for i, (name, style) in enumerate(_styles(result)):
-        at = result.bound(name)
-        error = np.nan_to_num(at.standard_error)
-        look = {key: style[key] for key in ("color", "marker", "markersize")}
-        axes.errorbar(at.mean, i, xerr=error, capsize=3, **look)
+        bound = result.bound(name)
+        error = np.nan_to_num(bound.standard_error)  # unknown for a single example
+        marker = {key: style[key] for key in ("color", "marker", "markersize")}
+        axes.errorbar(bound.mean, i, xerr=error, capsize=3, **marker)
         axes.plot(
             result.bits_per_dim[i],
             [i + 0.25] * len(result.seeds),
@@ -159,45 +162,54 @@ def _bounds(axes: Any, result: Any) -> None:
     _without_outliers(axes, result)
 
 
-def _without_outliers(axes: Any, result: Any) -> None:
-    """Show the better half in full, and say at the edge where what is far from it is."""
+def _without_outliers(axes: Axes, result: Result) -> None:
+    """Limit the axis to the better half of the bounds, and print bounds far beyond it at its edge.
+
+    A single variant that diverged would otherwise hide the differences between all others.
+    """
     values = result.bits_per_dim.mean(1)
-    known = values[np.isfinite(values)]
-    if not len(known):
+    finite = values[np.isfinite(values)]
+    if not len(finite):
         return
-    best, common = known.min(), np.sort(known)[(len(known) - 1) // 2]
-    reach = best + 4 * (common - best) + 0.02 * abs(best)
-    if np.all(values <= reach):
+    best, median = finite.min(), np.sort(finite)[(len(finite) - 1) // 2]
+    high = best + 4 * (median - best) + 0.02 * abs(best)
+    if np.all(values <= high):
         return
     errors = [np.nan_to_num(result.bound(name).standard_error) for name in result]
-    low = min(v - 1.2 * e for v, e in zip(values, errors, strict=True) if v <= reach)
-    low = min(low, result.bits_per_dim[values <= reach].min())
-    axes.set_xlim(low - 0.05 * (reach - low), reach)
+    low = min(v - 1.2 * e for v, e in zip(values, errors, strict=True) if v <= high)
+    low = min(low, result.bits_per_dim[values <= high].min())
+    axes.set_xlim(low - 0.05 * (high - low), high)
     for i, value in enumerate(values):
-        if not value <= reach:  # NaN too
-            axes.annotate(f"{value:.2f} →", (reach, i), ha="right", va="center", fontsize=8)
+        if not value <= high:  # also for NaN
+            axes.annotate(f"{value:.2f} →", (high, i), ha="right", va="center", fontsize=8)
 
 
-def _by_bin(axes: Any, result: Any, values: np.ndarray, what: str, *, log: bool = True) -> None:
-    for (_, style), row in zip(_styles(result), values, strict=True):
-        axes.plot(result.log_snr, np.where(row > 0, row, np.nan) if log else row, **style)
+def _by_bin(
+    axes: Axes, result: Result, values: np.ndarray, label: str, *, log: bool = True
+) -> None:
+    """Plot values [V, K] by log-SNR."""
+    for (_, style), heights in zip(_styles(result), values, strict=True):
+        shown = np.where(heights > 0, heights, np.nan) if log else heights
+        axes.plot(result.log_snr, shown, **style)
     if log:
         axes.set_yscale("log")
-    axes.set(xlabel="log-SNR (noise ← → data)", ylabel=what)
+    axes.set(xlabel="log-SNR (noise ← → data)", ylabel=label)
     axes.grid(alpha=0.25)
 
 
-def _weights(axes: Any, result: Any) -> None:
+def _weights(axes: Axes, result: Result) -> None:
     for name, style in _styles(result):
         weights = result.weights[name]
-        look = style | {"marker": None}
-        axes.plot(np.asarray(weights.log_snr), np.asarray(weights.eps), **look)
+        line: dict[str, Any] = style | {
+            "marker": None
+        }  # a marker at each of many noise levels would hide it
+        axes.plot(np.asarray(weights.log_snr), np.asarray(weights.eps), **line)
     axes.set_yscale("log")
     axes.set(xlabel="log-SNR (noise ← → data)", ylabel="weight of ‖ε − ε̂‖² per unit of log-SNR")
     axes.grid(alpha=0.25)
 
 
-def _quality(axes: Any, result: Any) -> None:
+def _quality(axes: Axes, result: Result) -> None:
     if not result.quality:
         axes.set_axis_off()
         return

@@ -1,35 +1,37 @@
-"""Losses of denoisers that are there already: evaluated, in one unit, on the same data, times and noise."""
+"""Losses of given denoisers, in one unit, on the same data, times and noise."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from vdm_jax.bases import BASES
+from vdm_jax.bases import BASES, Base
 from vdm_jax.checks import check_array, check_key, whole_number
+from vdm_jax.comparison.measure import per_noise_level
 from vdm_jax.config import as_spec
 from vdm_jax.elbo import Elbo
-from vdm_jax.likelihoods import LIKELIHOODS
-from vdm_jax.models import Statistics, vdm
+from vdm_jax.likelihoods import LIKELIHOODS, Likelihood
+from vdm_jax.models import Model, Statistics, vdm
 from vdm_jax.nets import Network, network_of
 from vdm_jax.nets.adapters import as_network, carries_weights
 from vdm_jax.nets.trial import try_params
+from vdm_jax.output_scales import OutputScale
 from vdm_jax.parameterizations import PARAMETERIZATIONS
-from vdm_jax.schedules import SCHEDULES, check_schedule_params
+from vdm_jax.schedules import SCHEDULES, Schedule, check_schedule_params
 from vdm_jax.specs import build, located
-from vdm_jax.typing import Array, Key, Params
+from vdm_jax.typing import Array, Key, Params, Spec
 
 
 class Losses(NamedTuple):
-    """Losses of one denoiser on n examples; each is an average over the draws.
+    """Losses of one denoiser on n examples, averaged over the draws.
 
     Attributes:
-      elbo: the parts of −ELBO, arrays [n], nats.
-      bits_per_dim: [n], their sum in bits/dim, which can be compared.
-      squared_error: [n], ‖F − target‖² of the network's own output: what a run reports as its loss without a
-        weight, and what cannot be compared between parameterizations.
+      elbo: parts of −ELBO, arrays [n], nats.
+      bits_per_dim: [n], sum of the parts in bits/dim, which can be compared between parameterizations.
+      squared_error: [n], ‖F − target‖² of the network's output, the unweighted loss, which cannot be compared.
     """
 
     elbo: Elbo
@@ -38,38 +40,40 @@ class Losses(NamedTuple):
 
 
 def parameterization_losses(
-    denoisers_or_params: Any,
-    x: Any,
+    denoisers_or_params: Callable[..., Any] | Mapping[str, Any],
+    x: ArrayLike,
     key: Key,
     *,
-    schedule: Any = "linear",
+    schedule: Spec | Schedule = "linear",
     schedule_params: Params = None,
     timesteps: int | None = None,
-    network: Any = None,
-    base: Any = "zero",
-    output_scale: Any = "none",
-    likelihood: Any = None,
+    network: object = None,
+    base: Spec | Base = "zero",
+    output_scale: Spec | OutputScale = "none",
+    likelihood: Spec | Likelihood | None = None,
     statistics: Statistics | None = None,
     draws: int = 1,
 ) -> dict[str, Losses]:
-    """Evaluate denoisers of several parameterizations, without training; pure, so that `jit` and `grad` apply.
+    """Evaluate denoisers of several parameterizations without training; a pure function.
 
     Args:
-      denoisers_or_params: by parameterization, what predicts F: a callable (xt, gamma_t) -> F, of one example
-        or of batches, or what else `vdm_jax.nets.as_network` takes; with `network`, its parameters. One
-        callable alone is read as each of the parameterizations that the timesteps allow.
-      x: [n, *d], stored as the likelihood has it.
-      key: of times and noise, the same for all.
+      denoisers_or_params: for each parameterization a denoiser: a callable (xt, gamma_t) -> F on one example or
+        on batches, or another argument of `vdm_jax.nets.as_network` that holds its weights; with `network`,
+        its parameters. A single callable is evaluated as each of the parameterizations that the timesteps
+        allow.
+      x: [n, *d], data as stored by the likelihood.
+      key: source of the times and the noise, which all denoisers share.
       schedule, schedule_params, timesteps: as in `negative_elbo`.
-      network: whose parameters are given: of `NETS`, or what `as_network` takes.
+      network: network of the parameters: a name or spec of `NETS`, or an argument of `as_network`.
       base, output_scale: as in `MODELS["vdm"]`.
-      likelihood: of `LIKELIHOODS`; "gaussian" for floats by default, "softmax" of 256 levels for integers.
-      statistics: of the training data, such as `Comparison.statistics`; bases of levels and the output scale
-        `unit_variance` need them.
-      draws: averaged for each example.
+      likelihood: of `LIKELIHOODS`; by default "gaussian" for floats and "softmax" of 256 levels for integers.
+      statistics: statistics of the training data, such as `Comparison.statistics`; bases of levels and the
+        output scale `unit_variance` need them.
+      draws: number of draws averaged for each example.
 
     Raises:
-      ValueError: unknown names, `mean` without timesteps, an output of another shape than the data.
+      ValueError: an unknown name, `mean` without timesteps, an output of another shape than the data.
+      TypeError: a key that is not a typed key, data that are not an array of numbers.
 
     Examples:
       >>> x = jax.random.normal(jax.random.key(0), (100, 2))
@@ -91,27 +95,29 @@ def parameterization_losses(
     if statistics is None:
         statistics, likelihood = _minimal_statistics(x, likelihood, base, output_scale)
     likelihood = likelihood or ("gaussian" if statistics.levels is None else "softmax")
-    built = build(BASES, base, "base", **statistics._asdict())
-    schedule = build(SCHEDULES, schedule, "schedule")
-    check_schedule_params(schedule, schedule_params)
+    base_denoiser = build(BASES, base, "base", **statistics._asdict())
+    built_schedule = build(SCHEDULES, schedule, "schedule")
+    check_schedule_params(built_schedule, schedule_params)
     shared = None if network is None else network_of(as_spec(network), statistics.shape)
     losses, nets = {}, {}
-    for name, given in _by_row(denoisers_or_params, timesteps).items():
+    for name, denoiser in _by_row(denoisers_or_params, timesteps).items():
         with located(f"denoisers_or_params[{name!r}]"):
             if shared is not None:
-                net, params = shared, given
-                try_params(net, params, statistics.shape, extra=built.informative)
+                net, params = shared, denoiser
+                try_params(net, params, statistics.shape, extra=base_denoiser.informative)
             else:
-                if id(given) not in nets:  # one callable for all is tried once
-                    nets[id(given)] = _network(given, statistics.shape)
-                net = nets[id(given)]
+                # one callable for all parameterizations is traced once
+                if id(denoiser) not in nets:
+                    nets[id(denoiser)] = _network(denoiser, statistics.shape)
+                net = nets[id(denoiser)]
+                # the weights that it holds, whatever the key
                 params = net.init(jax.random.key(0), x[:1], jnp.zeros((1,)), None)
         model = vdm(
             statistics,
             network=net,
-            schedule=schedule,
+            schedule=built_schedule,
             parameterization=name,
-            base=built,
+            base=base_denoiser,
             output_scale=output_scale,
             likelihood=likelihood,
             timesteps=timesteps,
@@ -122,9 +128,16 @@ def parameterization_losses(
 
 
 def _minimal_statistics(
-    x: Array, likelihood: Any, base: Any, output_scale: Any
-) -> tuple[Statistics, Any]:
-    """Return statistics of examples without a training split, and their likelihood."""
+    x: Array,
+    likelihood: Spec | Likelihood | None,
+    base: Spec | Base,
+    output_scale: Spec | OutputScale,
+) -> tuple[Statistics, Spec | Likelihood]:
+    """Return the likelihood, and statistics with nothing but its number of levels and the shape.
+
+    Raises:
+      ValueError: components that need statistics of a training split.
+    """
     if output_scale != "none" or base not in ("zero", "input"):
         raise ValueError(
             f"statistics: are needed for base {base!r} with output_scale {output_scale!r}, found None"
@@ -135,34 +148,45 @@ def _minimal_statistics(
     return Statistics(x.shape[1:], levels), likelihood
 
 
-def _network(given: Any, shape: tuple[int, ...]) -> Network:
+def _network(denoiser: object, shape: tuple[int, ...]) -> Network:
     """Return the network of an object that holds its weights."""
-    if not carries_weights(given):
+    if not carries_weights(denoiser):
         raise ValueError(
             "expected a callable (xt, gamma_t), or its parameters beside network=..., "
-            f"found {type(given).__name__}"
+            f"found {type(denoiser).__name__}"
         )
-    return as_network(given, shape)
+    return as_network(denoiser, shape)
 
 
-def _average(model: Any, params: Params, x: Array, key: Key, draws: int) -> Losses:
-    def one(i):
-        drawn = model.per_noise_level.draw(params, jax.random.fold_in(key, i), x, dropout=False)
+def _average(model: Model, params: Params, x: Array, key: Key, draws: int) -> Losses:
+    """Average the losses of a model over draws of the times and the noise."""
+    draw = per_noise_level(model).draw
+
+    def losses_of_draw(i):
+        drawn = draw(params, jax.random.fold_in(key, i), x, dropout=False)
         return drawn.bound, drawn.squared_error
 
-    elbo, error = jax.tree.map(lambda leaf: leaf.mean(0), jax.lax.map(one, jnp.arange(draws)))
+    # one draw after the other: the memory does not grow with their number
+    columns = jax.lax.map(losses_of_draw, jnp.arange(draws))
+    elbo, error = jax.tree.map(lambda column: column.mean(0), columns)
     return Losses(elbo, elbo.total / (x[0].size * np.log(2)), error)
 
 
-def _by_row(given: Any, timesteps: int | None) -> dict[str, Any]:
-    if isinstance(given, Mapping):
-        for name in given:
+def _by_row(
+    denoisers_or_params: Callable[..., Any] | Mapping[str, Any], timesteps: int | None
+) -> dict[str, Any]:
+    """Return the denoisers or parameters by the name of their parameterization."""
+    if isinstance(denoisers_or_params, Mapping):
+        for name in denoisers_or_params:
             build(PARAMETERIZATIONS, name, "denoisers_or_params")
-        return dict(given)
-    if not callable(given):
+        return dict(denoisers_or_params)
+    if not callable(denoisers_or_params):
         raise ValueError(
             "denoisers_or_params: expected {parameterization: denoiser or parameters}, or one denoiser, "
-            f"found {type(given).__name__}"
+            f"found {type(denoisers_or_params).__name__}"
         )
-    rows = {name: make() for name, make in PARAMETERIZATIONS.items()}
-    return {name: given for name, row in rows.items() if row.continuous or timesteps is not None}
+    return {
+        name: denoisers_or_params
+        for name, make in PARAMETERIZATIONS.items()
+        if make().continuous or timesteps is not None
+    }

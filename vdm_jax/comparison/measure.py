@@ -1,6 +1,6 @@
-"""Measurements of a sweep: all runs at once, on the same examples, times and noise.
+"""Measurements of the runs of a sweep, all at once, on the same examples, times and noise.
 
-Arrays have the axes [V, S, ...]: variants and seeds. Nothing here depends on how the runs were trained.
+Arrays have the axes [V, S, ...]: variants and seeds.
 """
 
 import time
@@ -22,7 +22,7 @@ from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import make_step
 from vdm_jax.typing import Array, PyTree
 
-REPEATS = 7  # of a timed step
+REPEATS = 7  # timed steps of a variant
 
 
 class Bounds(NamedTuple):
@@ -30,7 +30,7 @@ class Bounds(NamedTuple):
 
     Attributes:
       parts: `Elbo` of arrays [V, S, n].
-      matching: [V, S, K], its matching term by bin, mean over the examples.
+      matching: [V, S, K], the matching term by bin, averaged over the examples.
     """
 
     parts: Elbo
@@ -38,24 +38,33 @@ class Bounds(NamedTuple):
 
 
 def grid(sweep: Sweep, params: PyTree) -> PyTree:
-    """[R, ...] as [V, S, ...]."""
+    """Reshape a tree of arrays [R, ...] to [V, S, ...]."""
     seeds = len(sweep.seeds)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, seeds, *leaf.shape[1:]), params)
 
 
 def everywhere(sweep: Sweep, function: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
-    """Jit a function of one run (model, params, key, *shared) for params [V, S, ...] and keys [S]."""
+    """Map a function of one run over all runs, and jit it.
 
-    def one(variant, params, key, *others):
+    Args:
+      sweep: the runs.
+      function: (model, params, key, *others) -> result of one run.
+      shared: number of the other arguments, which all runs share.
+
+    Returns:
+      A function of params [V, S, ...], keys [S] and the other arguments, whose results are [V, S, ...].
+    """
+
+    def run_function(variant, params, key, *others):
         return function(sweep.model_of(variant), params, key, *others)
 
-    same = (None,) * shared
-    seeds = jax.vmap(one, (None, 0, 0, *same))
-    return jax.jit(partial(jax.vmap(seeds, (0, 0, None, *same)), sweep.variants))
+    unmapped = (None,) * shared
+    over_seeds = jax.vmap(run_function, (None, 0, 0, *unmapped))
+    return jax.jit(partial(jax.vmap(over_seeds, (0, 0, None, *unmapped)), sweep.variants))
 
 
 def keys(sweep: Sweep, name: str) -> Array:
-    """The key [S] of one part of the runs of each seed."""
+    """Return the keys [S] of one of the `STREAMS`, for each seed."""
     return jnp.stack([stream(seed, name) for seed in sweep.seeds])
 
 
@@ -66,27 +75,27 @@ def per_noise_level(model: Model) -> PerNoiseLevel:
 
 
 def bins(sweep: Sweep, params: PyTree, count: int) -> np.ndarray:
-    """Edges [count + 1] of bins of equal width in γ between the ends of all runs' schedules."""
-    ends = everywhere(
-        sweep, lambda model, own, key: per_noise_level(model).gamma(own, jnp.arange(2.0))
+    """Return the edges [count + 1] of bins of equal width in γ between the ends of all schedules."""
+    ends_of_runs = everywhere(
+        sweep, lambda model, params, key: per_noise_level(model).gamma(params, jnp.arange(2.0))
     )
-    found = np.asarray(ends(params, keys(sweep, "evaluate")), np.float64)
-    return np.linspace(found[..., 0].min(), found[..., 1].max(), count + 1)
+    ends = np.asarray(ends_of_runs(params, keys(sweep, "evaluate")), np.float64)
+    return np.linspace(ends[..., 0].min(), ends[..., 1].max(), count + 1)
 
 
 def bounds(
     sweep: Sweep, params: PyTree, split: Split, edges: np.ndarray, *, draws: int, batch_size: int
 ) -> Bounds:
-    """The bound of each run on a whole split; that of a run is the one that it would have alone."""
+    """Evaluate the bound of each run on a split, with the draws that the run would have alone."""
 
-    def one(model, params, key, batch, mask):
+    def bound_on_batch(model, params, key, batch, mask):
         elbo, matching = per_noise_level(model).elbo(params, key, batch, edges, draws)
-        return elbo, jnp.sum(jnp.where(mask[:, None], matching, 0), 0)
+        return elbo, jnp.sum(jnp.where(mask[:, None], matching, 0), 0)  # without the padding
 
-    run, of_seeds = everywhere(sweep, one, shared=2), keys(sweep, "evaluate")
+    run, seed_keys = everywhere(sweep, bound_on_batch, shared=2), keys(sweep, "evaluate")
     parts, total = [], np.zeros(())
     for batch, mask in eval_batches(split, batch_size=min(batch_size, len(split.images))):
-        elbo, matching = run(params, of_seeds, batch, mask)
+        elbo, matching = run(params, seed_keys, batch, mask)
         parts.append([np.asarray(part, np.float64)[..., mask] for part in elbo])
         total = total + np.asarray(matching, np.float64)
     bits = 1 / (sweep.statistics.dim * np.log(2))
@@ -95,35 +104,37 @@ def bounds(
 
 
 def known_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """The mean of what is not NaN, and NaN where nothing is."""
+    """Return the mean of the values that are not NaN along an axis; NaN where all are."""
     count = np.isfinite(values).sum(axis)
     return np.where(count > 0, np.nansum(values, axis) / np.maximum(count, 1), np.nan)
 
 
 def output_gains(sweep: Sweep, params: PyTree, edges: np.ndarray) -> np.ndarray:
-    """|∂x̂_0/∂net| at the time at which each variant's first seed passes the middle of each bin: [V, K]."""
+    """Return |∂x̂_0/∂net| of the first seed of each variant in the middle of each bin: [V, K]."""
     middles = jnp.asarray((edges[1:] + edges[:-1]) / 2)
 
-    def one(variant, params):
+    def gain_of_variant(variant, params):
         model = per_noise_level(sweep.model_of(variant))
         times = jnp.linspace(0.0, 1.0, 2001)[:-1]
-        return model.output_gain(params, jnp.interp(middles, model.gamma(params, times), times))
+        # the schedule inverted by interpolation, as learned schedules have no inverse
+        middle_times = jnp.interp(middles, model.gamma(params, times), times)
+        return model.output_gain(params, middle_times)
 
     first = jax.tree.map(lambda leaf: leaf[:, 0], params)
-    return np.asarray(jax.jit(jax.vmap(one))(sweep.variants, first))
+    return np.asarray(jax.jit(jax.vmap(gain_of_variant))(sweep.variants, first))
 
 
 def samples(sweep: Sweep, params: PyTree, n: int, steps: int) -> np.ndarray:
-    """Draw [V, S, n, *d], as stored; the variants of a seed start from the same noise."""
+    """Draw samples [V, S, n, *d], as stored; the variants of a seed start from the same noise."""
 
-    def one(model, params, key):
+    def sample_run(model, params, key):
         return model.sample(params, key, n, steps=steps)
 
-    return np.asarray(everywhere(sweep, one)(params, keys(sweep, "sample")))
+    return np.asarray(everywhere(sweep, sample_run)(params, keys(sweep, "sample")))
 
 
 def milliseconds(sweep: Sweep, state: TrainState, split: Split, batch_size: int) -> np.ndarray:
-    """Wall time [V] of a training step of each variant alone: median of steps that take turns, after one."""
+    """Return the wall time [V] of a training step of each variant, run alone; the median of `REPEATS`."""
 
     @jax.jit
     def step(variant, state, batch):
@@ -134,12 +145,13 @@ def milliseconds(sweep: Sweep, state: TrainState, split: Split, batch_size: int)
     batch = jax.tree.map(itemgetter(0), next(data))
     data.close()  # type: ignore[attr-defined]
     variants = sweep.each_variant
-    count = len(variants)
-    own = [jax.tree.map(lambda leaf, v=v: leaf[v * len(sweep.seeds)], state) for v in range(count)]
-    spent = np.zeros((REPEATS + 1, count))
+    first_runs = range(0, len(sweep.names), len(sweep.seeds))  # the first seed of each variant
+    states = [jax.tree.map(itemgetter(run), state) for run in first_runs]
+    seconds = np.zeros((REPEATS + 1, len(variants)))
+    # variants take turns, so that a slow phase of the machine affects all of them
     for i in range(REPEATS + 1):
-        for v in range(count):
+        for v, variant in enumerate(variants):
             began = time.perf_counter()
-            jax.block_until_ready(step(variants[v], own[v], batch))
-            spent[i, v] = time.perf_counter() - began
-    return 1e3 * np.median(spent[1:], 0)
+            jax.block_until_ready(step(variant, states[v], batch))
+            seconds[i, v] = time.perf_counter() - began
+    return 1e3 * np.median(seconds[1:], 0)  # the first round compiles

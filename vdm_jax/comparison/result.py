@@ -1,4 +1,4 @@
-"""The results of a comparison: numbers by variant, as a table, as files and as figures."""
+"""Results of a comparison: numbers by variant, a table, files and figures."""
 
 import base64
 import csv
@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vdm_jax.comparison import tables
-from vdm_jax.comparison.figure import overview, sample_rows
+from vdm_jax.comparison.figure import Picture, overview, sample_rows
 from vdm_jax.comparison.gradients import Gradients
 from vdm_jax.comparison.measure import Bounds, known_mean
 from vdm_jax.effective_weights import EffectiveWeights
 from vdm_jax.models import Statistics
 from vdm_jax.runtime.files import finite_json, to_json, write_file, write_text
+from vdm_jax.typing import PyTree
 
 
 class Estimate(NamedTuple):
@@ -32,31 +33,33 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Mapping[str, dict[str, Any]]):
-    """The result of `compare`: a mapping from variants, such as "eps_none_elbo", to what is known of them.
+    """The result of `compare`: a mapping from variants, such as "eps_none_elbo", to their numbers.
 
     Arrays have the axes [V, S, ...]: variants, in the order of `names`, and seeds.
 
     Attributes:
-      about: what was compared on what, and by which versions: JSON.
-      variants: by name, what each consists of: "parameterization", "output_scale", "weighting".
-      reference: the variant that differences are taken to.
-      seeds: of the runs.
-      edges: [K + 1], of the bins of γ = −log SNR.
-      bounds: on the test split, bits/dim.
-      weights: of the training loss, by noise level.
-      gains: [V, K], what x̂_0 moves by for one unit of the network's output, in the middle of each bin.
-      gradients, at_start: at the end and at the start of training, or None.
-      quality: distances [V, S] of samples by the number of steps, and the name of the distance.
-      real: the same distance of as many real examples.
-      samples: [V, S, n, *d] by the number of steps.
-      curve: [C, V, S], the training bound in bits/dim, each the mean of some steps; `curve_steps` [C].
-      skipped: [V, S], training steps whose gradient was not finite.
-      milliseconds: [V], of a training step alone, or None.
-      seconds: what the parts took.
-      notes: what a reader must know.
-      params: the average weights, a tree of [V, S, ...].
-      model_state: of learned training times, [V, S, ...], or None.
-      statistics: of the training data, which the models know.
+      about: data, settings and versions of the comparison: JSON.
+      variants: by name, the components "parameterization", "output_scale" and "weighting" of each variant.
+      reference: variant that the others are compared with.
+      seeds: seeds of the runs.
+      edges: [K + 1], edges of the bins of γ = −log SNR.
+      bounds: bounds on the test split, bits/dim.
+      weights: effective weights of the training losses, by noise level.
+      output_gains: [V, K], change of x̂_0 per unit of the network's output, in the middle of each bin.
+      gradients, at_start: gradients after and before training, or None.
+      quality: distances [V, S] of samples from data, by number of sampling steps.
+      distance: name of this distance.
+      real: the same distance for as many real examples.
+      samples: [V, S, n, *d], by number of sampling steps.
+      curve: [C, V, S], training bound in bits/dim, averaged over the steps up to each of `curve_steps`.
+      curve_steps: [C], the last step of each average.
+      skipped: [V, S], number of training steps whose loss or gradient was not finite.
+      milliseconds: [V], time of a training step of each variant, run alone, or None.
+      seconds: durations of training and measurements.
+      notes: notes for the reader of the results.
+      params: EMA weights, a tree of arrays [V, S, ...].
+      model_state: state of learned training times, arrays [V, S, ...], or None.
+      statistics: statistics of the training data that the models were built with.
     """
 
     about: dict[str, Any]
@@ -79,8 +82,8 @@ class Comparison(Mapping[str, dict[str, Any]]):
     milliseconds: np.ndarray | None
     seconds: dict[str, float]
     notes: list[str]
-    params: Any
-    model_state: Any
+    params: PyTree
+    model_state: PyTree
     statistics: Statistics
 
     # ------------------------------------------------------------ numbers
@@ -92,22 +95,22 @@ class Comparison(Mapping[str, dict[str, Any]]):
 
     @property
     def log_snr(self) -> np.ndarray:
-        """[K], λ = −γ in the middle of each bin, falling."""
+        """Log-SNR λ = −γ in the middle of each bin, falling; [K]."""
         return -(self.edges[1:] + self.edges[:-1]) / 2
 
     @property
     def bits_per_dim(self) -> np.ndarray:
-        """[V, S], the bound."""
+        """Bounds of the runs, [V, S]."""
         return sum(part.mean(-1) for part in self.bounds.parts)  # type: ignore[return-value]
 
     def bound(self, name: str) -> Estimate:
-        """The bound of a variant, bits/dim; its error is over the seeds, or over the examples of one."""
+        """Return the bound of a variant, bits/dim. Its error is over seeds, or for one seed over examples."""
         return self._estimate(self._examples(name))
 
     def difference(self, name: str, other: str | None = None) -> Estimate:
-        """Return how far the bound is above that of another variant (`reference` by default), bits/dim.
+        """Return the bound of a variant minus that of another (`reference` by default), bits/dim.
 
-        The two are paired: they share data, times and noise, example by example and seed by seed.
+        The variants are paired: they share data, times and noise, example by example and seed by seed.
         """
         return self._estimate(self._examples(name) - self._examples(other or self.reference))
 
@@ -120,19 +123,16 @@ class Comparison(Mapping[str, dict[str, Any]]):
         row["seeds"] = self.bits_per_dim[i].tolist()
         row["difference"] = {"to": self.reference} | self.difference(name)._asdict()
         row["bins"] = self._bins(i)
-        weights = self.weights[name]
-        row["weights"] = {
-            key: np.asarray(value).tolist() for key, value in weights._asdict().items()
-        }
+        weights = self.weights[name]._asdict()
+        row["weights"] = {key: np.asarray(value).tolist() for key, value in weights.items()}
         row["quality"] = {
             str(steps): {"mean": float(values[i].mean()), "seeds": values[i].tolist()}
             for steps, values in self.quality.items()
         }
         row["skipped_steps"] = int(self.skipped[i].sum())
         if self.gradients is not None:
-            row["gradient_cosine_between_bins"] = known_mean(
-                self.gradients.between_bins[i], 0
-            ).tolist()
+            cosines = known_mean(self.gradients.between_bins[i], 0)
+            row["gradient_cosine_between_bins"] = cosines.tolist()
         return row
 
     def __iter__(self) -> Iterator[str]:
@@ -142,8 +142,8 @@ class Comparison(Mapping[str, dict[str, Any]]):
         return len(self.variants)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but weights of networks and samples, for JSON."""
-        found: dict[str, Any] = {
+        """Return all results for JSON, except for the samples and the weights of the networks."""
+        content: dict[str, Any] = {
             "about": self.about,
             "notes": self.notes,
             "reference": self.reference,
@@ -158,16 +158,14 @@ class Comparison(Mapping[str, dict[str, Any]]):
             "timing": {"seconds": self.seconds},
         }
         if self.milliseconds is not None:
-            found["timing"]["milliseconds_per_step"] = dict(
-                zip(self.names, self.milliseconds.tolist(), strict=True)
-            )
+            times = dict(zip(self.names, self.milliseconds.tolist(), strict=True))
+            content["timing"]["milliseconds_per_step"] = times
         if self.at_start is not None:
-            found["gradient_cosine_between_variants_at_start"] = (
-                self.at_start.between_variants.tolist()
-            )
-        return finite_json(found)
+            cosines = self.at_start.between_variants.tolist()
+            content["gradient_cosine_between_variants_at_start"] = cosines
+        return finite_json(content)
 
-    # ------------------------------------------------------------ words
+    # ------------------------------------------------------------ tables
 
     def table(self, timing: bool = False) -> str:
         """Return a Markdown table with a line for each variant and a legend; see `tables.table`."""
@@ -190,24 +188,23 @@ class Comparison(Mapping[str, dict[str, Any]]):
         picture = io.BytesIO()
         self.plot().savefig(picture, format="png", dpi=90)
         data = base64.b64encode(picture.getvalue()).decode()
-        texts = self.table(timing=True), self.bins_table()
-        html = "".join(map(tables.as_html, texts))
+        html = tables.as_html(self.table(timing=True)) + tables.as_html(self.bins_table())
         return f'{html}<img alt="comparison" src="data:image/png;base64,{data}"/>'
 
     # ------------------------------------------------------------ plots and files
 
-    def plot(self) -> Any:
-        """Draw the comparison: a matplotlib `Figure` that a notebook shows."""
+    def plot(self) -> Picture:
+        """Draw the comparison as a matplotlib `Figure`, which notebooks show."""
         return overview(self)
 
-    def plot_samples(self, steps: int | None = None) -> Any:
-        """Draw samples of each variant of the first seed, from the same noise; by default of the most steps."""
+    def plot_samples(self, steps: int | None = None) -> Picture:
+        """Draw samples of each variant from the same noise; by default those with the most steps."""
         return sample_rows(self, max(self.samples, default=0) if steps is None else steps)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write comparison.json, .csv, .md and .png and, of images, samples.png; return where they are.
+        """Write comparison.json, .csv, .md and .png, and samples.png if there are samples; return the paths.
 
-        The .csv has a line for each variant and seed. Each file is written whole or not at all, in place of a
+        The .csv has a line for each variant and seed. Each file is written whole or not at all and replaces a
         file or a link of its name.
 
         Raises:
@@ -242,16 +239,19 @@ class Comparison(Mapping[str, dict[str, Any]]):
         return {part: values.mean(-1) for part, values in self.bounds.parts._asdict().items()}
 
     def _examples(self, name: str) -> np.ndarray:
+        """Return the bounds of a variant on the test examples, [S, n]."""
         i = self._index(name)
         return sum(part[i] for part in self.bounds.parts)  # type: ignore[return-value]
 
     def _estimate(self, values: np.ndarray) -> Estimate:
-        """Return the mean and the standard errors of values [S, n]."""
-        over = values.mean(-1) if len(self.seeds) > 1 else values[0]
-        error = over.std(ddof=1) / np.sqrt(len(over)) if len(over) > 1 else np.nan
+        """Return the mean of values [S, n], and its standard error over the seeds or the examples."""
+        # over the seeds if possible: the examples of one seed share its weights, whose noise they do not show
+        sample = values.mean(-1) if len(self.seeds) > 1 else values[0]
+        error = sample.std(ddof=1) / np.sqrt(len(sample)) if len(sample) > 1 else np.nan
         return Estimate(float(values.mean()), float(error))
 
     def _bins(self, i: int) -> dict[str, list[float]]:
+        """Return the results of a variant by bin."""
         bins = {"bits_per_dim": self.bounds.matching[i].mean(0)}
         bins["output_gain"] = self.output_gains[i]
         if self.gradients is not None:

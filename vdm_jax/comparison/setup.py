@@ -1,20 +1,21 @@
-"""The arguments of a comparison, made into runs side by side; a mistake is one line, before any work."""
+"""From the arguments of `compare` to a sweep of runs, which is traced so that mistakes show first."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from vdm_jax.bases import BASES
 from vdm_jax.comparison.arguments import (
     CONTINUOUS,
     DISCRETE,
-    merged,
+    describe_spec,
+    merge_arguments,
     seed_list,
     specs_by_name,
-    words,
 )
 from vdm_jax.comparison.consistency import inconsistencies
 from vdm_jax.data import Dataset, as_dataset, level_counts
@@ -37,10 +38,10 @@ UNMEASURED = {"none", "uniform", "logit_normal", "lognormal_sigma"}
 """Output scales and time samplers that do not depend on the error of the base."""
 
 FIELDS = ("parameterization", "output_scale", "weighting")
-
+"""Fields of the model that the sweep sets."""
 
 Components = dict[str, dict[str, Any]]
-"""By axis and name, the built parameterizations, output scales and weightings."""
+"""Built parameterizations, output scales and weightings, by axis and name."""
 
 
 class Setup(NamedTuple):
@@ -48,11 +49,13 @@ class Setup(NamedTuple):
 
     Attributes:
       sweep: the runs.
-      dataset, law: the data, and their density if it is known.
-      components: by axis and name, the built parameterizations, output scales and weightings.
-      steps, batch_size, draws, evaluate_batch: settings of training and evaluation.
-      about: what to say of it.
-      notes: what a reader must know.
+      dataset: the data.
+      law: density of the data, or None if it is unknown.
+      components: parameterizations, output scales and weightings of the variants.
+      steps, batch_size: settings of the training.
+      draws, evaluate_batch: draws per example and batch size of the evaluation.
+      about: description of the comparison: JSON.
+      notes: notes for the reader of the results.
     """
 
     sweep: Sweep
@@ -67,13 +70,13 @@ class Setup(NamedTuple):
     notes: list[str]
 
 
-def setup_comparison(*, config: Any, **given: Any) -> Setup:
-    """Build and try everything. Arguments are those of `compare`."""
+def setup_comparison(*, config: ConfigDict | Mapping[str, Any] | None, **overrides: Any) -> Setup:
+    """Load the data, build the variants and trace them; arguments and errors are those of `compare`."""
     warn_of_wrong_reductions()
-    arguments, plain = merged(config, given)
-    dataset = as_dataset(arguments["data"], levels=given["levels"])
+    arguments, plain = merge_arguments(config, overrides)
+    dataset = as_dataset(arguments["data"], levels=overrides["levels"])
     seeds = seed_list(arguments["seeds"])
-    if len(dataset.test.images) < 2:
+    if len(dataset.test.images) < 2:  # one has no standard error
         raise ValueError(f"data: {dataset.test.name!r} has less than 2 examples, to measure on")
     if len(dataset.train.images) < arguments["batch_size"]:
         raise ValueError(
@@ -87,21 +90,24 @@ def setup_comparison(*, config: Any, **given: Any) -> Setup:
         arguments["weightings"] = ("elbo",) if schedule.learned else ("elbo", "simple")
     components = _components(arguments, schedule)
     model, statistics = _model(arguments, components, dataset)
-    sweep = Sweep(
-        plain
-        | {"model": {"schedule": schedule, **model}}
-        | {"sweep": _axes(components) | {"seeds": seeds}, "seed": seeds[0]},
-        statistics,
-        {
-            axis: {name: partial(_same, part) for name, part in named.items()}
-            for axis, named in components.items()
-        },
-    )
+    config_of_sweep = plain | {
+        "model": {"schedule": schedule, **model},
+        "sweep": _axes(components) | {"seeds": seeds},
+        "seed": seeds[0],
+    }
+    # the built components as factories, under the names of the section `sweep`
+    factories = {
+        axis: {name: partial(_same, component) for name, component in named.items()}
+        for axis, named in components.items()
+    }
+    sweep = Sweep(config_of_sweep, statistics, factories)
     bound, trained = _tried(sweep, dataset)
     about = _about(arguments, dataset) | {"bound": bound, "seeds": seeds}
-    notes = _notes(arguments, seeds, trained)
     if not trained:
         about["training"] = "nothing was trained"
+    notes = _notes(arguments, seeds, trained)
+    for name, parameterization in components["parameterizations"].items():
+        notes += inconsistencies(name, parameterization, schedule, arguments["timesteps"])
     return Setup(
         sweep=sweep,
         dataset=dataset,
@@ -112,17 +118,16 @@ def setup_comparison(*, config: Any, **given: Any) -> Setup:
         draws=arguments["draws"],
         evaluate_batch=sweep.settings.evaluate.batch_size,
         about=about | {"optimizer": plain["optimizer"]},
-        notes=notes
-        + [
-            note
-            for name, row in components["parameterizations"].items()
-            for note in inconsistencies(name, row, schedule, arguments["timesteps"])
-        ],
+        notes=notes,
     )
 
 
 def _components(arguments: dict[str, Any], schedule: Schedule) -> Components:
-    """Build the compared parameterizations, output scales and weightings, by axis and name."""
+    """Build the components to compare, by axis and name.
+
+    Raises:
+      ValueError: an unknown component, or a weighting that a learned schedule cannot be trained with.
+    """
     components = {
         axis: {
             name: build(AXES[axis].table or {}, AXES[axis].wrap(spec), axis)
@@ -131,9 +136,8 @@ def _components(arguments: dict[str, Any], schedule: Schedule) -> Components:
         for axis in CHOICES
     }
     weightings = components["weightings"]
-    if schedule.learned and (
-        len(weightings) > 1 or not all(as_weighting(row).bound for row in weightings.values())
-    ):
+    alone = len(weightings) == 1
+    if schedule.learned and not (alone and all(as_weighting(w).bound for w in weightings.values())):
         raise ValueError(
             f"weightings: a learned schedule is trained on the bound, expected 'elbo' alone, "
             f"found {', '.join(map(repr, weightings))}"
@@ -150,14 +154,13 @@ def _model(
     arguments: dict[str, Any], components: Components, dataset: Dataset
 ) -> tuple[dict[str, Any], Statistics]:
     """Return the section `model` of a config, with built objects, and the statistics of the data."""
-    # the error of the base scales outputs, and is the density of the times before training
+    # the error of the base scales outputs and is the first density of the times; measuring it takes time
     output_scales = specs_by_name("output_scales", arguments["output_scales"]).values()
     users = {*map(name_of, output_scales), name_of(arguments["time_sampler"])}
     statistics = _statistics(dataset, arguments, measured=bool(users - UNMEASURED))
     model: dict[str, Any] = {"name": "vdm"} | dict.fromkeys(FIELDS)
-    model["network"] = _network(
-        arguments["network"], dataset.shape, components["parameterizations"]
-    )
+    names = [*components["parameterizations"]]
+    model["network"] = _network(arguments["network"], dataset.shape, names)
     for name, table in {"base": BASES, "likelihood": LIKELIHOODS}.items():
         model[name] = build(table, arguments[name], name, **statistics._asdict())
     for name in ("timesteps", "loss_space", "train_schedule", "time_sampler"):
@@ -167,15 +170,13 @@ def _model(
 
 def _about(arguments: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
     """Return a JSON description of the variants and the data."""
-    named = ", ".join(
-        f"{name} {words(arguments[name])}" for name in ("network", "schedule", "base", "likelihood")
-    )
+    fixed = ("network", "schedule", "base", "likelihood")  # the same for all variants
     count = len(dataset.train.images)
     return {
         "data": f"{dataset.name} {dataset.version}, split {dataset.test.name}",
         "levels": dataset.levels,
         "shape": list(dataset.shape),
-        "components": named,
+        "components": ", ".join(f"{name} {describe_spec(arguments[name])}" for name in fixed),
         "training": f"{arguments['steps']} steps of {arguments['batch_size']} from {count} examples",
         "steps": arguments["steps"],
         "draws": arguments["draws"],
@@ -185,38 +186,42 @@ def _about(arguments: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
 
 
 def _statistics(dataset: Dataset, arguments: dict[str, Any], measured: bool) -> Statistics:
+    """Fit the statistics of the training split, with the error of the base if `measured`."""
     images, base = dataset.train.images, arguments["base"]
     if dataset.levels is None:
         x = images[np.arange(len(images))].astype(np.float64)
         return Statistics(dataset.shape, None, float(np.mean(np.square(x))))
     needed = statistics_needed({"name": "vdm", "base": base, "likelihood": arguments["likelihood"]})
     counts = level_counts(images, dataset.levels, per_position="log_counts" in needed)
-    named = measured and isinstance(base, str | Mapping)
-    return fit_statistics(counts, shape=dataset.shape, base=base if named else None)
+    # a base that is built already holds the error that it needs
+    is_spec = isinstance(base, str | Mapping)
+    return fit_statistics(counts, shape=dataset.shape, base=base if measured and is_spec else None)
 
 
-def _network(given: Any, shape: tuple[int, ...], rows: Mapping[str, Any]) -> Any:
-    if is_by_row(given):
-        if unknown := [row for row in given if row not in rows]:
+def _network(network: Any, shape: tuple[int, ...], names: Sequence[str]) -> Any:
+    """Build and trace the network, or one for each of the names of the parameterizations."""
+    if is_by_row(network):
+        if unknown := [name for name in network if name not in names]:
             raise ValueError(
-                f"network: one for {unknown[0]!r}, which is not compared{nearest(unknown[0], rows)}"
+                f"network: one for {unknown[0]!r}, which is not compared{nearest(unknown[0], names)}"
             )
-        missing = [row for row in rows if row not in given]
+        missing = [name for name in names if name not in network]
         if missing:
             raise ValueError(
                 f"network: expected one for each parameterization, {missing[0]!r} is missing"
             )
-        return {row: _network(given[row], shape, {}) for row in rows}
-    if isinstance(given, str | Mapping):
-        network = network_of(given, shape)
+        return {name: _network(network[name], shape, ()) for name in names}
+    if isinstance(network, str | Mapping):
+        built = network_of(network, shape)
         with located("network"):
-            try_network(network, shape)
-        return network
+            try_network(built, shape)
+        return built
     with located("network"):
-        return as_network(given, shape)
+        return as_network(network, shape)  # which traces it
 
 
 def _notes(arguments: dict[str, Any], seeds: list[int], trained: bool) -> list[str]:
+    """Return the notes that follow from the arguments alone."""
     if not trained and arguments["steps"]:
         return ["the network has no parameters, so that nothing was trained"]
     notes = []
@@ -229,13 +234,13 @@ def _notes(arguments: dict[str, Any], seeds: list[int], trained: bool) -> list[s
         and arguments["steps"]
         and name_of(arguments["time_sampler"]) in ("analytic", "learned")
     ):
-        named = words(arguments["time_sampler"])
-        notes.append(f"{named} times: each variant drew those of its training by its own density")
+        sampler = describe_spec(arguments["time_sampler"])
+        notes.append(f"{sampler} times: each variant drew those of its training by its own density")
     return notes
 
 
 def _tried(sweep: Sweep, dataset: Dataset) -> tuple[str, bool]:
-    """Trace every variant without computing; return what the bound is, and whether there are parameters."""
+    """Trace every variant on shapes; return the name of the bound, and True if there are parameters."""
     x = jax.ShapeDtypeStruct(
         (2, *dataset.shape), np.float32 if dataset.levels is None else np.uint8
     )
@@ -249,5 +254,6 @@ def _tried(sweep: Sweep, dataset: Dataset) -> tuple[str, bool]:
     return bound, bool(jax.tree.leaves(params))
 
 
-def _same(part: Any) -> Any:
-    return part
+def _same(component: Any) -> Any:
+    """Return a built component, as a factory does."""
+    return component

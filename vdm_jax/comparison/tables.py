@@ -1,4 +1,4 @@
-"""Tables of a comparison: Markdown, HTML and the rows of a .csv file."""
+"""Tables of a comparison: Markdown, HTML and the lines of a .csv file."""
 
 import html
 from collections.abc import Iterator
@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from vdm_jax.comparison.figure import Result
 from vdm_jax.comparison.gradients import Gradients
 from vdm_jax.comparison.measure import known_mean
 from vdm_jax.training.evaluate import PARTS
 
 
-def table(comparison: Any, timing: bool = False) -> str:
-    """Return a Markdown table with a line for each variant and a legend; the same for the same seeds.
+def table(comparison: Result, timing: bool = False) -> str:
+    """Return a Markdown table with a line for each variant, and a legend.
 
     Args:
-      timing: adds a column of the time of a step, which differs between measurements.
+      comparison: the results.
+      timing: True to add a column with the time of a training step, the only one that is not reproducible.
     """
     columns = ["variant", "test bits/dim", f"paired difference to {comparison.reference}", *PARTS]
     columns += (
@@ -42,7 +44,7 @@ def table(comparison: Any, timing: bool = False) -> str:
     return "\n".join([*lines, "", *_legend(comparison)])
 
 
-def bins_table(comparison: Any) -> str:
+def bins_table(comparison: Result) -> str:
     """Return a Markdown table of the matching term by log-SNR, bits/dim."""
     head = [
         f"{a:.1f} … {b:.1f}"
@@ -56,8 +58,8 @@ def bins_table(comparison: Any) -> str:
     return "\n".join([*lines, "", "Matching term in bits/dim by log-SNR, from clean to noisy."])
 
 
-def csv_rows(comparison: Any) -> Iterator[list[Any]]:
-    """Yield the header and a row for each variant and seed."""
+def csv_rows(comparison: Result) -> Iterator[list[Any]]:
+    """Yield the header, and a line for each variant and seed."""
     quality = [f"samples_{steps}_steps" for steps in comparison.quality]
     yield [
         "variant",
@@ -68,21 +70,21 @@ def csv_rows(comparison: Any) -> Iterator[list[Any]]:
         *quality,
     ]
     parts = comparison.parts()
-    for i, (name, what) in enumerate(comparison.variants.items()):
+    columns = [comparison.bits_per_dim, *parts.values(), *comparison.quality.values()]
+    for i, (name, components) in enumerate(comparison.variants.items()):
         for j, seed in enumerate(comparison.seeds):
-            own = [values[i, j] for values in (comparison.bits_per_dim, *parts.values())]
-            own += [values[i, j] for values in comparison.quality.values()]
-            yield [name, *what.values(), seed, *map(float, own)]
+            yield [name, *components.values(), seed, *(float(column[i, j]) for column in columns)]
 
 
-def _legend(comparison: Any) -> list[str]:
+def _legend(comparison: Result) -> list[str]:
     """Return the lines below a table."""
     n, about = comparison.bounds.parts.matching.shape[-1], comparison.about
-    over = f"{len(comparison.seeds)} seeds" if len(comparison.seeds) > 1 else f"the {n} examples"
+    seeds = len(comparison.seeds)
+    population = f"{seeds} seeds" if seeds > 1 else f"the {n} examples"
     lines = [
-        f"± standard error over {over}; {about['bound']}, {about['draws']} draws per example; "
+        f"± standard error over {population}; {about['bound']}, {about['draws']} draws per example; "
         f"{about['data']}, {n} examples; {about['components']}; {about['training']}.",
-        _warning(len(comparison.seeds)),
+        _warning(seeds),
         "weight/bound: the training weight in units of the bound's, least and largest over noise levels.",
     ]
     if comparison.gradients is not None:
@@ -96,40 +98,43 @@ def _legend(comparison: Any) -> list[str]:
     return lines + [f"Note: {note}." for note in comparison.notes]
 
 
-def _warning(count: int) -> str:
+def _warning(seeds: int) -> str:
+    """Return the line about differences and the uncertainty of their errors."""
     line = "Differences are paired: example by example, same times and noise."
-    if count == 1:
+    if seeds == 1:
         return line
-    rough = round(100 / np.sqrt(2 * (count - 1)))
-    return f"{line} An error from {count} seeds is itself uncertain by {rough} %."
+    # relative standard deviation of the sample deviation of n normal values, to leading order
+    percent = round(100 / np.sqrt(2 * (seeds - 1)))
+    return f"{line} An error from {seeds} seeds is itself uncertain by {percent} %."
 
 
 def _spread(values: np.ndarray) -> str:
+    """Format the mean of values [S] with its standard error."""
     error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}" if len(values) > 1 else ""
     return f"{values.mean():.3g}{error}"
 
 
 def _range(values: np.ndarray) -> str:
+    """Format the smallest and the largest value, or one number if they agree."""
     low, high = values.min(), values.max()
     return f"{low:.2g}" if np.isclose(low, high, rtol=1e-3) else f"{low:.1e} … {high:.1e}"
 
 
 def _noise(gradients: Gradients, i: int) -> str:
+    """Format the deviation of a batch's gradient relative to the norm of its mean, for variant i."""
     norm, deviation = known_mean(gradients.total_norm[i], 0), gradients.total_deviation[i].mean()
-    return f"{deviation / norm:.2g}" if norm > 0 else "–"  # NaN, too
+    return f"{deviation / norm:.2g}" if norm > 0 else "–"  # also for NaN
 
 
 def as_html(markdown: str) -> str:
     """Convert a Markdown table and the lines below it to HTML."""
-    rows = [
-        line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("| ")
-    ]
-    words = [
-        html.escape(line) for line in markdown.splitlines() if line and not line.startswith("|")
-    ]
-    cells = [
-        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-        for tag, row in zip(["th", *["td"] * len(rows)], rows, strict=False)
-    ]
-    body = "".join(f"<tr>{line}</tr>" for line in cells)
-    return f"<table>{body}</table><p>{'<br>'.join(words)}</p>"
+    lines = markdown.splitlines()
+    # the line of dashes below the header starts with "|-" and is left out
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    legend = [html.escape(line) for line in lines if line and not line.startswith("|")]
+    body = "".join(_html_row(row, "td" if i else "th") for i, row in enumerate(rows))
+    return f"<table>{body}</table><p>{'<br>'.join(legend)}</p>"
+
+
+def _html_row(cells: list[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"

@@ -1,4 +1,4 @@
-"""A user's own data as a `Dataset`: arrays, grain sources, a density, or a name."""
+"""Conversion of a user's data to a `Dataset`: arrays, grain sources, a density, or a name."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from vdm_jax.mixtures import Mixture
 from vdm_jax.specs import located
 
 TEST_PART = 5  # 1 of 5 examples is held out if no test split is given
-DRAWN = 10_000  # training examples drawn of a density
+DRAWN = 10_000  # training examples drawn from a density
 
 
-def as_dataset(data: Any, *, levels: Any = None) -> Dataset:
-    """Make a `Dataset` of what a user has.
+def as_dataset(data: object, *, levels: int | None = None) -> Dataset:
+    """Convert a user's data to a `Dataset`.
 
     Args:
       data: a `Dataset`; a name of `DATASETS` or of TFDS, or a mapping of the arguments of `load_dataset`; an
-        array [n, *d]; a grain source, or anything with a length and items, which are arrays [*d], tuples that
+        array [n, *d]; a grain source, or any object with a length and items, which are arrays [*d], tuples that
         begin with one, or dictionaries with an "image" or an "x"; a tuple (train, test) of two of these; a
-        `Mixture`.
-        Of what has no test split every fifth example of a fixed permutation is kept for it.
-      levels: K of integer data; 256 for uint8 and 2 for booleans by default. Floats have none.
+        `Mixture`. If there is no test split, a fifth of the examples, chosen by a fixed permutation, is held
+        out.
+      levels: K of integer data; by default 256 for uint8 and 2 for booleans. Floats have no levels.
 
     Raises:
       TypeError, ValueError, OSError: data of another kind or shape, out of range, or missing.
@@ -39,17 +39,22 @@ def as_dataset(data: Any, *, levels: Any = None) -> Dataset:
     """
     if isinstance(data, Dataset):
         return _with_levels(data, levels)
-    named = {"name": data} if isinstance(data, str) else data
-    if isinstance(named, Mapping) and "name" in named:
-        with located("data", named):
-            dataset = load_dataset(**named)
+    spec = {"name": data} if isinstance(data, str) else data
+    if isinstance(spec, Mapping) and "name" in spec:
+        with located("data", spec):
+            dataset = load_dataset(**spec)
         return _with_levels(dataset, levels)
     if isinstance(data, Mapping):
         data = _item(data)
     if isinstance(data, Mixture):
         return _with_levels(_drawn(data), levels)
-    pair = isinstance(data, tuple) and len(data) == 2
-    train, test = (_array(part) for part in data) if pair else _divided(_array(data))
+    if isinstance(data, tuple) and len(data) == 2:
+        train, test = _array(data[0]), _array(data[1])
+        names = "train", "test"
+    else:
+        train, test = _divided(_array(data))
+        names = "4 of 5 examples", "1 of 5 examples"
+    # refuses (images, labels), which other libraries take
     if test.shape[1:] != train.shape[1:] or (test.dtype == bool) != (train.dtype == bool):
         raise ValueError(
             "data: a tuple of two is (train, test), expected examples of one shape and type, "
@@ -64,7 +69,6 @@ def as_dataset(data: Any, *, levels: Any = None) -> Dataset:
     if train.dtype == bool:
         train, test, levels = train.astype(np.uint8), test.astype(np.uint8), levels or 2
     levels = None if levels is None else whole_number(levels, "levels", 2, 256)
-    names = ("train", "test") if pair else ("4 of 5 examples", "1 of 5 examples")
     with located("data"):
         return array_dataset(
             "own data",
@@ -75,8 +79,12 @@ def as_dataset(data: Any, *, levels: Any = None) -> Dataset:
         )
 
 
-def _with_levels(dataset: Dataset, levels: Any) -> Dataset:
-    """Refuse levels beside data that have others, or none."""
+def _with_levels(dataset: Dataset, levels: int | None) -> Dataset:
+    """Return the data set after a check that explicit levels agree with its own.
+
+    Raises:
+      ValueError: the data set has other levels, or none.
+    """
     if levels not in (None, dataset.levels):
         has = "none" if dataset.levels is None else f"{dataset.levels} levels"
         raise ValueError(f"levels: {dataset.name!r} has {has}, found {levels}")
@@ -84,9 +92,16 @@ def _with_levels(dataset: Dataset, levels: Any) -> Dataset:
 
 
 def _array(source: Any) -> np.ndarray:
+    """Return the examples of an array or of a source as one array [n, *d].
+
+    Raises:
+      TypeError: neither an array nor a source.
+      ValueError: items of different shapes.
+    """
     check_array(source, "data")
     if isinstance(source, np.ndarray | jax.Array):
         return np.asarray(source)
+    # not `Sequence`, from which grain sources do not derive
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise TypeError(
             "data: expected a name, an array [n, *d], a source with a length and items, or a Mixture, "
@@ -100,6 +115,11 @@ def _array(source: Any) -> np.ndarray:
 
 
 def _item(item: Any) -> np.ndarray:
+    """Return the array in an item of a source: the item itself, or an entry of a mapping or a tuple.
+
+    Raises:
+      ValueError: a mapping without an "image" or an "x".
+    """
     if isinstance(item, Mapping):
         key = next((key for key in ("image", "x") if key in item), None)
         if key is None:
@@ -111,13 +131,15 @@ def _item(item: Any) -> np.ndarray:
 
 
 def _divided(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Divide examples into a training and a test split; at random, because they may be sorted."""
     order = np.random.default_rng(0).permutation(len(images))
-    few = len(images) // TEST_PART
-    return images[order[few:]], images[order[:few]]
+    test_size = len(images) // TEST_PART
+    return images[order[test_size:]], images[order[:test_size]]
 
 
-def _drawn(law: Mixture) -> Dataset:
-    x = np.asarray(law.sample(jax.random.key(0), DRAWN + DRAWN // TEST_PART))
+def _drawn(density: Mixture) -> Dataset:
+    """Return a data set of draws from a density, with a fixed key."""
+    x = np.asarray(density.sample(jax.random.key(0), DRAWN + DRAWN // TEST_PART))
     return array_dataset(
         "mixture",
         version=digest(x),
@@ -128,5 +150,5 @@ def _drawn(law: Mixture) -> Dataset:
 
 
 def digest(x: np.ndarray) -> str:
-    """Return a digest of an array: 16 hexadecimal digits."""
+    """Return a digest of the content of an array: 16 hexadecimal digits."""
     return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()[:16]

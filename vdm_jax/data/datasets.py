@@ -10,27 +10,27 @@ from vdm_jax.checks import check_array, whole_number
 
 @runtime_checkable
 class Images(Protocol):
-    """Random access: `images[int array [n]]` -> uint8 [n, *shape]; a NumPy array is one."""
+    """Images by index, `images[int array [n]]` -> uint8 [n, *shape], such as a NumPy array."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: Any, /) -> np.ndarray: ...
+    def __getitem__(self, index: np.ndarray, /) -> np.ndarray: ...
 
 
 class Split(NamedTuple):
-    """One split: its images, and its name as shown to the user, such as "train[:1500]"."""
+    """A split of a data set: its images, and its name in messages, such as "train[:1500]"."""
 
     images: Images
     name: str
 
 
 class Dataset(NamedTuple):
-    """Examples of one shape: integers in [0, levels), or floats if `levels` is None."""
+    """Data set of examples of one shape: integers in [0, levels), or floats if `levels` is None."""
 
     name: str
     version: str
     shape: tuple[int, ...]
-    levels: Any  # None is for `compare` only: what reads configs knows K-level data
+    levels: Any  # an int; None only in `compare`, because the models of configs need K-level data
     train: Split
     test: Split
 
@@ -46,12 +46,15 @@ def array_dataset(
     """Make a `Dataset` of arrays [n, *shape].
 
     Args:
-      levels: K in [2, 256] of integers in [0, K); None for floats, which are kept as they are and should be of
-        order one.
+      name: name of the data set, for messages and reports.
+      version: version, for reports.
+      levels: K in [2, 256] of integers in [0, K); None for floats, which are not scaled and should be of order
+        one.
+      train, test: the splits, with arrays of equal example shape.
 
     Raises:
-      TypeError: values of the other kind.
-      ValueError: no examples, shapes that differ, values out of range.
+      TypeError: floats with `levels`, or integers without.
+      ValueError: a split without examples, shapes that differ, or values out of range.
 
     Examples:
       >>> from vdm_jax.data import Split, array_dataset
@@ -64,48 +67,55 @@ def array_dataset(
     """
     if levels is not None:
         levels = whole_number(levels, f"levels of {name!r}", 2, 256)
-    checked = []
+    arrays = []
     for split in (train, test):
-        what = f"{name!r} {split.name!r}"
-        check_array(split.images, what)
+        label = f"{name!r} {split.name!r}"
+        check_array(split.images, label)
         images = np.asarray(split.images)
-        images = _floats(images, what) if levels is None else _integers(images, levels, what)
-        checked.append(Split(images, split.name))
-    shape, test_shape = (split.images.shape[1:] for split in checked)
+        images = _floats(images, label) if levels is None else _integers(images, levels, label)
+        arrays.append(images)
+    train_images, test_images = arrays
+    shape, test_shape = train_images.shape[1:], test_images.shape[1:]
     if shape != test_shape:
         raise ValueError(f"{name!r} has train shape {shape} but test shape {test_shape}")
-    return Dataset(name, version, shape, levels, *checked)
+    return Dataset(
+        name, version, shape, levels, Split(train_images, train.name), Split(test_images, test.name)
+    )
 
 
-def _integers(images: np.ndarray, levels: int, what: str) -> np.ndarray:
+def _integers(images: np.ndarray, levels: int, label: str) -> np.ndarray:
+    """Check integers in [0, levels), and return them as uint8."""
     if not np.issubdtype(images.dtype, np.integer):
-        raise TypeError(f"{what} has values of type {images.dtype}, expected integers")
-    _examples(images, what)
+        raise TypeError(f"{label} has values of type {images.dtype}, expected integers")
+    _examples(images, label)
     low, high = int(images.min()), int(images.max())
     if low < 0 or high >= levels:
-        raise ValueError(f"{what} has values in [{low}, {high}], expected [0, {levels - 1}]")
+        raise ValueError(f"{label} has values in [{low}, {high}], expected [0, {levels - 1}]")
     return images.astype(np.uint8, copy=False)
 
 
-def _floats(images: np.ndarray, what: str) -> np.ndarray:
-    if not jnp.issubdtype(images.dtype, jnp.floating):  # NumPy's knows no bfloat16
-        raise TypeError(f"{what} has values of type {images.dtype}, expected floats")
-    _examples(images, what)
+def _floats(images: np.ndarray, label: str) -> np.ndarray:
+    """Check finite floats of order one, and return them as float32."""
+    if not jnp.issubdtype(images.dtype, jnp.floating):  # NumPy's issubdtype does not know bfloat16
+        raise TypeError(f"{label} has values of type {images.dtype}, expected floats")
+    _examples(images, label)
     images = images.astype(np.float64 if images.dtype == np.float64 else np.float32, copy=False)
     if not np.all(np.isfinite(images)):
-        raise ValueError(f"{what} has values that are not finite")
-    size = float(np.sqrt(np.mean(np.square(images.astype(np.float64)))))
-    if not size < MAX_RMS:  # NaN compares false
+        raise ValueError(f"{label} has values that are not finite")
+    rms = float(np.sqrt(np.mean(np.square(images.astype(np.float64)))))
+    if not rms < MAX_RMS:  # also refuses NaN
         raise ValueError(
-            f"{what} has a root mean square of {size:.3g}, expected values of order one, "
+            f"{label} has a root mean square of {rms:.3g}, expected values of order one, "
             f"and at most {MAX_RMS}: scale them to about [-1, 1]"
         )
     return images.astype(np.float32, copy=False)
 
 
-def _examples(images: np.ndarray, what: str) -> None:
+def _examples(images: np.ndarray, label: str) -> None:
+    """Check that an array [n, *shape] has examples."""
     if images.ndim < 2 or not images.size:
-        raise ValueError(f"{what} has shape {images.shape}, expected [n, *shape] with examples")
+        raise ValueError(f"{label} has shape {images.shape}, expected [n, *shape] with examples")
 
 
-MAX_RMS = 10  # of floats; unscaled ones are beyond it
+MAX_RMS = 10
+"""Largest root mean square of floats; that of unscaled images, up to 255, is larger."""

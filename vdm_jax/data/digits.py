@@ -1,5 +1,6 @@
 """The handwritten digits of scikit-learn, 8×8 with 17 levels, which need no download."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,16 @@ from vdm_jax.data.datasets import Dataset, Split, array_dataset
 
 def digits(
     *,
-    data_dir: Any = None,
+    data_dir: str | os.PathLike | None = None,
     train_split: str | None = None,
     test_split: str | None = None,
 ) -> Dataset:
-    """scikit-learn's 1797 handwritten digits, [8, 8, 1], 17 levels; 1500 train, 297 test.
+    """Load scikit-learn's 1797 handwritten digits, [8, 8, 1], 17 levels; 1500 train, 297 test.
 
-    The split is of a fixed permutation, for the file is ordered by writer. `data_dir` is not used.
+    The splits are those of a fixed permutation, because the file is ordered by writer. `data_dir` is not used.
+
+    Raises:
+      ValueError: a split other than these two.
     """
     del data_dir
     import sklearn
@@ -25,7 +29,7 @@ def digits(
     for key, split in (("train", train_split), ("test", test_split)):
         if split not in (None, key, names[key]):
             raise ValueError(f"{key}_split: 'digits' has {key!r} only, found {split!r}")
-    bunch: Any = load_digits()
+    bunch: Any = load_digits()  # a class of dynamic attributes
     images = np.asarray(bunch.images, np.uint8)[..., None]  # whole numbers, stored as floats
     order = np.random.default_rng(0).permutation(len(images))
     return array_dataset(

@@ -16,15 +16,15 @@ def load_dataset(
     train_split: str | None = None,
     test_split: str | None = None,
 ) -> Dataset:
-    """Load a row of `DATASETS`, or any image data set by its TFDS name (`name[/config][:version]`).
+    """Load a data set of `DATASETS`, or any image data set by its TFDS name (`name[/config][:version]`).
 
     Args:
-      name: such as "digits", "cifar10", "downsampled_imagenet/32x32".
-      data_dir: folder of the prepared TFDS data sets; else TFDS_DATA_DIR, else TFDS's default.
-      train_split, test_split: in TFDS's syntax, such as "train[:50000]"; None for the defaults.
+      name: for example "digits", "cifar10" or "downsampled_imagenet/32x32".
+      data_dir: folder of the prepared TFDS data sets; by default TFDS_DATA_DIR, else the default of TFDS.
+      train_split, test_split: splits in TFDS's syntax, such as "train[:50000]"; None for the defaults.
 
     Raises:
-      ValueError: unknown name or split, or images that are not uint8 of one shape.
+      ValueError: an unknown name or split, or images that are not uint8 of one shape.
       FileNotFoundError, PermissionError, OSError: the prepared data are missing or unreadable.
     """
     if name == "tfds":
@@ -32,8 +32,8 @@ def load_dataset(
             "name: 'tfds' stands for any TFDS data set: write that one's name instead, "
             "such as 'svhn_cropped'"
         )
-    by_name = partial(tfds_images, dataset=name, others=tuple(DATASETS))
-    load = DATASETS.get(name, by_name)
+    tfds_loader = partial(tfds_images, dataset=name, others=tuple(DATASETS))
+    load = DATASETS.get(name, tfds_loader)
     return load(data_dir=data_dir, train_split=train_split, test_split=test_split)
 
 
@@ -48,4 +48,4 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "cifar10": cifar10,
     "tfds": tfds_images,
 }
-"""name -> function that loads a `Dataset`; `tfds` stands for any other TFDS name."""
+"""Loaders by name: (data_dir=..., train_split=..., test_split=...) -> `Dataset`; `tfds` loads any TFDS name."""

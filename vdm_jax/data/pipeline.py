@@ -1,8 +1,8 @@
 """Batches as a pure function of (seed, step): resuming at any step costs nothing and changes nothing.
 
-Examples are counted through the whole run: position j of step i is example i·B + j, and epoch e walks
-through its own permutation of the split. Batches run across the ends of epochs, so that every example
-is seen exactly once per epoch and no batch is short. Processes take blocks of the same global batch.
+Examples are numbered through the whole run: position j of step i is number i·B + j. Each epoch has its own
+permutation of the split. Batches cross the ends of epochs, so that every example is seen exactly once per epoch
+and no batch is short. Processes take blocks of the same global batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,10 +25,17 @@ def batch_indices(
     process_index: int = 0,
     process_count: int = 1,
 ) -> np.ndarray:
-    """Say which examples a process takes at a step: int64 [batch_size // process_count] in [0, size).
+    """Return the indices of the examples of a process at a step: int64 [batch_size // process_count].
+
+    Args:
+      step: the training step.
+      size: number of examples of the split; the indices are in [0, size).
+      batch_size: B of the global batch.
+      seed: seed of the permutations.
+      process_index, process_count: this process takes block `process_index` of `process_count` blocks.
 
     Raises:
-      ValueError: a negative step or seed, an empty split, or a batch that the processes cannot share.
+      ValueError: a negative step or seed, an empty split, or a batch that the processes cannot share equally.
 
     Examples:
       >>> from vdm_jax.data import batch_indices
@@ -54,18 +61,23 @@ def train_batches(
     process_count: int = 1,
     prefetch: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield the batches of steps [start_step, stop_step) as NumPy arrays, `stack` steps an item.
+    """Yield the batches of steps [start_step, stop_step) as NumPy arrays, `stack` steps per item.
 
     An item is x [stack, b, *d], index and phase [stack, b]; the last may have fewer steps.
 
     Args:
+      split: the training split.
       batch_size: B of the global batch; this process takes its block of b = B // process_count.
-      prefetch: items prepared ahead, each by a thread of its own; 0 prepares them when asked. None is 2, but 0
-        for images in an array, which are gathered sooner than a thread hands them over; the device is kept one
-        dispatch ahead, so that it does not wait for that either.
+      seed: seed of the permutations.
+      start_step, stop_step: the range of steps.
+      stack: number of steps per item.
+      process_index, process_count: see `batch_indices`.
+      prefetch: number of items prepared ahead, each by one thread; 0 prepares them on demand. By default 2, but
+        0 for images in an array: gathering them is faster than passing them between threads, and the training
+        loop keeps the device one dispatch ahead, so that it does not wait for the gather.
 
     Raises:
-      ValueError: at the call: a split smaller than one batch, or settings out of range.
+      ValueError: raised at the call, for a split smaller than one batch or arguments out of range.
 
     Examples:
       >>> from vdm_jax.data import Split, train_batches
@@ -81,21 +93,23 @@ def train_batches(
     _at_least(0, seed=seed, start_step=start_step, prefetch=prefetch)
     _at_least(start_step, stop_step=stop_step)
     _at_least(1, stack=stack)
-    index = _block(batch_size, process_index, process_count).astype(np.int32)
+    block = _block(batch_size, process_index, process_count)
     if size < batch_size:
         raise ValueError(f"{split.name!r} has {size} examples, less than a batch of {batch_size}")
-    block, order = index.astype(np.int64), _orders(seed, size)
+    permutation = _orders(seed, size)
 
-    def read(first: int) -> Batch:
-        steps = range(first, min(first + stack, stop_step))
-        indices = np.stack([_taken(i * batch_size + block, order, size) for i in steps])
+    def read(first_step: int) -> Batch:
+        steps = range(first_step, min(first_step + stack, stop_step))
+        rows = [_taken(step * batch_size + block, permutation, size) for step in steps]
+        indices = np.stack(rows)  # in the split, [stack, b]
         x = split.images[indices.ravel()]
-        places = np.broadcast_to(index, indices.shape).copy()
-        return Batch(x.reshape(*indices.shape, *x.shape[1:]), places, _phase(places, batch_size))
+        # a copy, because broadcast arrays are read-only views
+        index = np.broadcast_to(block.astype(np.int32), indices.shape).copy()
+        return Batch(x.reshape(*indices.shape, *x.shape[1:]), index, _phase(index, batch_size))
 
-    firsts = grain.MapDataset.range(start_step, stop_step, stack)
+    first_steps = grain.MapDataset.range(start_step, stop_step, stack)
     options = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
-    return _closing(firsts.map(read).to_iter_dataset(options))
+    return _closing(first_steps.map(read).to_iter_dataset(options))
 
 
 def eval_batches(
@@ -103,11 +117,11 @@ def eval_batches(
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Yield the whole split in order, each example once, with a mask: (Batch [b, *d], bool [B]).
 
-    The last batch is padded with zeros; the mask is False there. `index` is the place in the split,
-    `phase` is (index mod B) / B. The mask is of the global batch, of which this process has its block.
+    The last batch is padded with zeros, where the mask is False. `index` is the index in the split, `phase` is
+    (index mod B) / B. The mask is that of the global batch, of which this process has its block.
 
     Raises:
-      ValueError: at the call: a batch size below 1, or one that the processes cannot share.
+      ValueError: raised at the call, for a batch size below 1 or one that the processes cannot share equally.
 
     Examples:
       >>> from vdm_jax.data import Split, eval_batches
@@ -119,6 +133,7 @@ def eval_batches(
     size = len(split.images)
     check_array(split.images, split.name)
 
+    # an inner generator, so that the checks above run at the call and not at the first batch
     def batches() -> Iterator[tuple[Batch, np.ndarray]]:
         for start in range(0, size, batch_size):
             index = (start + block).astype(np.int32)
@@ -131,7 +146,7 @@ def eval_batches(
 
 
 def _block(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
-    """Positions of a process's examples in the global batch."""
+    """Return the positions of a process's examples in the global batch."""
     _at_least(1, batch_size=batch_size)
     if not 0 <= process_index < process_count:
         raise ValueError(f"process {process_index} of {process_count} does not exist")
@@ -142,39 +157,41 @@ def _block(batch_size: int, process_index: int, process_count: int) -> np.ndarra
 
 
 def _phase(index: np.ndarray, batch_size: int) -> np.ndarray:
+    """Return positions in the global batch as fractions of its size, float32."""
     return index.astype(np.float32) / np.float32(batch_size)
 
 
 def _orders(seed: int, size: int) -> Callable[[int], np.ndarray]:
-    """The permutation of an epoch; the last two are kept, for a batch may lie across the end of one."""
+    """Return the function from an epoch to its permutation of the split."""
 
-    @lru_cache(maxsize=2)
-    def of(epoch: int) -> np.ndarray:
+    @lru_cache(maxsize=2)  # a batch may cross the end of an epoch
+    def permutation(epoch: int) -> np.ndarray:
         order = np.random.default_rng((seed, epoch)).permutation(size)
         order.flags.writeable = False  # shared between batches
         return order
 
-    return of
+    return permutation
 
 
-def _taken(examples: np.ndarray, order: Callable[[int], np.ndarray], size: int) -> np.ndarray:
-    """Places in the split of examples that are counted through the whole run."""
-    epochs, positions = np.divmod(examples, size)
+def _taken(numbers: np.ndarray, permutation: Callable[[int], np.ndarray], size: int) -> np.ndarray:
+    """Return the indices in the split of examples that are numbered through the whole run, ascending."""
+    epochs, positions = np.divmod(numbers, size)
     indices = np.empty_like(positions)
     for epoch in range(epochs[0], epochs[-1] + 1):
-        here = epochs == epoch
-        indices[here] = order(epoch)[positions[here]]
+        in_epoch = epochs == epoch
+        indices[in_epoch] = permutation(epoch)[positions[in_epoch]]
     return indices
 
 
 def _at_least(low: int, **values: int) -> None:
+    """Check that named values are at least `low`."""
     for name, value in values.items():
         if value < low:
             raise ValueError(f"{name} is {value}, expected at least {low}")
 
 
 def _closing(dataset: grain.IterDataset) -> Iterator[Batch]:
-    """Iterate, and stop the prefetch threads when the reader leaves early."""
+    """Iterate over a data set, and stop its prefetch threads when the caller stops early."""
     iterator = iter(dataset)
     try:
         yield from iterator

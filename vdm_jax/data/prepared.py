@@ -1,8 +1,8 @@
 """Check a prepared TFDS folder before TFDS reads it.
 
-TFDS imports the module that a `features.json` names, with the current folder on the path, so a data folder
-could run code. Here the descriptions are read as data first: every class that they name, at any depth, has to
-be one of TFDS's own, and every file has to be a regular one.
+TFDS imports the module that a `features.json` names, with the current folder on the path, so that an untrusted
+folder could run code. Here the descriptions are first read as data: every class that they name, at any depth,
+has to be one of TFDS's own classes, and every file has to be a regular one.
 """
 
 import json
@@ -15,20 +15,21 @@ from typing import Any
 from vdm_jax.runtime.files import parse_json, read_json
 
 CLASS_KEYS = "pythonClassName", "python_class_name", "type"
-"""Keys that name a class: of protocol buffers as JSON, in both spellings, and of TFDS's older format."""
+"""Keys that name a class: in JSON of protocol buffers, with both spellings, and in TFDS's older format."""
 
 JSON_KEYS = "json", "content"
-"""Keys whose string is JSON again."""
+"""Keys whose strings may again contain JSON."""
 
 DESCRIPTIONS = "features.json", "dataset_info.json"
+"""Names of the files that describe a data set."""
 
 DEPTHS = "", "*/", "*/*/"
-"""Folders below a data set in which TFDS looks: the data set, its versions or configs, and their versions."""
+"""Subfolders of a data set that TFDS searches: the data set, its versions or configs, and their versions."""
 
 
 @cache
 def feature_classes() -> frozenset[str]:
-    """Return the full names of TFDS's own feature classes."""
+    """Return the full names of the feature classes that TFDS defines."""
     import tensorflow_datasets as tfds
 
     public = (getattr(tfds.features, name) for name in dir(tfds.features))
@@ -38,32 +39,37 @@ def feature_classes() -> frozenset[str]:
 
 
 class UnsafeFolder(ValueError):
-    """A description that is damaged, or that names what no description may name."""
+    """Error for a description that is damaged, or that names a foreign class or a file elsewhere."""
 
 
 def check_folder(folder: Path) -> None:
     """Check all descriptions and files of a data set.
 
     Args:
-      folder: of the data set, such as ~/tensorflow_datasets/mnist; may be missing.
+      folder: folder of the data set, such as ~/tensorflow_datasets/mnist; may be missing.
 
     Raises:
-      UnsafeFolder: a description is damaged, or names a class that is not TFDS's own or a file elsewhere.
-      OSError: a file is no regular file, or cannot be read.
+      UnsafeFolder: a description is damaged, or names a class that TFDS does not define or a file elsewhere.
+      OSError: a file is not a regular file, or cannot be read.
     """
     for depth in DEPTHS:
         for path in sorted(folder.glob(f"{depth}*")):
             try:
-                mode = path.stat().st_mode
+                mode = path.stat().st_mode  # of a link's target: links to regular files are allowed
             except FileNotFoundError:
                 raise OSError(f"{path} is a link to nothing") from None
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise OSError(f"{path} is no regular file")
             if path.name in DESCRIPTIONS:
-                _check_description(path.resolve())
+                _check_description(path.resolve())  # `read_json` refuses links
 
 
 def _check_description(path: Path) -> None:
+    """Check the classes and the file names in a description.
+
+    Raises:
+      UnsafeFolder: the description is damaged, or names a class that TFDS does not define or a file elsewhere.
+    """
     try:
         value = read_json(path)
         for node in _nodes(value):
@@ -73,10 +79,11 @@ def _check_description(path: Path) -> None:
                     raise UnsafeFolder(
                         f"{path} names the class {name!r}, which is not one of TFDS's own"
                     )
+            # a template of file names, which TFDS joins to the folder
             template = node.get("filepathTemplate", node.get("filepath_template", ""))
             if not isinstance(template, str) or {*template} & {"/", "\\", "\0"}:
                 raise UnsafeFolder(f"{path} names files outside its folder: {template!r}")
-    except UnsafeFolder:
+    except UnsafeFolder:  # a ValueError too, but already complete
         raise
     except RecursionError:
         raise UnsafeFolder(f"{path} is damaged: it is nested too deeply") from None
@@ -84,8 +91,8 @@ def _check_description(path: Path) -> None:
         raise UnsafeFolder(str(error)) from None
 
 
-def _nodes(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield every object of a JSON value, those in strings of JSON among them."""
+def _nodes(value: object) -> Iterator[dict[str, Any]]:
+    """Yield every object of a JSON value, including those in strings that contain JSON."""
     if isinstance(value, list):
         for item in value:
             yield from _nodes(item)
@@ -95,8 +102,8 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
             yield from _nodes(_parsed(item) if key in JSON_KEYS else item)
 
 
-def _parsed(value: Any) -> Any:
-    """Return the value of a string of JSON; anything else as it is."""
+def _parsed(value: object) -> object:
+    """Return the value of a string that contains JSON; other values unchanged."""
     if not isinstance(value, str):
         return value
     try:

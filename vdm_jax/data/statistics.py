@@ -1,4 +1,4 @@
-"""Counts of the levels of a data set, from which baselines and initial values are computed."""
+"""Level counts of a data set, for baselines and initial values."""
 
 import math
 
@@ -8,20 +8,20 @@ from vdm_jax.checks import check_array
 from vdm_jax.data.datasets import Images
 
 CHUNK_VALUES = 2**22
-"""Values counted at a time: large enough for speed, small beside the images."""
+"""Number of values counted at a time: enough for speed, and little memory compared with the images."""
 
 
 def level_counts(
     images: Images, levels: int, *, per_position: bool = True, limit: int = 50_000
 ) -> np.ndarray:
-    """Count how often each level occurs, at each position or in all: int64 [*d, K] or [K].
+    """Count the occurrences of each level, at each position or in total: int64 [*d, K] or [K].
 
     Args:
       images: [n, *d] with integer values in [0, levels), read by index.
       levels: K.
-      per_position: count each position alone, which takes K numbers for each.
-      limit: of more examples, count only this many: a random sample with a fixed seed, because a split may be
-        stored in any order.
+      per_position: True to count each position separately, False for the total.
+      limit: largest number of examples that are counted. Of more examples a random sample with a fixed seed is
+        taken, because a split may be sorted.
 
     Raises:
       ValueError: no examples, or values out of range.
@@ -35,27 +35,28 @@ def level_counts(
     if min(len(images), limit) < 1:
         raise ValueError(f"no examples to count: {len(images)} images, limit {limit}")
     check_array(images, "images")
-    chosen = sample_places(len(images), limit)
-    shape = images[chosen[:1]].shape[1:]
+    places = sample_places(len(images), limit)
+    shape = images[places[:1]].shape[1:]
     positions = math.prod(shape)
-    rows = positions if per_position else 1
-    offsets = np.arange(rows) * levels
-    counts = np.zeros(rows * levels, np.int64)
+    histograms = positions if per_position else 1
+    # one `bincount` for all positions: position i counts in [i K, (i + 1) K)
+    offsets = np.arange(histograms) * levels
+    counts = np.zeros(histograms * levels, np.int64)
     chunk = max(1, CHUNK_VALUES // positions)
-    for start in range(0, len(chosen), chunk):
-        x = images[chosen[start : start + chunk]].reshape(-1, positions)
+    for start in range(0, len(places), chunk):
+        x = images[places[start : start + chunk]].reshape(-1, positions)
         low, high = int(x.min()), int(x.max())
-        if low < 0 or high >= levels:  # would be counted at the neighbouring position
+        if low < 0 or high >= levels:  # would be counted at a neighbouring position
             raise ValueError(f"values in [{low}, {high}], expected [0, {levels - 1}]")
         counts += np.bincount((x + offsets).ravel(), minlength=counts.size)
     return counts.reshape(*(shape if per_position else ()), levels)
 
 
 def sample_places(size: int, limit: int, seed: int = 0) -> np.ndarray:
-    """Choose the places of at most `limit` of `size` examples at random: int64 [n], ascending, each once.
+    """Draw the indices of at most `limit` of `size` examples, without replacement: int64 [n], ascending.
 
-    Everything that is estimated from a part of a split reads these. The first examples are no sample of a split
-    that is sorted, and evenly spaced ones are none where its order repeats.
+    All estimates from a part of a split use these. The first examples of a sorted split are not representative,
+    nor are evenly spaced examples of a split with a periodic order.
 
     Examples:
       >>> from vdm_jax.data.statistics import sample_places
@@ -64,5 +65,6 @@ def sample_places(size: int, limit: int, seed: int = 0) -> np.ndarray:
     """
     if size <= limit:
         return np.arange(size)
-    chosen = np.random.default_rng(seed).choice(size, limit, replace=False, shuffle=False)
-    return np.sort(chosen.astype(np.int64))
+    # no shuffle, because the indices are sorted next
+    drawn = np.random.default_rng(seed).choice(size, limit, replace=False, shuffle=False)
+    return np.sort(drawn.astype(np.int64))

@@ -5,12 +5,12 @@
     reconstruction = −E log p(x_0 | x_{t=0})                                           (12)
     matching = T E_i ½ e^{−γ_t} expm1(Δ) ‖x_0 − x̂_0‖²,  or  ½ E_t γ'(t) e^{−γ_t} ‖x_0 − x̂_0‖²   (13), (14)
 
-`negative_elbo` estimates the bound for one example and a plain function. Sources: Kingma et al. 2021; Luo 2022
-for the consistency form.
+`negative_elbo` estimates the bound for one example and any denoising function. Sources: Kingma et al. 2021; Luo
+2022 for the consistency form.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import jax.numpy as jnp
 
@@ -34,11 +34,11 @@ from vdm_jax.elbo.terms import (
     training_interval,
     weighted_square,
 )
-from vdm_jax.likelihoods import LIKELIHOODS
-from vdm_jax.parameterizations import PARAMETERIZATIONS
-from vdm_jax.schedules import SCHEDULES, check_schedule_params
+from vdm_jax.likelihoods import LIKELIHOODS, Likelihood
+from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization
+from vdm_jax.schedules import SCHEDULES, Schedule, check_schedule_params
 from vdm_jax.specs import build, choose
-from vdm_jax.typing import Key, Params
+from vdm_jax.typing import Key, Numbers, Params, Spec
 
 __all__ = [
     "FORMS",
@@ -65,6 +65,7 @@ __all__ = [
 ]
 
 
+# the positional arguments of an estimator of the bound
 FORM_ARGUMENTS = (
     "denoise",
     "x",
@@ -81,45 +82,46 @@ FORMS: dict[str, Callable[..., Elbo]] = {
     "consistency_log_ratio": consistency_log_ratio,
     "consistency_bridge": consistency_bridge,
 }
-"""name -> estimator of the bound, for `negative_elbo`."""
+"""name -> estimator of the bound, a function of `FORM_ARGUMENTS`; for `negative_elbo`."""
 
 
 def negative_elbo(
     denoise: Denoise,
-    x: Any,
+    x: Numbers,
     key: Key,
     *,
-    schedule: Any,
+    schedule: Spec | Schedule,
     schedule_params: Params = None,
-    parameterization: Any = "eps",
-    likelihood: Any = "gaussian",
+    parameterization: Spec | Parameterization = "eps",
+    likelihood: Spec | Likelihood = "gaussian",
     timesteps: int | None = None,
     form: str | Callable[..., Elbo] = "denoising",
 ) -> Elbo:
-    """Estimate −ELBO of one example from one draw of the time and the latents; unbiased.
+    """Return an unbiased estimate of −ELBO of one example from one draw of the time and the latents.
 
     Args:
       denoise: (xt, gamma_t) -> F, the network's output in the given parameterization.
-      x: [*d], stored as the likelihood has it (integers for K levels).
+      x: [*d], as stored (integers for K levels).
       key: randomness of the draw.
       schedule: a `Schedule`, or a name or spec of `SCHEDULES`.
       schedule_params: params of a learned schedule.
-      parameterization: a row, its name or its spec.
-      likelihood: a `Likelihood`, its name or its spec.
+      parameterization: a `Parameterization`, or a name or spec of `PARAMETERIZATIONS`.
+      likelihood: a `Likelihood`, or a name or spec of `LIKELIHOODS`.
       timesteps: T ≥ 1, or None for continuous time.
-      form: one of `FORMS`, or a function such as these. The consistency forms, eq. (16), need timesteps.
+      form: a name of `FORMS`, or a function with their signature. The consistency forms, eq. (16), need
+        `timesteps`.
 
     Returns:
       `Elbo` in nats, summed over the data's axes.
 
     Raises:
-      ValueError: unknown names, `mean` or a consistency form in continuous time, an output of another shape
-        than the data, params that are not those of the learned schedule.
-      TypeError: a `form` that is no such function, floats where K levels are expected, a `denoise` that is no
-        callable of two arguments, an output that is no array of floats, `key` no typed key.
+      ValueError: an unknown name, `mean` or a consistency form in continuous time, an output whose shape is not
+        that of the data, or params that do not match the learned schedule.
+      TypeError: `form` is not such a function, `x` has floats where K levels are expected, `denoise` is not a
+        callable of two arguments, its output is not an array of floats, or `key` is not a typed key.
 
     Examples:
-      One step and a prediction of zero: ½ (SNR(0) − SNR(1)) ‖x‖² whatever is drawn, eq. (13).
+      With one step and a prediction of zero, every draw gives ½ (SNR(0) − SNR(1)) ‖x‖², eq. (13).
 
       >>> x = jnp.asarray([1.0, 0.0])
       >>> bound = vdm.negative_elbo(
@@ -133,19 +135,24 @@ def negative_elbo(
       >>> print(f"{bound.matching:.3f}, {bound.prior:.3f}")
       3.627, 0.067
     """
-    schedule = build(SCHEDULES, schedule, "schedule")
-    row = build(PARAMETERIZATIONS, parameterization, "parameterization")
-    likelihood = build(LIKELIHOODS, likelihood, "likelihood")
+    schedule = cast(Schedule, build(SCHEDULES, schedule, "schedule"))
+    parameterization = cast(
+        Parameterization, build(PARAMETERIZATIONS, parameterization, "parameterization")
+    )
+    likelihood = cast(Likelihood, build(LIKELIHOODS, likelihood, "likelihood"))
     estimate = choose(FORMS, form, "form") if isinstance(form, str) else form
     check_callable(estimate, FORM_ARGUMENTS, "form")
-    check_timesteps(timesteps, row)
+    check_timesteps(timesteps, parameterization)
     check_schedule_params(schedule, schedule_params)
     check_callable(denoise, ("xt", "gamma_t"), "denoise")
     check_key(key)
     check_array(x, "x")
     x = x if hasattr(x, "dtype") else jnp.asarray(x)
-    check_ends(schedule, row)
+    check_ends(schedule, parameterization)
     timesteps = None if timesteps is None else int(timesteps)
+    # only the denoising form is known to have a continuous-time limit
     if timesteps is None and estimate is not denoising:
         raise ValueError(f"form {form!r} needs a chain: give timesteps=T, found None")
-    return estimate(denoise, x, key, schedule, schedule_params, row, likelihood, timesteps)
+    return estimate(
+        denoise, x, key, schedule, schedule_params, parameterization, likelihood, timesteps
+    )

@@ -3,6 +3,7 @@
 import jax
 
 from vdm_jax.elbo.terms import (
+    Denoise,
     Elbo,
     draw_noisy,
     draw_times,
@@ -11,11 +12,26 @@ from vdm_jax.elbo.terms import (
     prior,
     reconstruction,
 )
-from vdm_jax.parameterizations import regression_target
+from vdm_jax.likelihoods import Likelihood
+from vdm_jax.parameterizations import Parameterization, regression_target
+from vdm_jax.schedules import Schedule
+from vdm_jax.typing import ArrayLike, Key, Params
 
 
-def denoising(denoise, x, key, schedule, params, row, likelihood, timesteps) -> Elbo:
-    """Draw one time and one noisy sample; the arguments are those of `negative_elbo`, built."""
+def denoising(
+    denoise: Denoise,
+    x: ArrayLike,
+    key: Key,
+    schedule: Schedule,
+    params: Params,
+    row: Parameterization,
+    likelihood: Likelihood,
+    timesteps: int | None,
+) -> Elbo:
+    """Estimate the bound from one time and one noisy sample.
+
+    The arguments are those of `negative_elbo`, with components that are built.
+    """
     x0 = likelihood.encode(x)
     time_key, noise_key, end_key = jax.random.split(key, 3)
     t = draw_times(time_key, 0.0, timesteps)
@@ -24,6 +40,7 @@ def denoising(denoise, x, key, schedule, params, row, likelihood, timesteps) -> 
     )
     output = output_of(denoise, noisy.xt, noisy.interval.gamma_t)
     target = regression_target(x0, noisy.eps, row.target(noisy.interval))
+    # x_0 − x̂_0 from the error of F: x̂_0 itself would cancel against x_0
     error = row(noisy.interval).out * (target - output)
 
     gamma_0, gamma_1 = schedule.gamma(params, 0.0), schedule.gamma(params, 1.0)

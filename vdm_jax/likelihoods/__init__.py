@@ -1,7 +1,7 @@
-"""p(x | mean, variance): the likelihood of data under a Gaussian observation, eq. (2), (12).
+"""Likelihoods p(x | mean, variance) of data under a Gaussian observation, eq. (2), (12).
 
     softmax               K levels, softmax of −(mean − level)²/(2·variance)           (Kingma et al. 2021)
-    histogram             the same, with each position's log-histogram added to the logits
+    histogram             as softmax, with each position's log-histogram added to the logits
     discretized_gaussian  K levels, N(mean, variance) integrated over each level's bin  (Ho et al. 2020)
     bernoulli             two levels, log-odds mean/variance
     gaussian              continuous data, N(mean, variance)

@@ -1,25 +1,27 @@
-"""Keys of single examples, from their place in the global batch: no draw depends on how a batch is spread."""
+"""Random keys of single examples.
 
-from typing import Any
+They are derived from the positions of the examples in the global batch, so that no draw depends on how the
+batch is distributed over devices.
+"""
 
 import jax
 
 from vdm_jax.checks import check_key
-from vdm_jax.typing import Key, Keys
+from vdm_jax.typing import ArrayLike, Key, Keys
 
 
-def example_keys(key: Key, index: Any, n: int) -> tuple[Keys, ...]:
+def example_keys(key: Key, index: ArrayLike, n: int) -> tuple[Keys, ...]:
     """Return `n` keys [B] for each example, from its index [B] in the global batch."""
     check_key(key)
     return split_each(jax.vmap(jax.random.fold_in, (None, 0))(key, index), n)
 
 
 def split_each(keys: Keys, n: int) -> tuple[Keys, ...]:
-    """`n` keys [B] from each of the keys [B]."""
+    """Split each of the keys [B] into `n` keys, and return these as `n` arrays [B]."""
     keys = jax.vmap(lambda key: jax.random.split(key, n))(keys)
     return tuple(keys[:, i] for i in range(n))
 
 
-def fold_each(keys: Keys, number: Any) -> Keys:
+def fold_each(keys: Keys, number: ArrayLike) -> Keys:
     """Fold one number into each of the keys [B]."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple
 
 import numpy as np
 
@@ -14,22 +14,37 @@ from vdm_jax.elbo import Elbo
 from vdm_jax.gaussian import check_shape
 from vdm_jax.likelihoods import LIKELIHOODS, Likelihood
 from vdm_jax.specs import build
-from vdm_jax.typing import Array, Batch, Key, Params, PyTree, as_batch
+from vdm_jax.typing import (
+    Array,
+    ArrayLike,
+    Batch,
+    Key,
+    Params,
+    PyTree,
+    Real,
+    Reals,
+    Spec,
+    as_batch,
+)
+
+BatchLike = Batch | ArrayLike
+"""A `Batch`, or an array [B, *d] of data as stored, which `as_batch` wraps."""
 
 Metrics = dict[str, Array]
+"""Scalars that are logged, by name."""
 
 
 class TrainingDraw(NamedTuple):
-    """One draw of each example of a batch.
+    """One noisy sample of each example of a batch, and its scores.
 
-    What depends on the time counts the draw's importance weight: means over draws are those over uniform
-    times, whatever density the times are drawn from.
+    Terms that depend on the time are multiplied by the importance weight of the time, eq. (24). Their means
+    therefore estimate the means over uniform times, for any density of the times.
 
     Attributes:
       interval: arrays [B].
       bound: arrays [B], nats.
-      loss: the same with the training weight on the matching term.
-      squared_error: [B], ‖F − target‖² of the network's own output.
+      loss: `bound` with the training weight on the matching term.
+      squared_error: [B], ‖F − target‖² of the network's output F.
     """
 
     interval: Interval
@@ -39,13 +54,14 @@ class TrainingDraw(NamedTuple):
 
 
 class PerNoiseLevel(NamedTuple):
-    """The bound and the loss of a diffusion model, split by the noise at which they were drawn.
+    """The bound and the loss of a diffusion model by noise level.
 
-    Bins [K] of γ lie between K + 1 rising edges; what is drawn outside counts to the outer ones.
+    `edges` are K + 1 increasing values of γ between which the K bins lie. Values beyond the first or the last
+    edge are counted in the first or the last bin.
 
     Attributes:
       elbo: (params, key, batch, edges, draws=1) -> (`Elbo` of arrays [B], its matching term by bin [B, K]),
-        nats; the bound is that of `Model.elbo` for the same key.
+        nats. The bound equals that of `Model.elbo` for the same key.
       draw: (params, key, batch, model_state=None, *, dropout=True) -> `TrainingDraw`, as in training.
       loss: (params, key, batch, edges, model_state=None) -> [K], the training loss without reconstruction and
         prior, bits/dim.
@@ -53,15 +69,15 @@ class PerNoiseLevel(NamedTuple):
       gamma: (params, t) -> γ, elementwise.
     """
 
-    elbo: Callable[..., tuple[Elbo, Array]]
-    draw: Callable[..., TrainingDraw]
-    loss: Callable[..., Array]
-    output_gain: Callable[..., Array]
-    gamma: Callable[..., Array]
+    elbo: Callable[Concatenate[Params, Key, BatchLike, Array | np.ndarray, ...], tuple[Elbo, Array]]
+    draw: Callable[Concatenate[Params, Key, BatchLike, ...], TrainingDraw]
+    loss: Callable[Concatenate[Params, Key, BatchLike, Array | np.ndarray, ...], Array]
+    output_gain: Callable[[Params, Array], Array]
+    gamma: Callable[[Params, Real], Reals]
 
 
 def no_model_state(params: Params) -> None:
-    """Return the model state of a model that has none."""
+    """Return None, the model state of a model without one."""
     del params
 
 
@@ -70,38 +86,40 @@ class Model(NamedTuple):
 
     Attributes:
       init: key -> params.
-      loss: (params, key, batch) -> (scalar, metrics); a batch is a `Batch` or an array [B, *d]. The metrics
-        are scalars, "loss" among them and, if there is a bound, "bits_per_dim" (whatever the loss is). Given
-        a model state as a fourth argument, (scalar, (metrics, next model state)).
+      loss: (params, key, batch) -> (scalar, metrics), where `batch` is a `BatchLike`. The metrics are scalars:
+        "loss" and, if the model has a bound, "bits_per_dim", which is the bound whatever the loss is. With a
+        model state as fourth argument, (scalar, (metrics, next model state)).
       elbo: (params, key, batch, draws=1) -> `Elbo` of arrays [B], nats per example.
-      sample: (params, key, n, *, first=0, **settings) -> [n, *d], data as stored: the examples of a key
-        from number `first`, each of which depends on the key and its number alone; `first` may be traced.
-      bound: what its `elbo` estimates, in words for a report.
-      components: the names that a number is to be read with, such as "vdm: unet, linear, eps, base levels…".
-      init_model_state: params -> what else the loss changes from step to step, such as the running averages of
-        learned training times; None for a model without state.
-      importance: (params, key, batch, samples) -> −log of the mean of that many importance weights, nats
-        [B]; None if the model has no such bound.
-      plots: other images, by name: (params, data [n, *d]) -> [rows, columns, *d].
-      unsupported: why `elbo` and `sample` raise ValueError, for a model that is not a generative one.
-      per_noise_level: the same by noise level; None for a model that has none.
+      sample: (params, key, n, *, first=0, **settings) -> [n, *d], data as stored: examples `first` to
+        `first + n − 1` of a key. An example depends only on the key and its number; `first` may be traced.
+      bound: name of the bound that `elbo` estimates, for reports.
+      components: name of the family and its components, for reports, such as "vdm: unet, linear, eps, base
+        levels…".
+      init_model_state: params -> model state, which the loss updates at every training step, such as the
+        running averages of learned training times; None for a model without one.
+      importance: (params, key, batch, samples) -> −log of the mean of `samples` importance weights, nats [B];
+        None if the model has no such bound.
+      plots: name -> function (params, data [n, *d]) -> images [rows, columns, *d].
+      unsupported: the reason why `elbo` and `sample` raise ValueError, for a model that is not generative.
+      per_noise_level: the bound and the loss by noise level; None for a model without noise levels.
     """
 
     init: Callable[[Key], Params]
-    loss: Callable[..., tuple[Array, Any]]
-    elbo: Callable[..., Elbo]
-    sample: Callable[..., Array]
+    # Any: the metrics, or with a model state the pair of metrics and next state
+    loss: Callable[Concatenate[Params, Key, BatchLike, ...], tuple[Array, Any]]
+    elbo: Callable[Concatenate[Params, Key, BatchLike, ...], Elbo]
+    sample: Callable[Concatenate[Params, Key, int, ...], Array]
     bound: str
     components: str
     init_model_state: Callable[[Params], PyTree] = no_model_state
-    importance: Callable[..., Array] | None = None
-    plots: Mapping[str, Callable[[Params, Any], Array]] = MappingProxyType({})
+    importance: Callable[[Params, Key, BatchLike, int], Array] | None = None
+    plots: Mapping[str, Callable[[Params, Array | np.ndarray], Array]] = MappingProxyType({})
     unsupported: str | None = None
     per_noise_level: PerNoiseLevel | None = None
 
     @property
     def name(self) -> str:
-        """Name of the family, with which `components` start."""
+        """Name of the family, the first word of `components`."""
         return self.components.partition(":")[0]
 
 
@@ -110,17 +128,19 @@ def with_model_state(model: Model, model_state: PyTree) -> Model:
     if model_state is None:
         return model
 
-    def loss(params, key, batch):
+    def loss(params: Params, key: Key, batch: BatchLike) -> tuple[Array, Metrics]:
         value, (metrics, _) = model.loss(params, key, batch, model_state)
         return value, metrics
 
-    parts = model.per_noise_level
-    if parts is not None:
-        parts = parts._replace(
-            draw=partial(parts.draw, model_state=model_state),
-            loss=partial(parts.loss, model_state=model_state),
+    per_noise_level = model.per_noise_level
+    if per_noise_level is not None:
+        per_noise_level = per_noise_level._replace(
+            draw=partial(per_noise_level.draw, model_state=model_state),
+            loss=partial(per_noise_level.loss, model_state=model_state),
         )
-    return model._replace(loss=loss, init_model_state=no_model_state, per_noise_level=parts)
+    return model._replace(
+        loss=loss, init_model_state=no_model_state, per_noise_level=per_noise_level
+    )
 
 
 class Statistics(NamedTuple):
@@ -130,9 +150,9 @@ class Statistics(NamedTuple):
       shape: of one example.
       levels: K, or None for continuous data.
       second_moment: E[x_0²] of the encoded data.
-      log_counts: float32 [*d, K], smoothed log-histogram of each position over the split (of more than 50,000
-        examples, over a random sample of 50,000), or None where no component takes them.
-      residual: (gammas, log deviations) of the base's error, `bases.measure_residual`, or None.
+      log_counts: float32 [*d, K], smoothed log-histogram of each position over the split (over a random sample
+        of 50,000 examples if the split is larger), or None if no component takes it.
+      residual: (gammas, log deviations) of the base's error, see `bases.measure_residual`, or None.
     """
 
     shape: tuple[int, ...]
@@ -147,8 +167,13 @@ class Statistics(NamedTuple):
         return math.prod(self.shape)
 
 
-def check_statistics(statistics: Any) -> None:
-    """Raise TypeError or ValueError unless these are the statistics of some data."""
+def check_statistics(statistics: Statistics) -> None:
+    """Check the statistics that a model is built from.
+
+    Raises:
+      TypeError: they are not a `Statistics`, or the shape is not a sequence.
+      ValueError: a size, the number of levels or the second moment is out of range.
+    """
     check_instance(
         statistics,
         Statistics,
@@ -166,17 +191,17 @@ def check_statistics(statistics: Any) -> None:
     )
 
 
-def check_params(params: Any, names: tuple[str, ...] = ("network", "schedule")) -> None:
-    """Raise TypeError unless `params` have the parts of those that a model's `init` makes."""
+def check_params(params: Params, names: tuple[str, ...] = ("network", "schedule")) -> None:
+    """Raise TypeError unless `params` is a mapping with the keys `names`, as a model's `init` returns."""
     if not isinstance(params, Mapping) or not {*names} <= {*params}:
         raise TypeError(f"params: expected those of model.init(key), found {describe(params)}")
 
 
-def likelihood_for(statistics: Statistics, spec: Any) -> Likelihood:
+def likelihood_for(statistics: Statistics, spec: Spec | Likelihood) -> Likelihood:
     """Build the likelihood of a model.
 
     Raises:
-      ValueError: what `build` refuses, or a likelihood of another kind than the data.
+      ValueError: `build` raises it, or the likelihood does not fit the levels of the data.
     """
     likelihood = build(LIKELIHOODS, spec, "likelihood", **statistics._asdict())
     if likelihood.levels != statistics.levels:
@@ -187,15 +212,18 @@ def likelihood_for(statistics: Statistics, spec: Any) -> Likelihood:
     return likelihood
 
 
-def encoded(batch: Any, statistics: Statistics, likelihood: Likelihood) -> tuple[Batch, Array]:
-    """Return a batch and its data [B, *d] in the model's scale.
+def encoded(
+    batch: BatchLike, statistics: Statistics, likelihood: Likelihood
+) -> tuple[Batch, Array]:
+    """Return the `Batch` and its data [B, *d] on the model's scale.
 
     Raises:
-      ValueError: its examples have another shape than the data of the statistics, it has none, or other
-        numbers of indices and phases.
+      TypeError: it is not a batch.
+      ValueError: the batch has no examples, their shape is not that of the statistics, or `index` or `phase`
+        is not of shape [B].
     """
     batch = as_batch(batch)
-    if len(batch.x.shape) > 0 and batch.x.shape[0] == 0:
+    if batch.x.shape[0] == 0:
         raise ValueError("batch: expected at least 1 example, found none")
     check_shape(batch.x.shape[1:], statistics.shape, "batch: of each example")
     for name in ("index", "phase"):
@@ -204,4 +232,5 @@ def encoded(batch: Any, statistics: Statistics, likelihood: Likelihood) -> tuple
 
 
 def _kind(levels: int | None) -> str:
+    """Describe the kind of data in an error message."""
     return "continuous values" if levels is None else f"{levels} levels"

@@ -1,4 +1,4 @@
-"""Statistics of a training split, fitted once and kept beside the run."""
+"""Statistics of a training split, fitted once and saved in the folder of a run."""
 
 import hashlib
 import json
@@ -10,19 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.bases import BASES, measure_residual
+from vdm_jax.bases import BASES, Base, measure_residual
 from vdm_jax.checks import check_array
 from vdm_jax.likelihoods import level_values
 from vdm_jax.models.model import Statistics
 from vdm_jax.runtime.files import write_file
 from vdm_jax.runtime.npz import read_npz
 from vdm_jax.specs import build
+from vdm_jax.typing import Spec
 
 RESIDUAL_VALUES = 2**16
-"""(position, level) pairs that the error of a base is measured on. Its root mean square is known to 1 %, and to
-about 30 % at noise that hardly ever moves a value to another level, where it is below 1 % of their spacing."""
+"""Number of (position, level) pairs on which the error of a base is measured. Its root mean square then has a
+relative error of 1 %. Where the noise rarely moves a value to another level, the relative error is about 30 %,
+but the root mean square is below 1 % of the spacing of the levels."""
 
 RESIDUAL_GAMMAS = np.linspace(-20.0, 12.0, 65)
+"""Values of γ at which the error of a base is measured."""
 
 DTYPES = {
     "shape": np.int64,
@@ -31,90 +34,96 @@ DTYPES = {
     "log_counts": np.float32,
     "residual": np.float32,
 }
-"""Fields of `Statistics` -> how they are stored and digested."""
+"""Field of `Statistics` -> the type in which it is saved and digested."""
 
 
 def fit_statistics(
     counts: np.ndarray,
     *,
     shape: tuple[int, ...] | None = None,
-    base: Any = None,
+    base: Spec | Base | None = None,
 ) -> Statistics:
     """Fit the statistics of K-level data.
 
-    All are functions of the counts alone, so that the order in which the split is stored is none of them. The
-    rows of `BASES` treat each position alone: their error on a data set is that on the (position, level) pairs
-    that were counted, of which about 2**16 are drawn in proportion to their counts.
+    They are functions of the counts and do not depend on the order of the examples. The bases of `BASES` treat
+    each position separately, so that the error of a base on a data set depends only on the counted (position,
+    level) pairs. It is measured on about 2**16 pairs, drawn in proportion to their counts.
+
+    Each level gets 1/K of a count at each position in addition, so that no test image has probability 0.
 
     Args:
-      counts: int [*d, K], how often each level occurs at each position of the training split, or [K], in all,
-        for a model that takes no `log_counts`: `level_counts`.
-      shape: of one example; counts [K] do not have it.
-      base: spec of the base whose error is to be measured; None measures none.
-
-    A level never seen at a position gets 1/K of one count, so that no test image is impossible.
+      counts: int [*d, K], the counts of each level at each position of the training split, see `level_counts`;
+        or [K], the counts over all positions, for a model that does not take `log_counts`.
+      shape: of one example; needed for counts [K], which do not contain it.
+      base: the base whose error is measured, as a name, a spec or built; None to measure no error.
     """
     check_array(counts, "counts")
     levels = counts.shape[-1]
     values = level_values(levels)
     frequency = counts.reshape(-1, levels).sum(0) / counts.sum()
-    fitted = Statistics(
+    statistics = Statistics(
         shape=tuple(counts.shape[:-1]) if shape is None else tuple(shape),
         levels=levels,
         second_moment=float(np.sum(frequency * values**2)),
         log_counts=_log_counts(counts) if counts.ndim > 1 else None,
     )
     if base is None:
-        return fitted
-    built = build(BASES, base, "base", **fitted._asdict())
-    if not built.informative:  # its deviation is known in closed form
-        return fitted
-    x0 = jnp.asarray(values[_draw_levels(counts, fitted.shape)], jnp.float32)
-    residual = measure_residual(built, x0, jax.random.key(0), RESIDUAL_GAMMAS)
-    return fitted._replace(residual=residual)
+        return statistics
+    built_base = build(BASES, base, "base", **statistics._asdict())
+    if not built_base.informative:  # its deviation has a closed form
+        return statistics
+    x0 = jnp.asarray(values[_draw_levels(counts, statistics.shape)], jnp.float32)
+    residual = measure_residual(built_base, x0, jax.random.key(0), RESIDUAL_GAMMAS)
+    return statistics._replace(residual=residual)
 
 
 def _log_counts(counts: np.ndarray) -> np.ndarray:
+    """Return the log-histogram [*d, K] of each position, smoothed by 1/K of a count for each level."""
     smooth = counts + 1 / counts.shape[-1]
-    smooth /= smooth.sum(-1, keepdims=True)  # in place: of large images this is gigabytes
+    smooth /= smooth.sum(
+        -1, keepdims=True
+    )  # in place, because for large images the array has gigabytes
     return np.log(smooth, out=smooth).astype(np.float32)
 
 
 def _draw_levels(counts: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Draw levels from counts [*d, K] or [K], each position alone: int64 [n, *shape], about `RESIDUAL_VALUES`.
+    """Draw n examples from counts [*d, K] or [K], each position separately; return levels, int64 [n, *shape].
 
-    The draws of a position are stratified: of m draws, a level with the share f of its counts gets m f ± 1.
+    n is chosen for about `RESIDUAL_VALUES` levels in all. The draws of a position are stratified: of m draws, a
+    level with the share f of the position's counts gets m f ± 1.
     """
     dim, levels = math.prod(shape), counts.shape[-1]
-    rows = counts.reshape(-1, levels)
+    histograms = counts.reshape(-1, levels)  # one for each position, or a single one for all
     n = max(1, RESIDUAL_VALUES // dim)
-    draws = n * dim // len(rows)
-    uniform = np.random.default_rng(0).random((draws, len(rows)))
+    draws = n * dim // len(histograms)
+    uniform = np.random.default_rng(0).random((draws, len(histograms)))
     strata = (np.arange(draws)[:, None] + uniform) / draws
-    total = rows.sum(-1)
-    place = np.minimum((strata * total).astype(np.int64), total - 1) + np.cumsum(total) - total
-    # the counts of all positions one after the other: the level is where the place falls into
-    level = np.searchsorted(np.cumsum(rows), place.ravel(), side="right") % levels
+    total = histograms.sum(-1)
+    # The counts of all positions are laid end to end. A draw is an index into them, and its level is the
+    # stretch that contains the index, so that one `searchsorted` serves all positions.
+    first = np.cumsum(total) - total
+    index = np.minimum((strata * total).astype(np.int64), total - 1) + first
+    level = np.searchsorted(np.cumsum(histograms), index.ravel(), side="right") % levels
     return level.reshape(n, *shape)
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
-    """Write as .npz, whole or not at all; fields that are None are left out.
+    """Write statistics as .npz, atomically; fields that are None are left out.
 
     Raises:
-      OSError: the file cannot be written; the previous one is left.
+      OSError: the file cannot be written; a previous file is kept.
     """
     fields: dict[str, Any] = _arrays(statistics)
     write_file(path, lambda file: np.savez(file, **fields))
 
 
 def load_statistics(path: Path) -> Statistics:
-    """Read what `save_statistics` wrote; nothing is unpickled.
+    """Read statistics that `save_statistics` wrote. No data are unpickled.
 
     Raises:
-      FileNotFoundError: there is no file.
-      OSError: the path is a link or no regular file, or cannot be read.
-      ValueError: the file is damaged, or its fields do not agree with each other.
+      FileNotFoundError: the file does not exist.
+      OSError: the path is a link or not a regular file, or cannot be read.
+      ValueError: the file is damaged, or its fields contradict each other.
     """
     fields = read_npz(path)
     fault = _fault(fields)
@@ -131,7 +140,10 @@ def load_statistics(path: Path) -> Statistics:
 
 
 def digest_of(statistics: Statistics) -> str:
-    """Digest all fields with their names, types and shapes: 16 hexadecimal digits, as saved and loaded."""
+    """Return a digest of all fields with their names, types and shapes, 16 hexadecimal digits.
+
+    The fields are digested as they are saved, so that loading statistics does not change their digest.
+    """
     digest = hashlib.sha256()
     for name, array in _arrays(statistics).items():
         digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
@@ -140,12 +152,13 @@ def digest_of(statistics: Statistics) -> str:
 
 
 def _arrays(statistics: Statistics) -> dict[str, np.ndarray]:
+    """Return the fields that are not None as the arrays in which they are saved."""
     fields = statistics._asdict().items()
     return {name: np.asarray(value, DTYPES[name]) for name, value in fields if value is not None}
 
 
 def _fault(fields: dict[str, np.ndarray]) -> str | None:
-    """Describe what is wrong with fields that were read from a file; None if nothing is."""
+    """Return a description of the first fault in fields that were read from a file, or None."""
     for name, array in fields.items():
         if name not in DTYPES:
             return f"unknown field {name!r}"
@@ -157,10 +170,11 @@ def _fault(fields: dict[str, np.ndarray]) -> str | None:
     if missing:
         return f"{sorted(missing)[0]} is missing"
     shape, moment = fields["shape"], fields["second_moment"]
-    levels, counts, residual = (fields.get(n) for n in ("levels", "log_counts", "residual"))
+    levels, counts = fields.get("levels"), fields.get("log_counts")
+    residual = fields.get("residual")
     if shape.ndim != 1 or np.any(shape < 1):
         return f"shape is {shape.tolist()}, expected sizes of at least 1"
-    if moment.ndim != 0 or moment < 0:  # 0 of data that are 0 throughout
+    if moment.ndim != 0 or moment < 0:  # 0 for data that are all 0
         return f"second_moment is {moment}, expected a number of at least 0"
     if levels is not None and (levels.ndim != 0 or levels < 2):
         return f"levels is {levels}, expected a number of at least 2"

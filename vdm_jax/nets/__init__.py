@@ -1,7 +1,6 @@
-"""Networks. Flax lives here and nowhere else."""
+"""Networks. Only this package imports Flax."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from vdm_jax.nets.adapters import as_network, complete
 from vdm_jax.nets.callables import from_callable
@@ -18,7 +17,7 @@ NETS: dict[str, Callable[..., Network]] = {
     "conv_encoder": conv_encoder,
     "conv_decoder": conv_decoder,
 }
-"""name -> factory of a `Network`; the last two are for latent variables, no denoisers."""
+"""name -> factory of a `Network`. The last two are for latent variables and are no denoisers."""
 
 __all__ = [
     "NETS",
@@ -35,14 +34,19 @@ __all__ = [
 ]
 
 
-def network_of(given: Any, shape: tuple[int, ...]) -> Network:
-    """Return the network of a name, of a spec, or of what `as_network` takes.
+def network_of(given: object, shape: tuple[int, ...]) -> Network:
+    """Build the network that a name or a spec names, or turn another object into one by `as_network`.
+
+    Args:
+      given: a name or a spec of `NETS`, or an argument of `as_network`.
+      shape: of one example.
 
     Raises:
-      ValueError: those of `build` and `as_network`, about "network".
+      ValueError: `build` or `as_network` raises it; the message starts with "network".
     """
     if isinstance(given, str | Mapping):
         given = build(NETS, given, "network")
-    initialized = isinstance(given, Network) and not isinstance(given, Pretrained)
     with located("network"):
-        return (complete if initialized else as_network)(given, shape)
+        if isinstance(given, Network) and not isinstance(given, Pretrained):
+            return complete(given, shape)
+        return as_network(given, shape)

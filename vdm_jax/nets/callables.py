@@ -1,6 +1,6 @@
-"""Networks of callables (xt, gamma_t) -> F, which are written for one example or for a batch."""
+"""Networks made of callables (xt, gamma_t) -> F, which are written for one example or for a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,17 @@ from vdm_jax.checks import check_callable, describe
 from vdm_jax.nets.network import Network, Pretrained
 from vdm_jax.nets.signatures import named
 from vdm_jax.nets.trial import is_batched
-from vdm_jax.typing import Params
+from vdm_jax.typing import Array, Keys, Params
 
 
 class _Readings:
-    """Both ways to call a callable, whose arrays are its parameters if it is a PyTree.
+    """A callable with its parameters, and its two readings: for one example, or for a batch.
+
+    The parameters of a PyTree, such as a module of Equinox or Flax NNX, are its arrays of floats. A plain
+    function has none.
 
     Raises:
-      ValueError: it is none, or it has state that a function of its parameters would lose.
+      ValueError: the callable is a class, or has state that a function of its parameters would lose.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -28,60 +31,83 @@ class _Readings:
         self.arguments = named(function)
         leaves, tree = jax.tree.flatten(function)
         self.function, self.leaves, self.tree = function, leaves, tree
-        if tree == jax.tree.structure(0):  # a plain function
+        if tree == jax.tree.structure(0):  # a plain function is a single leaf
             self.leaves = []
-        self.trained = [
+        self.is_param = [
             isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
             for leaf in self.leaves
         ]
 
-    def init(self, key: Any, xt: Any, gamma_t: Any = None, extra: Any = None) -> Params:
+    def init(self, key: object, xt: object, gamma_t: object = None, extra: object = None) -> Params:
+        """Return the parameters that the callable holds; the arguments are those of `Network.init`."""
         del key, xt, gamma_t, extra
-        return [leaf for leaf, t in zip(self.leaves, self.trained, strict=True) if t]
+        return [leaf for leaf, is_param in self._marked_leaves() if is_param]
 
-    def single(self, params: Params, xt: Any, gamma_t: Any, extra: Any = None, keys: Any = None):
-        """Map over the examples of a batch."""
-        others = {name: v for name, v in self._others(extra, keys).items() if v is not None}
-        return jax.vmap(lambda xt, g, others: self._call(params, xt, g, others))(
-            xt, gamma_t, others
-        )
+    def single(
+        self,
+        params: Params,
+        xt: Array,
+        gamma_t: Array,
+        extra: Array | None = None,
+        keys: Keys | None = None,
+    ) -> Any:
+        """Call on each example of a batch."""
+        # None, which has no examples to map over, is left to the callable's own default
+        keywords = {n: v for n, v in self._keywords(extra, keys).items() if v is not None}
 
-    def batched(self, params: Params, xt: Any, gamma_t: Any, extra: Any = None, keys: Any = None):
-        """Call with the whole batch."""
-        return self._call(params, xt, gamma_t, self._others(extra, keys))
+        def call(xt, gamma_t, keywords):
+            return self._call(params, xt, gamma_t, keywords)
 
-    def _others(self, extra: Any, keys: Any) -> dict[str, Any]:
+        return jax.vmap(call)(xt, gamma_t, keywords)
+
+    def batched(
+        self,
+        params: Params,
+        xt: Array,
+        gamma_t: Array,
+        extra: Array | None = None,
+        keys: Keys | None = None,
+    ) -> Any:
+        """Call on the whole batch."""
+        return self._call(params, xt, gamma_t, self._keywords(extra, keys))
+
+    def _keywords(self, extra: Array | None, keys: Keys | None) -> dict[str, Any]:
+        """Return `extra` and `keys`, as far as the callable has arguments of these names."""
         return {n: v for n, v in (("extra", extra), ("keys", keys)) if n in self.arguments}
 
-    def _call(self, params: Params, xt: Any, gamma_t: Any, others: dict[str, Any]) -> Any:
+    def _marked_leaves(self) -> Iterator[tuple[Any, bool]]:
+        """Iterate over the leaves of the callable and whether each is a parameter."""
+        return zip(self.leaves, self.is_param, strict=True)
+
+    def _call(self, params: Params, xt: Array, gamma_t: Array, keywords: dict[str, Any]) -> Any:
+        """Call the callable with its parameters replaced by `params`."""
         if not self.leaves:
-            return self.function(xt, gamma_t, **others)
-        own = iter(params)
-        merged = [
-            next(own) if t else leaf for leaf, t in zip(self.leaves, self.trained, strict=True)
-        ]
+            return self.function(xt, gamma_t, **keywords)
+        values = iter(params)
+        merged = [next(values) if is_param else leaf for leaf, is_param in self._marked_leaves()]
         module = jax.tree.unflatten(self.tree, merged)
-        before, tree = jax.tree.flatten(module)
-        output = module(xt, gamma_t, **others)
-        after, changed = jax.tree.flatten(module)
-        if changed != tree or any(a is not b for a, b in zip(after, before, strict=True)):
+        before, tree_before = jax.tree.flatten(module)
+        output = module(xt, gamma_t, **keywords)
+        # a pure function cannot return the state that a module changes in a call: it would be lost silently
+        after, tree_after = jax.tree.flatten(module)
+        if tree_after != tree_before or any(a is not b for a, b in zip(after, before, strict=True)):
             raise ValueError(f"{_kind(module)} changes its own state when it is called")
         return output
 
 
 def from_callable(function: Callable[..., Any], *, batched: bool) -> Network:
-    """Make a `Network` of a callable (xt, gamma_t) -> F and say what it is written for.
+    """Wrap a callable (xt, gamma_t) -> F, written for one example or for a batch, as a `Network`.
 
-    The arrays of a PyTree, as the modules of Equinox and Flax NNX are, are its parameters and what training
-    starts from. `extra` and `keys` are passed to a callable that has arguments of these names.
+    The arrays of a PyTree, such as a module of Equinox or Flax NNX, are its parameters, and training starts
+    from their values. `extra` and `keys` are passed to a callable that has arguments of these names.
 
     Args:
       function: the callable.
-      batched: True for arrays xt [B, *d] and gamma_t [B], False for one example, xt [*d] and a scalar.
+      batched: True if it takes xt [B, *d] and gamma_t [B], False if it takes one example xt [*d] and a scalar.
 
     Raises:
-      TypeError: no callable of two arguments, or `batched` is no boolean.
-      ValueError: a module with state besides its parameters.
+      TypeError: `function` is not a callable of two arguments, or `batched` is not a boolean.
+      ValueError: a module has state besides its parameters.
 
     Examples:
       >>> from vdm_jax.nets import from_callable
@@ -102,7 +128,11 @@ def from_callable(function: Callable[..., Any], *, batched: bool) -> Network:
 
 
 def from_either(function: Callable[..., Any], shape: tuple[int, ...]) -> Network:
-    """Make a `Network` of a callable that does not say whether it is written for batches."""
+    """Wrap a callable as a `Network`, and find out if it is written for one example or for a batch.
+
+    Raises:
+      ValueError: the callable has state, or `is_batched` cannot decide.
+    """
     readings = _Readings(function)
     batched = is_batched(
         readings.single,
@@ -115,11 +145,12 @@ def from_either(function: Callable[..., Any], shape: tuple[int, ...]) -> Network
     return Pretrained(readings.init, readings.batched if batched else readings.single)
 
 
-def _check_stateless(function: Any) -> None:
-    """Refuse what a function of the parameters alone would lose.
+def _check_stateless(function: Callable[..., Any]) -> None:
+    """Check that a callable has no state that a function of its parameters alone would lose.
 
     Raises:
-      ValueError: an NNX module with other state, or a module inside a bound method or a `partial`.
+      ValueError: the callable is a class, an NNX module with state besides parameters, or a bound method or a
+        `partial` of a module.
     """
     if isinstance(function, type):
         raise ValueError(f"expected an object, found {describe(function)}: call it first")
@@ -132,6 +163,7 @@ def _check_stateless(function: Any) -> None:
         )
     if jax.tree.structure(function) != jax.tree.structure(0):
         return
+    # a plain function, unless it hides a module
     inner = getattr(function, "func", None) if isinstance(function, partial) else None
     inner = getattr(function, "__self__", inner)
     is_leaf = jax.tree.structure(inner) == jax.tree.structure(0)
@@ -141,7 +173,11 @@ def _check_stateless(function: Any) -> None:
         )
 
 
-def _kind(module: Any) -> str:
-    kinds = {"Linen": nn.Module, "NNX": nnx.Module}
-    name = next((name for name, kind in kinds.items() if isinstance(module, kind)), None)
-    return f"the {name} module {type(module).__name__}" if name else f"a {type(module).__name__}"
+def _kind(module: object) -> str:
+    """Describe a module in an error message."""
+    name = type(module).__name__
+    if isinstance(module, nn.Module):
+        return f"the Linen module {name}"
+    if isinstance(module, nnx.Module):
+        return f"the NNX module {name}"
+    return f"a {name}"

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,9 +10,12 @@ import jax.numpy as jnp
 from vdm_jax.nets.layers import ResnetBlock, norm
 from vdm_jax.nets.network import Network, as_tuple, check_settings, from_linen
 from vdm_jax.nets.ops import Conv
+from vdm_jax.typing import Array, Keys
 
 
 class EncoderModule(nn.Module):
+    """Residual blocks at falling resolution, and a dense layer from all positions to the outputs."""
+
     channels: tuple[int, ...]
     blocks: int
     dropout: float
@@ -21,7 +23,9 @@ class EncoderModule(nn.Module):
     outputs: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x, gamma_t, extra, keys):
+    def __call__(
+        self, x: Array, gamma_t: Array | None, extra: Array | None, keys: Keys | None
+    ) -> Array:
         _check_image("conv_encoder", x.shape[1:], gamma_t, extra)
         layer = 0
         h = Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x)
@@ -37,6 +41,8 @@ class EncoderModule(nn.Module):
 
 
 class DecoderModule(nn.Module):
+    """A dense layer from a vector to a small image, and residual blocks at rising resolution."""
+
     channels: tuple[int, ...]
     blocks: int
     dropout: float
@@ -44,9 +50,12 @@ class DecoderModule(nn.Module):
     outputs: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x, gamma_t, extra, keys):
+    def __call__(
+        self, x: Array, gamma_t: Array | None, extra: Array | None, keys: Keys | None
+    ) -> Array:
         _check_image("conv_decoder", self.outputs, gamma_t, extra)
         height, width, *rest = self.outputs
+        # rounded up, as a convolution of stride 2 does: any height and width can be decoded
         sizes = [(height, width)]
         for _ in self.channels[1:]:
             sizes.append((math.ceil(sizes[-1][0] / 2), math.ceil(sizes[-1][1] / 2)))
@@ -71,21 +80,21 @@ class DecoderModule(nn.Module):
 def conv_encoder(
     *,
     outputs: Sequence[int],
-    channels: Any = (32, 64),
+    channels: Sequence[int] = (32, 64),
     blocks: int = 1,
     dropout: float = 0.0,
     dtype: str = "float32",
 ) -> Network:
-    """Residual blocks and strided convolutions from an image H×W×C to a vector.
+    """Build an encoder of residual blocks and strided convolutions, from images H×W×C to another shape.
 
     Args:
       outputs: shape of one example's output.
       channels: of each level; every level after the first halves the resolution.
-      blocks: residual blocks of a level.
+      blocks: residual blocks of each level.
       dropout, dtype: as in `unet`.
 
     Raises:
-      ValueError: here for a setting that cannot be, at the first call for data that are not H×W×C.
+      ValueError: here for a wrong setting, and at the first call for data that are not H×W×C.
     """
     return _conv(EncoderModule, outputs, channels, blocks, dropout, dtype)
 
@@ -93,16 +102,27 @@ def conv_encoder(
 def conv_decoder(
     *,
     outputs: Sequence[int],
-    channels: Any = (32, 64),
+    channels: Sequence[int] = (32, 64),
     blocks: int = 1,
     dropout: float = 0.0,
     dtype: str = "float32",
 ) -> Network:
-    """The way back: from a vector to an image `outputs` = H×W×…, the last of `channels` first."""
+    """Build the decoder to an image of shape `outputs` = H×W×….
+
+    Its arguments are those of `conv_encoder`. It goes through `channels` from the last to the first.
+    """
     return _conv(DecoderModule, outputs, channels, blocks, dropout, dtype)
 
 
-def _conv(module, outputs, channels, blocks, dropout, dtype) -> Network:
+def _conv(
+    module: type[EncoderModule] | type[DecoderModule],
+    outputs: Sequence[int],
+    channels: Sequence[int],
+    blocks: int,
+    dropout: float,
+    dtype: str,
+) -> Network:
+    """Check the settings of an encoder or decoder, and build its `Network`."""
     outputs, channels = tuple(outputs), as_tuple("channels", channels)
     check_settings(dropout=dropout, dtype=dtype, channels=channels, blocks=blocks)
     return from_linen(
@@ -110,7 +130,10 @@ def _conv(module, outputs, channels, blocks, dropout, dtype) -> Network:
     )
 
 
-def _check_image(name: str, shape: tuple[int, ...], gamma_t, extra) -> None:
+def _check_image(
+    name: str, shape: tuple[int, ...], gamma_t: Array | None, extra: Array | None
+) -> None:
+    """Raise ValueError unless the shape is that of an image and there are no inputs of a denoiser."""
     if gamma_t is not None or extra is not None:
         raise ValueError(f"{name}: is no denoiser; it takes neither γ nor the estimate of a base")
     if len(shape) < 3:

@@ -10,28 +10,30 @@ import jax.numpy as jnp
 
 from vdm_jax.nets.network import dropout
 from vdm_jax.nets.ops import SAVED, Conv, attend
+from vdm_jax.typing import Array, Keys
 
 ZEROS = nn.initializers.zeros_init()
 
 
-def norm(x, name: str):
-    """Group norm in float32 with at most 32 groups, of at least 4 channels where there are as many.
+def norm(x: Array, name: str) -> Array:
+    """Apply group norm in float32, with at most 32 groups and, if possible, at least 4 channels in a group.
 
-    A group of one channel would take the condition, which is a shift of each channel, out again.
+    The condition shifts each channel. The norm of a group of one channel would remove this shift.
     """
     channels = x.shape[-1]
+    # the largest number of groups that divides the channels evenly
     groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
     normal = nn.GroupNorm(num_groups=groups, dtype=jnp.float32, name=name)
     return normal(x.astype(jnp.float32)).astype(x.dtype)
 
 
 class Attention(nn.Module):
-    """Self-attention over the positions, one head, zero at the start."""
+    """Self-attention over the positions, with one head; the identity at initialization."""
 
     dtype: str
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
         h = norm(x, "norm").reshape(batch, height * width, channels)
         q, k, v = (
@@ -44,14 +46,16 @@ class Attention(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """norm, silu, conv, + condition if there is one, norm, silu, dropout, zero conv, + shortcut."""
+    """norm, silu, conv, + condition if not None, norm, silu, dropout, conv from zero weights, + shortcut."""
 
     channels: int
     dropout: float
     dtype: str
 
     @nn.compact
-    def __call__(self, x, condition, keys, layer):
+    def __call__(
+        self, x: Array, condition: Array | None, keys: Keys | None, layer: int | Array
+    ) -> Array:
         h = Conv(self.channels, dtype=self.dtype, name="conv_1")(nn.silu(norm(x, "norm_1")))
         if condition is not None:
             shift = nn.Dense(
@@ -67,10 +71,10 @@ class ResnetBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """One repetition of a U-Net's level: [the end of a skip connection], a residual block, attention if any.
+    """One block of a U-Net's level, as the body of a loop.
 
-    The body of a loop: (h, skip or None, layer, condition, keys) -> (h, what a skip starts from). That is its
-    input, which the backward pass keeps anyway, where it is not computed again.
+    On the way down (`skip` is None) it returns its input as well, from which a skip connection starts. On the
+    way up it concatenates the skip to its input. A residual block follows, and attention if the level has it.
     """
 
     channels: int
@@ -79,7 +83,15 @@ class Stage(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, h, skip, layer, condition, keys):
+    def __call__(
+        self,
+        h: Array,
+        skip: Array | None,
+        layer: Array,
+        condition: Array,
+        keys: Keys | None,
+    ) -> tuple[Array, Array | None]:
+        # the input rather than the output of the block: the backward pass keeps it in any case
         start = h if skip is None else None
         if skip is not None:
             h = jnp.concatenate([h, skip], -1)
@@ -91,8 +103,9 @@ class Stage(nn.Module):
 
 
 def looped(stage: type[nn.Module], *, reverse: bool) -> Callable[..., nn.Module]:
-    """One loop over stages of equal shapes: parameters, skips and outputs have a leading axis of stages."""
-    axes: Any = (0, 0, nn.broadcast, nn.broadcast)  # of the call's arguments; Flax annotates one
+    """Turn a stage into a loop over equal stages; params, skips and outputs get a leading axis of stages."""
+    # Any: axes of skip, layer, condition and keys, where Flax's annotation allows a single axis
+    axes: Any = (0, 0, nn.broadcast, nn.broadcast)
     return nn.scan(
         stage,
         variable_axes={"params": 0},
@@ -107,4 +120,5 @@ REMAT: dict[str, Callable[[type[nn.Module]], type[nn.Module]]] = {
     "full": nn.remat,
     "save_conv": partial(nn.remat, policy=jax.checkpoint_policies.save_only_these_names(SAVED)),
 }
-"""Inner values of a block that the backward pass recomputes: none, all, or all but the convolutions."""
+"""name -> transformation of a block. Its backward pass then recomputes none of the inner values of the block,
+all of them, or all except the outputs of convolutions."""

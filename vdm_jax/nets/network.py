@@ -1,7 +1,7 @@
 """The interface of a network: two pure functions on whole batches."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from vdm_jax.checks import describe
 from vdm_jax.nets.signatures import named
 from vdm_jax.specs import nearest
-from vdm_jax.typing import Params
+from vdm_jax.typing import Array, Keys, Params
 
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("bfloat16", "float32")  # of the computation
 
 
 class Network(NamedTuple):
@@ -20,10 +20,10 @@ class Network(NamedTuple):
 
     Attributes:
       init: (key, xt, gamma_t=None, extra=None) -> params; `xt` [B, *d], `gamma_t` [B], `extra` [B, *d].
-      apply: (params, xt, gamma_t=None, extra=None, keys=None) -> [B, ...]. `gamma_t` is the noise level of
-        a denoiser; the encoders and decoders of latent variables have none. `extra` is a second input, the
-        base's estimate, if there is one. `keys` [B] are the examples' own keys for dropout; None switches
-        it off.
+      apply: (params, xt, gamma_t=None, extra=None, keys=None) -> [B, ...]. `gamma_t` is the noise level of a
+        denoiser, and None for encoders and decoders of latent variables. `extra` is the estimate of an
+        informative base, and None for other bases. `keys` [B] are keys for dropout, one for each example; None
+        switches dropout off.
 
     Examples:
       >>> gain = vdm.Network(
@@ -36,39 +36,42 @@ class Network(NamedTuple):
     """
 
     init: Callable[..., Params]
-    apply: Callable[..., Any]
+    apply: Callable[Concatenate[Params, ...], Array]
 
 
 class Pretrained(Network):
-    """A `Network` whose `init` returns the weights that a callable came with, whatever the key."""
+    """A `Network` whose `init` ignores the key and returns the weights that a callable holds."""
 
     __slots__ = ()
 
 
 def from_linen(module: nn.Module, *, inputs: int = 2) -> Network:
-    """Make a `Network` of a Linen module, called on batches as module(xt, gamma_t).
+    """Wrap a Linen module, which is called on batches as module(xt, gamma_t), as a `Network`.
 
     `extra` and `keys` are passed to a module whose `__call__` has arguments of these names.
 
     Args:
-      module: with parameters and no other variables.
-      inputs: 2 for a denoiser, 1 for a map of latent variables, called as module(x).
+      module: a Linen module without variables other than parameters.
+      inputs: 2 for a denoiser; 1 for a map of latent variables, which is called as module(x), and gets
+        `gamma_t` = None if its `__call__` has an argument of this name.
 
     Raises:
-      TypeError: no Linen module.
-      ValueError: in `init`, a module with other variables than parameters.
+      TypeError: `module` is not a Linen module.
+      ValueError: in `init`, the module has other variables than parameters.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"from_linen: expected a Linen module, found {describe(module)}")
     names = named(type(module).__call__)
 
-    def others(gamma_t, extra, keys) -> dict[str, Any]:
-        values = {"extra": extra, "keys": keys} | ({"gamma_t": gamma_t} if inputs < 2 else {})
+    def keywords(gamma_t, extra, keys) -> dict[str, Any]:
+        values = {"extra": extra, "keys": keys}
+        if inputs < 2:  # otherwise it is the second positional argument
+            values["gamma_t"] = gamma_t
         return {name: value for name, value in values.items() if name in names}
 
     def init(key, xt, gamma_t=None, extra=None):
-        first = (xt, gamma_t)[:inputs]
-        variables = module.init(key, *first, **others(gamma_t, extra, None))
+        arguments = (xt, gamma_t)[:inputs]
+        variables = module.init(key, *arguments, **keywords(gamma_t, extra, None))
         if more := sorted({*variables} - {"params"}):
             raise ValueError(
                 f"the Linen module {type(module).__name__} has variables besides its parameters, {more}, as "
@@ -76,15 +79,16 @@ def from_linen(module: nn.Module, *, inputs: int = 2) -> Network:
             )
         return variables.get("params", {})
 
-    def apply(params, xt, gamma_t=None, extra=None, keys=None):
-        first = (xt, gamma_t)[:inputs]
-        return module.apply({"params": params}, *first, **others(gamma_t, extra, keys))
+    # Any: Linen annotates a tuple as well, which it returns only with mutable variables
+    def apply(params, xt, gamma_t=None, extra=None, keys=None) -> Any:
+        arguments = (xt, gamma_t)[:inputs]
+        return module.apply({"params": params}, *arguments, **keywords(gamma_t, extra, keys))
 
     return Network(init, apply)
 
 
-def check_settings(*, dropout: float, dtype: str, **sizes: Any) -> None:
-    """Raise ValueError for a setting that no network takes; `sizes` are whole numbers or tuples of them."""
+def check_settings(*, dropout: object, dtype: object, **sizes: object) -> None:
+    """Raise ValueError for a wrong setting of a network; `sizes` are whole numbers or tuples of them."""
     for key, value in sizes.items():
         values = value if isinstance(value, tuple) else (value,)
         if not values or not all(type(n) is int and n > 0 for n in values):
@@ -95,17 +99,17 @@ def check_settings(*, dropout: float, dtype: str, **sizes: Any) -> None:
         raise ValueError(f"dtype: unknown name {dtype!r}{nearest(dtype, DTYPES)}")
 
 
-def as_tuple(name: str, value: Any) -> tuple:
-    """Return a list as a tuple, or raise ValueError."""
+def as_tuple(name: str, value: object) -> tuple[Any, ...]:
+    """Return a list or a tuple as a tuple; raise ValueError for another value."""
     if not isinstance(value, list | tuple):
         raise ValueError(f"{name}: expected a list, found {value!r}")
     return tuple(value)
 
 
-def dropout(x, keys, *, rate: float, layer: Any):
-    """Drop with one mask per example, keyed by the example and the layer; off without keys.
+def dropout(x: Array, keys: Keys | None, *, rate: float, layer: int | Array) -> Array:
+    """Apply dropout with one mask per example, from the example's key and the number of the layer.
 
-    Masks keyed by the example are the same however a batch is spread over devices.
+    Such masks do not depend on how a batch is distributed over devices. Without keys, dropout is off.
     """
     if keys is None or rate == 0:
         return x
@@ -115,8 +119,9 @@ def dropout(x, keys, *, rate: float, layer: Any):
     return jnp.where(masks, x / (1 - rate), 0).astype(x.dtype)
 
 
-def gamma_features(gamma_t, width: int):
-    """Sines and cosines of γ, float32 [B, width]; wavelengths from 0.3 to 200 nats."""
+def gamma_features(gamma_t: Array, width: int) -> Array:
+    """Return sines and cosines of γ, float32 [B, width], with wavelengths in γ from 0.3 to 200."""
+    # at least float32 whatever the compute type: half precision would round the angles of short wavelengths
     gamma_t = gamma_t.astype(jnp.promote_types(gamma_t.dtype, jnp.float32))
     half = max(width // 2, 1)
     frequency = jnp.geomspace(2 * jnp.pi / 200, 2 * jnp.pi / 0.3, half, dtype=gamma_t.dtype)
@@ -124,8 +129,8 @@ def gamma_features(gamma_t, width: int):
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-def fourier_features(x, *, first: int, last: int):
-    """sin and cos of 2^n π x along the channels for n = first..last (Kingma et al. 2021), float32."""
+def fourier_features(x: Array, *, first: int, last: int) -> Array:
+    """Return sin and cos of 2^n π x along the channels for n = first..last, float32 (Kingma et al. 2021)."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     angles = [x * (2.0**n * jnp.pi) for n in range(first, last + 1)]
     return jnp.concatenate([f(a) for a in angles for f in (jnp.sin, jnp.cos)], axis=-1)

@@ -1,4 +1,4 @@
-"""Which arguments a user's function takes; read from its signature, never from whether a call succeeds."""
+"""The arguments of a user's function, read from its signature and never from trial calls."""
 
 import inspect
 from collections.abc import Callable
@@ -6,18 +6,18 @@ from typing import Any
 
 
 def named(function: Callable[..., Any]) -> list[str]:
-    """Names of all arguments."""
+    """Return the names of all arguments of a function."""
     return list(inspect.signature(function).parameters)
 
 
 def known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of some keyword arguments that a function has."""
+    """Return those of the keyword `arguments` that a function takes by name."""
     names = named(function)
     return {name: value for name, value in arguments.items() if name in names}
 
 
 def positional(function: Callable[..., Any]) -> list[str] | None:
-    """Names of the positional arguments except `extra` and `keys`; None for any number of them."""
+    """Return the names of the positional arguments except `extra` and `keys`, or None for `*arguments`."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return None
@@ -26,7 +26,7 @@ def positional(function: Callable[..., Any]) -> list[str] | None:
 
 
 def required(function: Callable[..., Any]) -> int:
-    """Number of positional arguments without a default."""
+    """Return the number of positional arguments, except `extra` and `keys`, without a default."""
     parameters = inspect.signature(function).parameters
     names = positional(function) or []
     return sum(parameters[name].default is inspect.Parameter.empty for name in names)

@@ -1,6 +1,6 @@
 """The axes of a sweep, and the configs of its single runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -11,12 +11,13 @@ from vdm_jax.weightings import WEIGHTINGS, stacked_weightings, wrap_function
 
 
 class SweepAxis(NamedTuple):
-    """One way in which runs may differ.
+    """A setting in which the runs of a sweep may differ.
 
     Attributes:
-      section, field: what it sets in a config.
-      word: how a value is named.
-      table, select: of the values, and what makes one of several built ones by an index that may be traced.
+      section, field: where a config holds the setting; `field` is None if the section is the setting.
+      word: format of a value in the name of a run.
+      table: factories of the components that the axis chooses from; None for an axis of numbers.
+      select: (components, index) -> one of the components; the index may be traced.
       wrap: prepares a value for `build`, such as a plain function.
     """
 
@@ -42,36 +43,46 @@ AXES = {
 """Axes of `config.sweep`; the seeds are last, so that the runs of one variant are neighbours."""
 
 CHOICES = [name for name, axis in AXES.items() if axis.table is not None]
+"""Axes whose values are components of the model."""
 
 
 def expand(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The configs of the single runs, by name; one without a name if `config.sweep` asks for none.
+    """Return the configs of the single runs, by name; without a sweep, one config under the name "".
 
     Raises:
-      ValueError: a value twice, or parameterizations of a model that has none.
+      ValueError: a value that occurs twice, or an axis that the model does not have.
     """
     requested = requested_values(config)
     for axis, values in requested.items():
         if len({*map(str, values)}) < len(values):
             raise ValueError(f"config.sweep.{axis}: expected each value once, found {values}")
-    known = with_defaults(config["model"])
+    # a config may leave a field to its model, so that the config alone does not tell which fields there are
+    fields = with_defaults(config["model"])
     for name in CHOICES:
-        if requested[name] and AXES[name].field not in known:
+        if requested[name] and AXES[name].field not in fields:
             raise ValueError(
                 f"config.sweep.{name}: {config['model']['name']!r} has no {AXES[name].field}"
             )
     configs = {}
     for values in product(*(requested[name] or [None] for name in AXES)):
-        single, words = config | {"sweep": {name: [] for name in AXES}}, []
-        for axis, value in zip(AXES.values(), values, strict=True):
-            if value is not None:
-                section = single[axis.section]
-                single[axis.section] = (
-                    value if axis.field is None else section | {axis.field: value}
-                )
-                words.append(axis.word.format(value))
-        configs["_".join(words)] = single
+        chosen = {
+            name: value for name, value in zip(AXES, values, strict=True) if value is not None
+        }
+        run_name = "_".join(AXES[name].word.format(value) for name, value in chosen.items())
+        configs[run_name] = _single(config, chosen)
     return configs
+
+
+def _single(config: dict[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of one run, which has one value of each requested axis and no sweep."""
+    single = config | {"sweep": {name: [] for name in AXES}}
+    for name, value in chosen.items():
+        axis = AXES[name]
+        if axis.field is None:
+            single[axis.section] = value
+        else:
+            single[axis.section] = single[axis.section] | {axis.field: value}
+    return single
 
 
 def is_sweep(config: dict[str, Any]) -> bool:
@@ -80,5 +91,5 @@ def is_sweep(config: dict[str, Any]) -> bool:
 
 
 def requested_values(config: dict[str, Any]) -> dict[str, Any]:
-    """The values of every axis; of those that a config does not have, none."""
+    """Return the values of every axis; an axis that the config lacks has none."""
     return dict.fromkeys(AXES, ()) | config["sweep"]

@@ -7,8 +7,8 @@ metrics.jsonl      training metrics, also in tensorboard/
 evaluation.json    the last evaluation, with the identity of what was evaluated
 samples.png, loss.png and the model's own plots
 
-A file may be a stranger's, damaged, or left over from other data under the same name. A checkpoint is verified
-by its manifest, so the other files are compared with what the checkpoint says.
+A file may come from somebody else, be damaged, or be left over from other data of the same name. A checkpoint
+is verified by its manifest, so the other files are compared with what the checkpoint stores of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +35,7 @@ CONFIG, STATISTICS, CHECKPOINTS = "config.json", "statistics.npz", "checkpoints"
 
 
 def about_data(dataset: Dataset) -> dict[str, Any]:
-    """Return what a checkpoint stores of its data: names, sizes and a fingerprint of both splits."""
+    """Return the description of the data that a checkpoint stores: names, size and a fingerprint."""
     return {
         "name": dataset.name,
         "version": dataset.version,
@@ -46,10 +46,10 @@ def about_data(dataset: Dataset) -> dict[str, Any]:
 
 
 def check_data(about: Mapping[str, Any], data: Mapping[str, Any], folder: Path) -> None:
-    """Refuse data other than those of a checkpoint.
+    """Check that data are those that a checkpoint was trained on.
 
     Raises:
-      ValueError: with both fingerprints.
+      ValueError: other images; the message has both fingerprints.
     """
     expected = about.get("data", {}).get("fingerprint")
     if data["fingerprint"] != expected:
@@ -60,16 +60,16 @@ def check_data(about: Mapping[str, Any], data: Mapping[str, Any], folder: Path) 
 
 
 def checked_loader(about: Mapping[str, Any], folder: Path) -> Callable[[dict[str, Any]], Dataset]:
-    """Return a function that loads the data of a run once for equal settings, and checks their fingerprint.
+    """Return a function from data settings to a data set, which checks its fingerprint and caches it.
 
     Args:
-      about: of the checkpoint that was loaded; its `data` is None if there is no checkpoint to check against.
+      about: description of the checkpoint; its `data` is None if there is no checkpoint to compare with.
       folder: of the run, for messages.
     """
 
     @cache
     def load(**settings: Any) -> Dataset:
-        # another person may have named the folder
+        # the config may be somebody else's: show which folder is read on its behalf
         if settings["data_dir"] is not None and is_first():
             log(
                 f"reading {settings['name']!r} from {settings['data_dir']}, the data_dir of {folder}"
@@ -79,15 +79,16 @@ def checked_loader(about: Mapping[str, Any], folder: Path) -> Callable[[dict[str
             check_data(about, about_data(dataset), folder)
         return dataset
 
-    return lambda settings: load(**dict(sorted(settings.items())))  # equal keys for the cache
+    # sorted, because the cache distinguishes orders of keyword arguments
+    return lambda settings: load(**dict(sorted(settings.items())))
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
     """Read and validate the config of a run.
 
     Raises:
-      FileNotFoundError: there is no config.
-      ValueError: the file is damaged, or holds no valid config.
+      FileNotFoundError: the folder has no config.
+      ValueError: the file is damaged, or its config is not valid.
     """
     path = workdir / CONFIG
     saved = read_json(path)
@@ -98,7 +99,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def read_run(workdir: Path) -> tuple[dict[str, Any], Statistics]:
-    """Read the config and the statistics of a run; the same in all processes.
+    """Read the config and the statistics of a run, and check that all processes read the same.
 
     Raises:
       FileNotFoundError: the folder holds no run.
@@ -119,10 +120,10 @@ def check_run(
 ) -> None:
     """Check that a config and statistics are those of a checkpoint.
 
-    Settings that may differ, such as those of an evaluation, are reported if they do.
+    Differences in settings that may change, such as those of an evaluation, are only reported.
 
     Raises:
-      ValueError: the file and what differs.
+      ValueError: another config or other statistics; the message has the file and the differences.
     """
     saved, path = about.get("config", {}), workdir / CONFIG
     if lines := difference(saved, config):
@@ -138,17 +139,17 @@ def check_run(
 
 
 def check_statistics(saved: Statistics, fitted: Statistics, workdir: Path) -> None:
-    """Check saved statistics, where no checkpoint exists, against those of the data.
+    """Check saved statistics against those of the data, for a run without a checkpoint.
 
-    The measured error of the base is compared to 1 %, because it is computed on the device.
+    The error of the base is compared to 1 %, because it is measured on the device.
 
     Raises:
       ValueError: they differ.
     """
     exact = digest_of(saved._replace(residual=None)) == digest_of(fitted._replace(residual=None))
-    measured = [np.asarray([] if s.residual is None else s.residual) for s in (saved, fitted)]
-    shaped = measured[0].shape == measured[1].shape
-    if not (exact and shaped and np.allclose(*measured, atol=0.01)):
+    residuals = [np.asarray([] if s.residual is None else s.residual) for s in (saved, fitted)]
+    same_shape = residuals[0].shape == residuals[1].shape
+    if not (exact and same_shape and np.allclose(*residuals, atol=0.01)):
         raise ValueError(f"{workdir / STATISTICS} is not that of the data that the config names")
 
 
@@ -159,35 +160,37 @@ def claim_workdir(
     data: dict[str, Any],
     fit: Callable[[], Statistics],
 ) -> Iterator[tuple[CheckpointStore, Statistics]]:
-    """Lock the folder for a run and make its files those of the run.
+    """Lock the folder of a run and write its config and statistics, or check those that exist.
 
-    Without a checkpoint the run starts anew, so the config and the statistics are written, whatever was there.
-    With one, they have to belong to the checkpoint.
+    Without a checkpoint the run starts anew, so the config and the statistics are overwritten. With a
+    checkpoint, they have to belong to it.
 
     Args:
-      workdir: made if missing.
+      workdir: folder of the run; made if missing.
       config: validated.
-      data: of `about_data`.
+      data: description of the data, see `about_data`.
       fit: computes the statistics of the training split.
 
     Raises:
       ValueError: the folder holds a run of another config or other data, or is damaged.
       OSError: the folder cannot be written, holds links, or another process trains there.
     """
+    # before the store is opened, which changes the folder: it removes temporary files and sets steps aside
     on_process_0(partial(_check_claim, workdir, config))
     keep = settings_of(config).train.keep_checkpoints
     with CheckpointStore(workdir / CHECKPOINTS, keep) as store:
         on_process_0(partial(_claim, store, workdir, config, data, fit))
         if store.newest is not None and config != store.about(store.newest)["config"]:
-            store.annotate(store.newest, {"config": config})  # only what may differ
+            # all differences are in settings that may change: readers compare with the annotated config
+            store.annotate(store.newest, {"config": config})
         yield store, load_statistics(workdir / STATISTICS)
 
 
 def agree(subject: str, facts: dict[str, Any]) -> None:
-    """Check that the facts are equal in all processes.
+    """Check that facts are equal in all processes.
 
     Raises:
-      ValueError: the facts that differ, in every process.
+      ValueError: in every process; the message has the differences.
     """
     first, *others = all_gather_json(facts)
     for i, other in enumerate(others, start=1):
@@ -210,7 +213,7 @@ def _check_claim(workdir: Path, config: dict[str, Any]) -> None:
     try:
         make_folder(workdir)
         remove_temporary(workdir)
-        write_json(path, saved)  # shows whether the folder can be written
+        write_json(path, saved)  # tests that the folder can be written
     except OSError as error:
         raise OSError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
 
@@ -227,7 +230,8 @@ def _claim(
     if step is None:
         save_statistics(path, fit())
     else:
-        about = read_about(store.folder, step)  # not through the store, which asks all processes
+        # not by `store.about`, a collective operation of all processes
+        about = read_about(store.folder, step)
         lines = difference(about.get("config", {}), config)
         if lines:
             raise ValueError(f"checkpoint {step} in {store.folder}: {'; '.join(lines)}")
@@ -237,8 +241,8 @@ def _claim(
         write_json(workdir / CONFIG, config)
 
 
-def _repair_statistics(path: Path, expected: Any, fit: Callable[[], Statistics]) -> None:
-    """Fit statistics that are missing, damaged or of another run again, if that gives the expected digest."""
+def _repair_statistics(path: Path, expected: str | None, fit: Callable[[], Statistics]) -> None:
+    """Fit statistics again if they are missing, damaged or of another run."""
     try:
         if digest_of(load_statistics(path)) == expected:
             return

@@ -1,4 +1,4 @@
-"""Load a checkpoint of a run, or of a sweep, on the devices that are here."""
+"""Load a checkpoint of a run or of a sweep onto the available devices."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -25,17 +25,18 @@ def load(
     parallel: str = "auto",
     fsdp: int = 1,
 ) -> TrainedModel:
-    """Load a checkpoint of a run, on the devices that are here; the run may be going on.
+    """Load a checkpoint of a run onto the available devices, also while the run is training.
 
     Args:
-      workdir: the run's folder.
-      step: one that was kept; "newest": that is whole; "best": with the lowest bound of those that
-        `train.evaluate_every` evaluated on the test split, which is then no longer a test.
-      parallel, fsdp: of `make_layout`; not necessarily those that it was trained with.
+      workdir: folder of the run.
+      step: a step that was kept; "newest", the newest step that verifies; or "best", the step with the lowest
+        test bound of those that `train.evaluate_every` evaluated. That bound has chosen the step, so it is no
+        longer a test of it.
+      parallel, fsdp: of `make_layout`; they may differ from those of the training.
 
     Raises:
-      FileNotFoundError: there is no run, or none with that checkpoint.
-      ValueError: a layout that the devices do not allow, a folder of runs side by side, a damaged checkpoint.
+      FileNotFoundError: the folder holds no run, or the run has no such checkpoint.
+      ValueError: a layout that the devices do not allow, a folder of a sweep, a damaged checkpoint.
     """
     return _restore(Run, check_workdir(workdir), step, parallel, fsdp)
 
@@ -47,7 +48,10 @@ def load_sweep(
     parallel: str = "auto",
     fsdp: int = 1,
 ) -> dict[str, TrainedModel]:
-    """Load runs that were trained side by side, by name; otherwise as `load`. "best" is so on average."""
+    """Load the runs of a sweep, by name; otherwise as `load`.
+
+    "best" is the step with the lowest mean of the runs' test bounds.
+    """
     return _restore(Sweep, check_workdir(workdir), step, parallel, fsdp)
 
 
@@ -58,20 +62,21 @@ def _restore(
     parallel: str,
     fsdp: int,
 ) -> Any:
-    """Load a checkpoint as a `TrainedModel`, or as one for each run of a sweep."""
+    """Load a checkpoint as a `TrainedModel`, or as one `TrainedModel` for each run of a sweep."""
     if not isinstance(step, str):
         step = whole_number(step, "step", 0)
     layout = make_layout(parallel, fsdp)
     config, statistics = read_run(workdir)
     job = kind(config, statistics)
-    like = jax.eval_shape(job.start)
-    places = shardings(layout, like)
+    abstract_state = jax.eval_shape(job.start)  # shapes and types; the arrays are read
+    state_shardings = shardings(layout, abstract_state)
     with CheckpointReader(workdir / CHECKPOINTS) as store:
         if isinstance(step, str):
-            newest = choose({"newest": store.restore, "best": store.restore_best}, step, "step")
-            state = newest(like, shardings=places)
+            restore = choose({"newest": store.restore, "best": store.restore_best}, step, "step")
+            state = restore(abstract_state, shardings=state_shardings)
         else:
-            state = store.restore(like, step, shardings=places)
+            state = store.restore(abstract_state, step, shardings=state_shardings)
+        # after restoring: a step may be deleted meanwhile by a running process, and another one restored
         about = store.about(step_of(state))
     check_run(about, config, statistics, workdir)
     return job.trained(state, workdir, layout, checked_loader(about, workdir))

@@ -1,4 +1,4 @@
-"""Bring back the state, key and batch of any step of a run, to compute again what was computed there."""
+"""Recompute any step of a run: restore its state, its key and its batch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,22 +21,21 @@ from vdm_jax.typing import Batch, Key
 
 
 def replay(workdir: str | Path, step: int) -> tuple[TrainedModel, Key, Batch]:
-    """Train again, in memory, from the last checkpoint before a step up to it.
+    """Train in memory from the last checkpoint before a step, up to that step.
 
-    Nothing is written. The state is that of the run, bit for bit, on the devices and the versions that it was
-    trained with.
+    Nothing is written. The state equals that of the run bit for bit, on the devices and versions of the run.
 
     Args:
-      workdir: of a single run.
+      workdir: folder of a single run.
       step: counted from 1, as in the log and in messages.
 
     Returns:
-      (run, key, batch): `run.model.loss(run.state.params, key, batch)` is the loss of that step, whose model
-        state the model holds.
+      (run, key, batch): `run.model.loss(run.state.params, key, batch)` is the loss of that step; the model
+        holds the model state of the step.
 
     Raises:
-      FileNotFoundError: there is no run.
-      ValueError: a step that the run does not have, other data than those that it was trained on.
+      FileNotFoundError: the folder holds no run.
+      ValueError: a step that the run does not have, data other than those that it was trained on.
     """
     workdir = check_workdir(workdir)
     config, statistics = read_run(workdir)
@@ -44,33 +43,38 @@ def replay(workdir: str | Path, step: int) -> tuple[TrainedModel, Key, Batch]:
     train = job.settings.train
     step = whole_number(step, "step", 1, train.steps)
     layout = make_layout(train.parallel, train.fsdp)
-    like = jax.eval_shape(job.start)
-    places = shardings(layout, like)
+    abstract_state = jax.eval_shape(job.start)
+    state_shardings = shardings(layout, abstract_state)
     with CheckpointReader(workdir / CHECKPOINTS) as store:
         steps = store.whole()
-        # a run that diverged before its first checkpoint has none: then the data alone tell
+        # a run that diverged before its first checkpoint has none: its statistics are checked below instead
         about = store.about(steps[-1]) if steps else {"data": None}
         if steps:
             check_run(about, config, statistics, workdir)
-        before = [number for number in steps if number < step]
-        if before:
-            state = store.restore(like, before[-1], shardings=places)
+        earlier = [saved for saved in steps if saved < step]
+        if earlier:
+            state = store.restore(abstract_state, earlier[-1], shardings=state_shardings)
         else:
-            state = jax.jit(job.start, out_shardings=places)()
+            state = jax.jit(job.start, out_shardings=state_shardings)()
     load = checked_loader(about, workdir)
     dataset = load(config["data"])
     if not steps:
         check_statistics(statistics, statistics_of(config, dataset), workdir)
-    start = step_of(state)
-    size, stack = train.batch_size, train.steps_per_dispatch
+    size = train.batch_size
+    # the stack size of the run: another one is another program, which may round differently
+    stack_size = train.steps_per_dispatch
     stacks = job.batches(
-        dataset.train, batch_size=size, stack=stack, start_step=start, stop_step=step - 1
+        dataset.train,
+        batch_size=size,
+        stack=stack_size,
+        start_step=step_of(state),
+        stop_step=step - 1,
     )
-    run = dispatcher(layout, job.step(layout), state, stack)
+    train_stack = dispatcher(layout, job.step(layout), state, stack_size)
     for stack in stacks:
-        state, _ = run(state, stack)
-    own = job.batches(dataset.train, batch_size=size, stack=1, start_step=step - 1, stop_step=step)
-    (batch,) = [jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), one) for one in own]
-    key = jax.random.fold_in(state.key, step - 1)
+        state, _ = train_stack(state, stack)
+    last = job.batches(dataset.train, batch_size=size, stack=1, start_step=step - 1, stop_step=step)
+    (batch,) = [jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), stack) for stack in last]
+    key = jax.random.fold_in(state.key, step - 1)  # the key that the train step gives to the loss
     run = job.trained(state, workdir, layout, load)
     return replace(run, model=with_model_state(run.model, state.model_state)), key, batch

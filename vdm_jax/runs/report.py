@@ -1,4 +1,4 @@
-"""Evaluate a trained run, plot its samples, images and loss curve, and write the report."""
+"""Evaluate trained runs, plot their samples and curves, and record what the results belong to."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,12 +9,7 @@ import numpy as np
 from vdm_jax.data import fingerprint
 from vdm_jax.data.statistics import sample_places
 from vdm_jax.models.statistics import digest_of
-from vdm_jax.runs.plots import (
-    curves,
-    loss_curve,
-    sample_grid,
-    strips,
-)
+from vdm_jax.runs.plots import curves, loss_curve, sample_grid, strips
 from vdm_jax.runs.trained import TrainedModel, stream
 from vdm_jax.runtime.console import warn
 from vdm_jax.runtime.files import read_checked, write_checked, write_text
@@ -25,72 +20,71 @@ from vdm_jax.training.state import step_of
 
 IMAGES_SHOWN = 36
 
-
 EVALUATION = "evaluation.json"
 
-
 KEYS = "of", "step", "evaluate", "sample", "plots", "test"
-"""Fields of `evaluation.json`."""
+"""Fields of `evaluation.json`: the result `test`, and the weights, steps and settings of all results."""
 
 
 def report(trained: TrainedModel, log: Callable[[str], None] = print) -> None:
-    """Evaluate on the test split, draw the plots and log where everything is.
+    """Evaluate a run on the test split, draw its plots and log the paths of its files.
 
-    What was done for the same weights, data and settings is not done again.
+    Results of the same weights, data and settings are reused.
     """
     workdir, step, model = trained.workdir, step_of(trained.state), trained.model
     path, curve = workdir / EVALUATION, workdir / "loss.png"
-    wanted = identity(trained) | {
+    current = identity(trained) | {
         "sample": trained.settings.sample,
         "plots": step,
     }
-    made = {"evaluation": path}
+    files = {"evaluation": path}
     if model.unsupported is None:
-        made["samples"] = workdir / "samples.png"
-    made |= {name: workdir / f"{name}.png" for name in model.plots}
+        files["samples"] = workdir / "samples.png"
+    files |= {name: workdir / f"{name}.png" for name in model.plots}
 
-    def found():  # asked of one process, for all have to compute the same
+    def read_previous():
         saved = read_evaluation(path)
-        if saved.get("of") != wanted["of"]:
+        if saved.get("of") != current["of"]:
             saved = {}
-        same = [name for name, value in wanted.items() if saved.get(name) == value]
-        return saved, same, [name for name, file in made.items() if file.is_file()]
+        unchanged = [name for name, value in current.items() if saved.get(name) == value]
+        return saved, unchanged, [name for name, file in files.items() if file.is_file()]
 
-    saved, same, there = on_process_0(found)
+    # read by one process: all have to take the same branches below, whose programs run on all devices
+    saved, *names = on_process_0(read_previous)
+    unchanged, existing = map(set, names)
     result = None
     if model.unsupported is not None:
-        evaluated = {"of", "step"} <= {*same}
+        reused = {"of", "step"} <= unchanged
         log(f"no test bound: {model.unsupported}")
     else:
-        known = (
-            evaluations({"test": saved.get("test")})
-            if {"of", "step", "evaluate"} <= {*same}
-            else {}
-        )
-        evaluated = bool(known)
-        result = known["test"] if evaluated else trained.evaluate("test")
+        previous = {}
+        if {"of", "step", "evaluate"} <= unchanged:
+            previous = evaluations({"test": saved.get("test")})
+        reused = bool(previous)
+        result = previous["test"] if reused else trained.evaluate("test")
         log(f"test: {result}")
-    if "samples" in made and not ({"of", "step", "sample"} <= {*same} and "samples" in there):
+    if "samples" in files and not ({"of", "step", "sample"} <= unchanged and "samples" in existing):
         trained.check_folder()
-        draw_samples(trained, made["samples"])
-    if not ({"of", "plots"} <= {*same} and {*model.plots} <= {*there}):
+        draw_samples(trained, files["samples"])
+    if not ({"of", "plots"} <= unchanged and model.plots.keys() <= existing):
         trained.check_folder()
         draw_plots(trained, workdir)
     if is_first():
         trained.check_folder()
-        if not (evaluated and curve.is_file()):
+        if not (reused and curve.is_file()):
             rows = read_metrics(workdir / "metrics.jsonl")
             loss_curve(curve, rows, test=result, title=model.components)
-        if not (evaluated and len(same) == len(wanted)):
-            write_checked(path, wanted | {"test": None if result is None else result._asdict()})
-    made |= {"loss curve": curve, "config": workdir / "config.json"}
-    made["checkpoint"] = workdir / "checkpoints" / str(step)
-    for name, file in made.items():
+        # last: a run that is killed before has no record of its plots, and draws them again
+        if not (reused and len(unchanged) == len(current)):
+            write_checked(path, current | {"test": None if result is None else result._asdict()})
+    files |= {"loss curve": curve, "config": workdir / "config.json"}
+    files["checkpoint"] = workdir / "checkpoints" / str(step)
+    for name, file in files.items():
         log(f"  {name:<15} {file}")
 
 
 def identity(trained: TrainedModel) -> dict[str, Any]:
-    """Return what an evaluation is of: weights, model, seed and data; the step; the settings."""
+    """Return what determines an evaluation: weights, statistics, data, model and seed; step; settings."""
     settings = trained.settings
     return {
         "of": {
@@ -106,7 +100,7 @@ def identity(trained: TrainedModel) -> dict[str, Any]:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """Read an evaluation; {} if there is none, or a damaged one, which is reported."""
+    """Read an evaluation; return {} if the file is missing or damaged, and report the damage."""
     try:
         return read_checked(path)
     except FileNotFoundError:
@@ -117,7 +111,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def evaluations(saved: Mapping[str, Any]) -> dict[str, Evaluation]:
-    """Return saved evaluations by name; {} if one of them is none."""
+    """Parse saved evaluations, by name; return {} if one of them is not valid."""
     try:
         return {name: Evaluation.from_json(row) for name, row in saved.items()}
     except (TypeError, ValueError):
@@ -125,10 +119,13 @@ def evaluations(saved: Mapping[str, Any]) -> dict[str, Evaluation]:
 
 
 def forget(workdir: Path, made: str) -> None:
-    """Let `report` draw anew what is about to be drawn from another step or with other settings.
+    """Remove plots from the record, so that `report` draws them again.
+
+    To be called before they are drawn from another step or with other settings.
 
     Args:
-      made: "sample" or "plots".
+      workdir: folder of the run.
+      made: the plots, "sample" or "plots".
     """
     path = workdir / EVALUATION
     if is_first() and path.exists():
@@ -140,21 +137,21 @@ def forget(workdir: Path, made: str) -> None:
 def report_sweep(
     runs: dict[str, TrainedModel], workdir: Path, log: Callable[[str], None] = print
 ) -> None:
-    """Evaluate runs that were trained side by side: one table, one figure of their curves.
+    """Evaluate the runs of a sweep, and write a table of their bounds and a figure of their curves.
 
-    A run's evaluation is the one that it would have alone. Runs that differ in nothing but the seed are
-    one row, their mean with its standard error.
+    Each run is evaluated as if it had been trained alone. Runs that differ only in the seed share a row of
+    the table, which has their mean and its standard error.
     """
     first = next(iter(runs.values()))
     step, path = step_of(first.state), workdir / EVALUATION
-    of = {name: identity(run) for name, run in runs.items()}
+    identities = {name: identity(run) for name, run in runs.items()}
 
-    def found():
+    def read_previous():
         saved = read_evaluation(path)
-        same = saved.get("of") == of and isinstance(saved.get("test"), dict)
-        return saved["test"] if same else {}
+        unchanged = saved.get("of") == identities and isinstance(saved.get("test"), dict)
+        return saved["test"] if unchanged else {}
 
-    results = evaluations(on_process_0(found))
+    results = evaluations(on_process_0(read_previous))
     if results.keys() != runs.keys():
         results = {name: run.evaluate("test") for name, run in runs.items()}
     groups: dict[str, list[str]] = {}
@@ -163,63 +160,65 @@ def report_sweep(
         groups.setdefault(group or "all", []).append(name)
     table = comparison_table({g: [results[n] for n in names] for g, names in groups.items()})
     log(table)
-    made = {"table": workdir / "table.md", "curves": workdir / "curves.png", "evaluation": path}
+    files = {"table": workdir / "table.md", "curves": workdir / "curves.png", "evaluation": path}
     if is_first():
         first.check_folder()
-        write_text(made["table"], table + "\n")
+        write_text(files["table"], table + "\n")
         rows = read_metrics(workdir / "metrics.jsonl")
         size = first.settings.train.batch_size
         title = f"{first.model.name} on {first.dataset.name}, batch {size}"
-        curves(made["curves"], rows, groups, results, title=title)
-        write_checked(path, {"of": of, "test": {n: r._asdict() for n, r in results.items()}})
-    made |= {"config": workdir / "config.json", "checkpoint": workdir / "checkpoints" / str(step)}
-    for name, file in made.items():
+        curves(files["curves"], rows, groups, results, title=title)
+        tests = {name: result._asdict() for name, result in results.items()}
+        write_checked(path, {"of": identities, "test": tests})
+    files |= {"config": workdir / "config.json", "checkpoint": workdir / "checkpoints" / str(step)}
+    for name, file in files.items():
         log(f"  {name:<15} {file}")
 
 
 def comparison_table(groups: dict[str, list[Evaluation]]) -> str:
-    """A Markdown table: a row for each group of evaluations that differ in their seed, and what it says."""
+    """Return a Markdown table with a legend; a group of evaluations that differ in their seed is a row."""
     lines = ["| run | test bits/dim | reconstruction | matching | prior |", "|---|---|---|---|---|"]
     for group, results in groups.items():
         values = np.asarray([result.bits_per_dim for result in results])
-        error = results[0].standard_error
+        error = results[0].standard_error  # over the examples
         if len(values) > 1:
-            error = values.std(ddof=1) / np.sqrt(len(values))
+            error = values.std(ddof=1) / np.sqrt(len(values))  # over the seeds
         parts = [[getattr(result, part) for result in results] for part in PARTS]
         cells = ["–" if None in part else f"{np.mean(part):.4f}" for part in parts]
         lines.append(f"| {' | '.join([group, f'{values.mean():.4f} ± {error:.4f}', *cells])} |")
-    results = next(iter(groups.values()))
-    one = results[0]
-    of = f"{len(results)} seeds" if len(results) > 1 else "the examples"
-    bound = one.estimator.split(";")[0]
-    about = f"± standard error over {of}; {bound}; {one.data}, {one.examples} examples"
-    return "\n".join([*lines, "", f"{about}; EMA weights of step {one.step}"])
+    results = next(iter(groups.values()))  # the settings of the evaluation are those of every run
+    first = results[0]
+    population = f"{len(results)} seeds" if len(results) > 1 else "the examples"
+    bound = first.estimator.split(";")[0]
+    about = f"± standard error over {population}; {bound}; {first.data}, {first.examples} examples"
+    return "\n".join([*lines, "", f"{about}; EMA weights of step {first.step}"])
 
 
 def draw_samples(trained: TrainedModel, path: Path) -> None:
-    """Save samples of the config's number and settings beside real test images.
+    """Save samples, drawn with the settings of the config, beside real test images.
 
     Raises:
-      ValueError: the model has no samples.
+      ValueError: the model cannot be sampled.
     """
     data, arguments = trained.dataset, dict(trained.settings.sample)
     count = arguments.pop("count")
     samples = trained.sample(stream(trained.settings.seed, "sample"), count)
-    if not is_first():
+    if not is_first():  # all processes draw, one writes
         return
-    words = [f"{name} {value}" for name, value in arguments.items()]
+    settings = [f"{name} {value}" for name, value in arguments.items()]
+    settings.append(f"training step {int(trained.state.step)}")
     sample_grid(
         path,
         np.asarray(samples),
         images_shown(trained, count),
         levels=data.levels,
-        samples_title=f"samples ({', '.join([*words, f'training step {int(trained.state.step)}'])})",
+        samples_title=f"samples ({', '.join(settings)})",
         real_title=f"{data.name}, {data.test.name}",
     )
 
 
 def draw_plots(trained: TrainedModel, folder: Path) -> list[Path]:
-    """Save the model's own plots of some test images; return their paths."""
+    """Save the plots that the model makes of test images, such as reconstructions; return their paths."""
     data, paths = trained.dataset, []
     for name, rows in trained.plots(images_shown(trained, IMAGES_SHOWN)).items():
         paths.append(folder / f"{name}.png")
@@ -230,6 +229,6 @@ def draw_plots(trained: TrainedModel, folder: Path) -> list[Path]:
 
 
 def images_shown(trained: TrainedModel, count: int) -> np.ndarray:
-    """Return a random sample of the test split, which may be stored in any order."""
+    """Return a random sample of the test split, whose order may be sorted."""
     images = trained.dataset.test.images
     return images[sample_places(len(images), count)]

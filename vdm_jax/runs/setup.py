@@ -1,4 +1,4 @@
-"""Build and try everything before a folder is touched, so that a mistake leaves nothing behind."""
+"""Build and trace everything before a folder is written, so that a mistake leaves no files behind."""
 
 import inspect
 from collections.abc import Callable
@@ -33,12 +33,12 @@ Job = TypeVar("Job", Run, Sweep)
 
 
 class Setup(NamedTuple):
-    """The parts that a config names, built and tried.
+    """The data and devices of a run, loaded and checked.
 
     Attributes:
       dataset: the loaded data.
-      data: what a checkpoint stores of the data.
-      layout: of the devices.
+      data: description of the data that checkpoints store.
+      layout: layout of the state and the batches on the devices.
       fit: computes the statistics of the training split.
     """
 
@@ -49,14 +49,15 @@ class Setup(NamedTuple):
 
 
 def setup_run(kind: type[Job], config: dict[str, Any]) -> Setup:
-    """Build and try what a config asks for; write nothing.
+    """Load the data of a config, build its models and trace them on shapes; write nothing.
 
     Args:
       kind: `Run` or `Sweep`.
       config: validated.
 
     Raises:
-      ValueError, TypeError, OSError: a mistake, in one line; processes with other configs or other data.
+      ValueError, TypeError, OSError: a mistake in the config or the data, in one line; processes whose configs
+        or data differ.
     """
     agree("configs", config)
     warn_of_wrong_reductions()
@@ -75,25 +76,32 @@ def setup_run(kind: type[Job], config: dict[str, Any]) -> Setup:
             f"less than one batch of {batch_size}"
         )
     counts = counts_of(config, dataset)
+    # without the error of the base, which takes time and changes no shape; `Setup.fit` measures it
     statistics = fit_statistics(counts, shape=dataset.shape)
-    job, tried = kind(config, statistics), []
+    job, traced = kind(config, statistics), []
     for single in expand(config).values():
-        if single["model"] not in tried:
-            tried.append(single["model"])
+        if single["model"] not in traced:  # seeds and learning rates share a model
+            traced.append(single["model"])
             model = build_model(single["model"], statistics)
             if kind is Sweep and model.unsupported is not None:
                 raise ValueError(
                     f"config.sweep: runs are compared by their bounds, but {model.unsupported}"
                 )
             dry_run(single, model, dataset)
-    jax.eval_shape(job.start)  # side by side, models are built inside traced functions
+    # the whole job as well: a sweep builds its models inside traced functions, where more may fail
+    jax.eval_shape(job.start)
     data = about_data(dataset)
     agree("data", {"data": data})
     return Setup(dataset, data, layout, partial(statistics_of, config, dataset, counts))
 
 
 def dry_run(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
-    """Trace what will be run, on shapes alone: what does not fit together shows here, not after hours."""
+    """Trace initialization, loss, sampling and evaluation on shapes, without computing them.
+
+    Raises:
+      ValueError: components that do not fit together or to the data, unknown options of the sampler, an
+        evaluation that the model does not have.
+    """
     settings = settings_of(config)
     key = stream(settings.seed, "params")
     batch = jax.ShapeDtypeStruct((2, *dataset.shape), np.uint8)
@@ -118,24 +126,22 @@ def dry_run(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
             raise ValueError(f"config.train.evaluate_every: {model.unsupported}")
         return
     arguments = {name: value for name, value in settings.sample.items() if name != "count"}
-    # after params, key and n; `first` is for drawing in chunks
-    known = [s for s in [*inspect.signature(model.sample).parameters][3:] if s != "first"]
+    # options come after params, key and n; `first` is set by what draws in chunks, not by a config
+    options = [s for s in [*inspect.signature(model.sample).parameters][3:] if s != "first"]
     for name in arguments:
-        if name not in known:
+        if name not in options:
             raise ValueError(
                 f"config.sample: {settings.model['name']!r} has no setting {name!r}"
-                f"{nearest(name, ['count', *known])}"
+                f"{nearest(name, ['count', *options])}"
             )
-    with located("config.sample", known):
+    with located("config.sample", options):
         jax.eval_shape(partial(model.sample, n=1, **arguments), params, key)
     make_evaluator(model, settings.evaluate.draws, settings.evaluate.importance_samples)
 
 
 def counts_of(config: dict[str, Any], dataset: Dataset) -> np.ndarray:
-    """Count the levels of a training split: [*d, K] for a model that takes histograms, else [K].
-
-    Histograms of 256×256×3 positions and 256 levels take gigabytes.
-    """
+    """Count the levels of a training split: [*d, K] for a model that takes histograms, else [K]."""
+    # only if they are needed: histograms of 256×256×3 positions and 256 levels take gigabytes
     per_position = "log_counts" in statistics_needed(config["model"])
     return level_counts(dataset.train.images, dataset.levels, per_position=per_position)
 
@@ -143,14 +149,14 @@ def counts_of(config: dict[str, Any], dataset: Dataset) -> np.ndarray:
 def statistics_of(
     config: dict[str, Any], dataset: Dataset, counts: np.ndarray | None = None
 ) -> Statistics:
-    """Fit what a config's model may know of its training split, the error of its base included.
+    """Fit the statistics of the training split, with the error of the base of the config's model.
 
-    Nothing depends on the order in which the split is stored.
+    They do not depend on the order in which the split is stored.
 
     Args:
       config: validated.
-      dataset: of `load_dataset`.
-      counts: of `counts_of`, if they are there already.
+      dataset: the data, see `load_dataset`.
+      counts: result of `counts_of`; counted if None.
     """
     counts = counts_of(config, dataset) if counts is None else counts
     return fit_statistics(counts, shape=dataset.shape, base=base_of(config["model"]))

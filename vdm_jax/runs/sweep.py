@@ -1,9 +1,9 @@
 """One run of a config, or a sweep: many runs in one program, which differ along `AXES`.
 
-Each of several runs is the one that a config of its own would train: those of one seed start from the same
-weights and see the same batches, times and noise, and differ in the row of a table that turns the network's
-output into x̂_0 or weighs its error (docs/equations.md §4). Rows, rates and keys are arrays, so that one `vmap`
-of the one step trains all of them, compiled once.
+Each run of a sweep is the run that its own config would train. Runs of one seed start from the same weights
+and see the same batches, times and noise; they differ in the components that turn the network's output into
+x̂_0 and weigh its error (docs/equations.md §4). The components are chosen by index and the learning rates and
+keys are arrays, so that one `vmap` of the train step trains all runs and compiles once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,11 +31,16 @@ from vdm_jax.training.step import Step, make_step
 from vdm_jax.typing import Batch
 
 Load = Callable[[dict[str, Any]], Dataset]
-"""Settings of the section `data` -> the data set."""
+"""Loader of a data set: settings of the section `data` -> `Dataset`."""
 
 
 class Variant(NamedTuple):
-    """The choices of the variants, as arrays [V]: places of the choices in their lists, and learning rates."""
+    """The variants of a sweep, as arrays [V]; one variant, as numbers.
+
+    Attributes:
+      choices: by axis, indices into the axis's list of values.
+      learning_rate: learning rates.
+    """
 
     choices: dict[str, Any]
     learning_rate: Any
@@ -52,14 +57,14 @@ def _step_options(settings: Settings, layout: Layout) -> dict[str, Any]:
 
 
 def _optimizer(settings: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Make the optimizer of the section `optimizer` of a config."""
+    """Build the optimizer of the section `optimizer` of a config."""
     with located("config.optimizer", settings):
         optimizer, _ = make_optimizer(**settings)
     return optimizer
 
 
 class Run:
-    """The run of a config that asks for one."""
+    """The single run of a config without a sweep."""
 
     names: tuple[str, ...] = ()
 
@@ -71,10 +76,10 @@ class Run:
         self.config, self.settings, self.statistics = config, settings_of(config), statistics
         self.model = build_model(self.settings.model, statistics)
         self.optimizer = _optimizer(vars(self.settings.optimizer))
-        self.compiled: dict[Any, Any] = {}  # for whatever state is evaluated
+        self.compiled: dict[Any, Any] = {}  # shared by all states of the run that are evaluated
 
     def start(self) -> TrainState:
-        """The state that training starts from."""
+        """Return the state that training starts from."""
         return fresh(self.settings.seed, self.model, self.optimizer)
 
     def step(self, layout: Layout) -> Step:
@@ -83,7 +88,7 @@ class Run:
         return make_step(loss, self.optimizer, **_step_options(self.settings, layout))
 
     def batches(self, split: Split, **options: Any) -> Iterator[Batch]:
-        """Batches of the split; `options` of `train_batches`."""
+        """Iterate over the batches of a split, with options of `train_batches`."""
         return train_batches(split, seed=self.settings.seed, **options)
 
     def trained(
@@ -94,26 +99,35 @@ class Run:
         load: Load = load_data,
         **options: Any,
     ) -> TrainedModel:
-        """Return the run with the state that training ended in; `load` loads its data."""
-        parts = self.model, self.statistics, state, workdir, layout, self.compiled
-        return TrainedModel(self.config, *parts, load=load, **options)
+        """Return the run with a state of it; `load` loads its data."""
+        return TrainedModel(
+            self.config,
+            self.model,
+            self.statistics,
+            state,
+            workdir,
+            layout,
+            self.compiled,
+            load=load,
+            **options,
+        )
 
 
 class Sweep:
-    """The runs of a config that asks for several, as one state [R, ...] and one step.
+    """The runs of a sweep, as one state [R, ...] and one step.
 
     Args:
-      config: as `to_dict` returns it; its model may hold built objects, and as `network` one for each
-        parameterization.
-      statistics: of the training split.
-      own: by axis, rows that its table does not have.
+      config: as `to_dict` returns it; its model may hold built objects, and as `network` a mapping from each
+        parameterization to its own network.
+      statistics: statistics of the training split.
+      own: by axis, factories of components that the axis's table does not have.
 
     Attributes:
-      names: of the runs, in the order of the state's leading axis.
+      names: names of the runs, in the order of the state's leading axis.
       settings: the sections of the config, typed.
-      variants: what the runs differ in beside their seeds, arrays [V].
-      configs: of the single runs, by name.
-      seeds: of each variant.
+      variants: settings in which the runs differ, other than their seeds; arrays [V].
+      configs: configs of the single runs, by name.
+      seeds: seeds of each variant.
     """
 
     def __init__(
@@ -134,70 +148,67 @@ class Sweep:
         self.tables = {
             name: (AXES[name].table or {}) | dict((own or {}).get(name, {})) for name in CHOICES
         }
-        self.shared: dict[str, tuple[Model, dict[Any, Any]]] = {}  # and what is compiled, by config
+        # by the config of the model: the model, and its compiled functions
+        self.shared: dict[str, tuple[Model, dict[Any, Any]]] = {}
         self.seeds = list(dict.fromkeys(single["seed"] for single in singles))
+        # the seeds are the last axis: every S-th config begins another variant
         variants = singles[:: len(self.seeds)]
-        self.variants = Variant(
-            choices={
-                name: np.asarray(
-                    [config["sweep"][name].index(v["model"][AXES[name].field]) for v in variants],
-                    np.int32,
-                )
-                for name in CHOICES
-                if config["sweep"][name]
-            },
-            learning_rate=np.asarray(
-                [v["optimizer"]["learning_rate"] for v in variants], np.float32
-            ),
-        )
+        choices = {}
+        for name in CHOICES:
+            values, field = config["sweep"][name], AXES[name].field
+            if values:
+                indices = [values.index(variant["model"][field]) for variant in variants]
+                choices[name] = np.asarray(indices, np.int32)
+        rates = [variant["optimizer"]["learning_rate"] for variant in variants]
+        self.variants = Variant(choices, np.asarray(rates, np.float32))
 
     @property
     def each_variant(self) -> list[Variant]:
-        """Return the variants one by one, as numbers."""
+        """Return a list of the variants, whose entries are numbers instead of arrays."""
         count = len(self.names) // len(self.seeds)
         return [jax.tree.map(lambda leaf, i=i: leaf[i].item(), self.variants) for i in range(count)]
 
     def model_of(self, variant: Variant) -> Model:
-        """Build the model of one variant, which may be traced."""
+        """Build the model of a variant, whose entries may be traced."""
         spec = dict(self.config["model"])
         for name, index in variant.choices.items():
             axis, values = AXES[name], self.config["sweep"][name]
             built = [build(self.tables[name], value, f"config.sweep.{name}") for value in values]
-            # of one there is nothing to choose: it is the same program as that of a single run
+            # a single value is not selected by its index, so that the program is that of a single run
             spec[axis.field] = built[0] if len(built) == 1 else axis.select(built, index)
         if is_by_row(spec.get("network")):
             networks = [spec["network"][name] for name in self.config["sweep"]["parameterizations"]]
             spec["network"] = by_row(networks, variant.choices["parameterizations"])
         return build_model(spec, self.statistics)
 
-    def optimizer_of(self, variant: Variant) -> Any:
-        """Build the optimizer of one variant, which may be traced."""
+    def optimizer_of(self, variant: Variant) -> optax.GradientTransformation:
+        """Build the optimizer of a variant, whose entries may be traced."""
         settings = vars(self.settings.optimizer) | {"learning_rate": variant.learning_rate}
         return _optimizer(settings)
 
     def start(self) -> TrainState:
-        """The state [R, ...] that training starts from."""
+        """Return the state [R, ...] that training starts from."""
 
-        def one(variant, seed):
+        def start_run(variant, seed):
             return fresh(seed, self.model_of(variant), self.optimizer_of(variant))
 
         seeds = jnp.asarray(self.seeds, jnp.uint32)
-        found = jax.vmap(jax.vmap(one, (None, 0)), (0, None))(self.variants, seeds)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+        grid = jax.vmap(jax.vmap(start_run, (None, 0)), (0, None))(self.variants, seeds)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), grid)  # [V, S] -> [R]
 
     def step(self, layout: Layout) -> Step:
         """Return the train step of all runs."""
         options = _step_options(self.settings, layout)
 
-        def one(variant, state, batch):
+        def step_run(variant, state, batch):
             loss = with_full_params(layout, self.model_of(variant).loss)
             optimizer = self.optimizer_of(variant)
             return make_step(loss, optimizer, **options)(state, batch)
 
-        return over_runs(one, self.variants, len(self.seeds))
+        return over_runs(step_run, self.variants, len(self.seeds))
 
     def batches(self, split: Split, **options: Any) -> Iterator[Batch]:
-        """Batches whose x is [n, b, seeds, *d]: each seed walks through the data in its own order."""
+        """Iterate over batches whose x is [n, b, S, *d]; each seed has its own order of the data."""
         orders = [train_batches(split, seed=seed, **options) for seed in self.seeds]
         for batches in zip(*orders, strict=True):
             yield batches[0]._replace(x=np.stack([batch.x for batch in batches], 2))
@@ -210,13 +221,22 @@ class Sweep:
         load: Load = load_data,
         **options: Any,
     ) -> dict[str, TrainedModel]:
-        """Return each run with its part of the state that training ended in; `load` loads the data."""
-        found, shared = {}, self.shared
+        """Return the runs by name, each with its part of the state; `load` loads the data."""
+        runs = {}
         for i, (name, config) in enumerate(self.configs.items()):
-            own, spec = jax.tree.map(itemgetter(i), state), repr(config["model"])
-            if spec not in shared:  # by seeds and rates, with what is compiled for them
-                shared[spec] = build_model(config["model"], self.statistics), {}
-            model, compiled = shared[spec]
-            parts = model, self.statistics, own, workdir, layout, compiled
-            found[name] = TrainedModel(config, *parts, load=load, **options)
-        return found
+            spec = repr(config["model"])
+            if spec not in self.shared:  # runs of other seeds and learning rates share a model
+                self.shared[spec] = build_model(config["model"], self.statistics), {}
+            model, compiled = self.shared[spec]
+            runs[name] = TrainedModel(
+                config,
+                model,
+                self.statistics,
+                jax.tree.map(itemgetter(i), state),
+                workdir,
+                layout,
+                compiled,
+                load=load,
+                **options,
+            )
+        return runs

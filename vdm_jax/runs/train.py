@@ -1,12 +1,13 @@
-"""Train what a config asks for in a folder, or continue the run that is there."""
+"""Train the runs of a config in a folder, or continue them from their last checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from vdm_jax.config import to_dict
 from vdm_jax.models.statistics import digest_of
@@ -29,18 +30,18 @@ from vdm_jax.training.state import TrainState, step_of
 
 
 def train(
-    config: Any,
+    config: ConfigDict | Mapping[str, Any],
     workdir: str | Path,
     *,
     log: Callable[[str], None] = print,
     profile: tuple[int, int] | None = None,
 ) -> TrainedModel:
-    """Train the model of a config in a folder, or continue the run that is there.
+    """Train the model of a config in a folder, or continue the run that the folder holds.
 
     Args:
-      config: of `vdm_jax.config.default`, as a ConfigDict or nested mapping.
-      workdir: the run's folder; made if missing.
-      log: gets one line for each thing that is done and where it was put.
+      config: with the fields of `vdm_jax.config.default`.
+      workdir: folder of the run; made if missing.
+      log: called with each result and with the path of each file, a line each.
       profile: steps [first, last) to trace into the folder's `profile/`.
 
     Returns:
@@ -51,20 +52,20 @@ def train(
         last checkpoint that could not be written.
       NonFinite: the loss or its gradient was not finite for too many steps in a row. The batch of the last of
         them is in the folder's `nonfinite/`.
-      Interrupted: a signal such as SIGTERM came; the step was finished and its state saved. `Interrupted` is a
-        `KeyboardInterrupt`.
+      Interrupted: a signal such as SIGTERM arrived; the step was finished and its state saved. `Interrupted` is
+        a `KeyboardInterrupt`.
     """
     return _train(Run, config, workdir, log, profile, lambda run, _, log: report(run, log))
 
 
 def train_sweep(
-    config: Any,
+    config: ConfigDict | Mapping[str, Any],
     workdir: str | Path,
     *,
     log: Callable[[str], None] = print,
     profile: tuple[int, int] | None = None,
 ) -> dict[str, TrainedModel]:
-    """Train the runs that `config.sweep` asks for in one program, or continue them.
+    """Train the runs of `config.sweep` in one program, or continue them.
 
     Arguments and errors are those of `train`.
 
@@ -77,22 +78,27 @@ def train_sweep(
 
 def _train(
     kind: type[Job],
-    config: Any,
+    config: ConfigDict | Mapping[str, Any],
     workdir: str | Path,
     log: Callable[[str], None],
     profile: tuple[int, int] | None,
     finish: Callable[[Any, Path, Callable[[str], None]], None],
 ) -> Any:
-    """Train one run or several, and report them while the folder is still locked."""
+    """Train a run or a sweep, and report it while the folder is still locked."""
     plain, workdir = to_dict(config), check_workdir(workdir)
-    log = log if is_first() else _nothing
+    log = log if is_first() else _nothing  # all processes compute, one logs
     with listening():
         setup = setup_run(kind, plain)
         with claim_workdir(workdir, plain, setup.data, setup.fit) as (store, statistics):
             job = kind(plain, statistics)
             state = _fit(job, setup, store, workdir, log, profile)
-            parts = state, workdir, setup.layout, lambda settings: setup.dataset
-            trained = job.trained(*parts, check_folder=store.check_owner)
+            trained = job.trained(
+                state,
+                workdir,
+                setup.layout,
+                lambda settings: setup.dataset,  # loaded already
+                check_folder=store.check_owner,
+            )
             finish(trained, workdir, log)
     return trained
 
@@ -105,12 +111,13 @@ def _fit(
     log: Callable[[str], None],
     profile: tuple[int, int] | None,
 ) -> TrainState:
-    """Train to the number of steps that the config asks for, from the newest checkpoint or anew."""
+    """Train up to `config.train.steps`, from the newest checkpoint or from the start."""
     settings = job.settings.train
     steps, batch_size, stack = settings.steps, settings.batch_size, settings.steps_per_dispatch
     state = _start(job, store, setup.layout)
     start = step_of(state)
     loop = store.about(start).get("loop", {}) if start > 0 else {}
+    # a run killed between its last save and the evaluation of that step has to evaluate it first
     due = loop.get("evaluation_due", False)
     if start >= steps and not due:
         log(f"already trained: {workdir} is at step {start}, {steps} asked for")
@@ -141,7 +148,7 @@ def _fit(
                 ),
                 steps=steps,
                 store=store,
-                log=metrics_log,
+                metrics_log=metrics_log,
                 about=_about(job, setup),
                 log_every=settings.log_every,
                 checkpoint_every=settings.checkpoint_every,
@@ -158,7 +165,7 @@ def _fit(
 
 
 def _about(job: Run | Sweep, setup: Setup) -> Callable[[int], dict[str, Any]]:
-    """Return the function of the step that describes its checkpoint."""
+    """Return a function that describes the checkpoint of a step."""
     digest, size = digest_of(job.statistics), job.settings.train.batch_size
 
     def about(step):
@@ -181,13 +188,13 @@ def _check_profile(profile: tuple[int, int], start: int, steps: int) -> None:
 
 
 def _start(job: Run | Sweep, store: CheckpointStore, layout: Layout) -> TrainState:
-    """Return the state of the newest checkpoint, whatever its layout was, or a fresh one."""
-    like = jax.eval_shape(job.start)
-    places = shardings(layout, like)
+    """Return the state of the newest checkpoint, in this layout, or a fresh state."""
+    abstract_state = jax.eval_shape(job.start)
+    state_shardings = shardings(layout, abstract_state)
     if store.latest() is None:
-        # made where it is to lie: nothing else may hold memory that is donated
-        return jax.jit(job.start, out_shardings=places)()
-    return store.restore(like, shardings=places)
+        # jitted, so that the state is made in its layout, in memory of its own: the train step donates it
+        return jax.jit(job.start, out_shardings=state_shardings)()
+    return store.restore(abstract_state, shardings=state_shardings)
 
 
 def _bounds(
@@ -196,27 +203,29 @@ def _bounds(
     """Return a function that computes the test bound of each run of a state, in bits/dim."""
 
     def bounds(state):
-        found = job.trained(state, workdir, setup.layout, lambda settings: setup.dataset)
-        results = {}
-        for name, run in (found if isinstance(found, dict) else {"": found}).items():
-            results[f"{name}/test_bits_per_dim".lstrip("/")] = run.bits_per_dim("test")
-        return results
+        trained = job.trained(state, workdir, setup.layout, lambda settings: setup.dataset)
+        if isinstance(trained, TrainedModel):
+            return {"test_bits_per_dim": trained.bits_per_dim("test")}
+        return {
+            f"{name}/test_bits_per_dim": run.bits_per_dim("test") for name, run in trained.items()
+        }
 
     return bounds
 
 
 def _keep(error: NonFinite, workdir: Path) -> None:
-    """Write the batch that ended a run, for `replay`; each process its part."""
+    """Write the batch that ended a run, each process its part, and add the path to the message."""
     if error.batch is None:
         return
-    of = f".process_{jax.process_index()}" if jax.process_count() > 1 else ""
-    path = workdir / "nonfinite" / f"step_{error.step}{of}.npz"
+    process = f".process_{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = workdir / "nonfinite" / f"step_{error.step}{process}.npz"
     batch: Any = error.batch._asdict()
     try:
         make_folder(path.parent)
         write_file(path, lambda file: np.savez(file, step=error.step, **batch))
         error.args = (f"{error}; its batch: {path}",)
     except OSError as failure:
+        # a full disk, say, may not hide why the run ended
         error.args = (f"{error}; its batch could not be written: {failure.strerror}",)
 
 

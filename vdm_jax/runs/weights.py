@@ -11,16 +11,14 @@ import numpy as np
 from vdm_jax.effective_weights import EffectiveWeights, effective_weights
 from vdm_jax.models import Statistics, build_model, with_defaults
 from vdm_jax.runs.axes import expand
-from vdm_jax.runs.plots import (
-    weight_curves,
-)
+from vdm_jax.runs.plots import weight_curves
 from vdm_jax.runs.trained import stream
 from vdm_jax.runtime.files import check_tree, make_folder
 from vdm_jax.runtime.processes import on_process_0
 from vdm_jax.schedules import SCHEDULES
 from vdm_jax.specs import build, name_of
 
-LEVELS_SHOWN = 9
+LEVELS_SHOWN = 9  # noise levels of a table
 
 
 def weights(config: dict[str, Any], workdir: Path, log: Callable[[str], None] = print) -> None:
@@ -35,15 +33,16 @@ def weights(config: dict[str, Any], workdir: Path, log: Callable[[str], None] = 
       ValueError: a mistake in the model's config, a model without noise levels.
       OSError: the folder cannot be written.
     """
+    # by name: the runs of a sweep that differ only in seed, learning rate or output scale have one loss
     losses = {loss.name: loss for loss in map(_loss, expand(config).values())}
-    found = {name: effective_weights(**loss.arguments) for name, loss in losses.items()}
+    weights_by_loss = {name: effective_weights(**loss.arguments) for name, loss in losses.items()}
     path, times = workdir / "weights.png", next(iter(losses.values())).times
 
     def draw():
         try:
             check_tree(workdir)
             make_folder(workdir)
-            weight_curves(path, found, f"schedule {times}")
+            weight_curves(path, weights_by_loss, f"schedule {times}")
         except OSError as error:
             raise OSError(
                 f"workdir {workdir} cannot be written: {error.strerror or error}"
@@ -51,7 +50,7 @@ def weights(config: dict[str, Any], workdir: Path, log: Callable[[str], None] = 
 
     on_process_0(draw)
     for name, loss in losses.items():
-        log(f"{loss.title}; schedule {times}\n\n{weight_table(found[name])}\n")
+        log(f"{loss.title}; schedule {times}\n\n{weight_table(weights_by_loss[name])}\n")
     log(
         "Weights of squared errors. per time: in the space of the title, with t uniform; x0, eps, v: in that "
         "space, per unit of log-SNR; relative: in units of the bound's weight"
@@ -60,7 +59,14 @@ def weights(config: dict[str, Any], workdir: Path, log: Callable[[str], None] = 
 
 
 class Loss(NamedTuple):
-    """A training loss: what it is and its times, in words, and the arguments of `effective_weights`."""
+    """A training loss.
+
+    Attributes:
+      name: parameterization, weighting and loss space, for the legend of the plot.
+      title: the same, for the table.
+      times: schedule and number of steps.
+      arguments: those of `effective_weights`.
+    """
 
     name: str
     title: str
@@ -69,38 +75,39 @@ class Loss(NamedTuple):
 
 
 def _loss(config: dict[str, Any]) -> Loss:
-    """The training loss of a config of one run."""
+    """Return the training loss of a config of one run."""
     model, spec = config["model"], with_defaults(config["model"])
     if "parameterization" not in spec:
         raise ValueError(f"--mode=weights: {model['name']!r} has no noise levels to weigh")
     # for its messages; the weights are the same for any data, so that none need be read
-    anything = Statistics((1,), 2, log_counts=np.zeros((1, 2), np.float32))
-    build_model(model | {"likelihood": "softmax"}, anything)
-    output, weighting = _words(spec["parameterization"]), _words(spec["weighting"])
-    space = output if spec["loss_space"] is None else _words(spec["loss_space"])
+    placeholder = Statistics((1,), 2, log_counts=np.zeros((1, 2), np.float32))
+    build_model(model | {"likelihood": "softmax"}, placeholder)
+    output, weighting = _spec_label(spec["parameterization"]), _spec_label(spec["weighting"])
+    space = output if spec["loss_space"] is None else _spec_label(spec["loss_space"])
     path = spec["schedule"] if spec["train_schedule"] is None else spec["train_schedule"]
     schedule, timesteps = build(SCHEDULES, path), spec["timesteps"]
-    _, key = jax.random.split(stream(config["seed"], "params"))  # as the model's own init does
-    of = ", at its start" if schedule.learned else ""
+    # as in the model's init, so that a learned schedule starts from the parameters that training starts from
+    _, key = jax.random.split(stream(config["seed"], "params"))
+    at_start = ", at its start" if schedule.learned else ""
     steps = "continuous time" if timesteps is None else f"T = {timesteps}"
     return Loss(
         name=f"{output}, {weighting}" + (f" in {space}-space" if space != output else ""),
         title=f"{output}, {weighting}: error in {space}-space",
-        times=f"{_words(path)}{of}, {steps}",
+        times=f"{_spec_label(path)}{at_start}, {steps}",
         arguments={name: spec[name] for name in ("parameterization", "weighting", "loss_space")}
         | {"schedule": schedule, "schedule_params": schedule.init(key), "timesteps": timesteps},
     )
 
 
-def _words(spec: Any) -> str:
-    """A component's name, with what arguments there is room for."""
-    others = spec.items() if isinstance(spec, dict) else ()
-    arguments = ", ".join(f"{key} {value}" for key, value in others if key != "name")
+def _spec_label(spec: object) -> str:
+    """Return the name in a spec with its arguments, cut to a length that fits into a title."""
+    fields = spec.items() if isinstance(spec, dict) else ()
+    arguments = ", ".join(f"{key} {value}" for key, value in fields if key != "name")
     return name_of(spec) + (f" ({textwrap.shorten(arguments, 60)})" if arguments else "")
 
 
 def weight_table(found: EffectiveWeights) -> str:
-    """A Markdown table of the weights at a few noise levels, the cleanest first."""
+    """Return a Markdown table of effective weights at a few noise levels, from clean to noisy."""
     lines = ["| log-SNR | per time | x0 | eps | v | relative |", "|---|---|---|---|---|---|"]
     columns = np.stack([np.asarray(column) for column in found], 1)
     for i in np.unique(np.linspace(0, len(columns) - 1, LEVELS_SHOWN).round().astype(int)):

@@ -1,4 +1,4 @@
-"""Lines beside the progress bar. A terminal that is gone, or a full disk behind it, ends no run."""
+"""Log lines that do not disturb the progress bar. Failed writes are dropped, so that they never end a run."""
 
 import os
 import sys
@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 
 class Stderr:
-    """stderr, whichever it is at the moment; what cannot be written is not."""
+    """Stream that writes to the current `sys.stderr` and drops text that cannot be written."""
 
     def write(self, text: str) -> int:
+        # OSError: a full disk or a closed terminal; ValueError: a closed Python stream
         with suppress(OSError, ValueError):
             sys.stderr.write(text)
         return len(text)
@@ -25,7 +26,7 @@ class Stderr:
 
 
 STDERR = Stderr()
-"""The stream of the progress bar and of log lines, which tqdm keeps apart if they share a stream."""
+"""The stream of the progress bar and of log lines; tqdm moves the bar out of the way on a shared stream."""
 
 
 def log(line: str) -> None:
@@ -39,7 +40,8 @@ def warn(line: str) -> None:
 
 
 def end(line: str, status: int) -> NoReturn:
-    """Write a line to stderr and end the process at once, from any thread."""
+    """Write a line to stderr and end the process immediately, from any thread."""
+    # sys.exit would end the calling thread only; os._exit does not flush
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     with suppress(OSError):

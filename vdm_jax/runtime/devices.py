@@ -1,4 +1,4 @@
-"""The devices of a process, and the cache of its compiled programs."""
+"""JAX's devices and its cache of compiled programs."""
 
 from pathlib import Path
 
@@ -9,24 +9,24 @@ from vdm_jax.xla import cores
 
 
 def check_devices() -> None:
-    """Find JAX's devices.
+    """Check that JAX finds the devices that it is configured to use.
 
     Raises:
-      ValueError: there are none of the kind that JAX was told to use.
+      ValueError: there are no devices of the platforms in JAX_PLATFORMS.
     """
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # JAX's own, for the second there are no words
-        asked = jax.config.values["jax_platforms"]
-        words = next(iter(str(error).splitlines()), "") or "it has no such device"
-        raise ValueError(f"JAX cannot use JAX_PLATFORMS={asked!r} here: {words}") from error
+    except (RuntimeError, AssertionError) as error:  # JAX's AssertionError has no message
+        platforms = jax.config.values["jax_platforms"]
+        reason = next(iter(str(error).splitlines()), "") or "it has no such device"
+        raise ValueError(f"JAX cannot use JAX_PLATFORMS={platforms!r} here: {reason}") from error
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, unless JAX was told where, or it cannot be written.
+    """Keep compiled programs in the user's cache folder, if JAX has no other one and it is writable.
 
-    XLA compiles for as many cores as the process has, and JAX's key does not say for how many: a program that
-    was compiled for one would be slow on two.
+    XLA compiles for the number of cores of the process, but JAX's cache key does not contain this number: a
+    program compiled for one core would be slow on two. Hence a folder for each number of cores.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return

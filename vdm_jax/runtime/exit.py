@@ -12,14 +12,14 @@ from absl import logging
 from vdm_jax.runtime.processes import is_first
 
 NO_MEMORY = "RESOURCE_EXHAUSTED", "Out of memory", "out of memory"
-"""Words of errors for a lack of memory."""
+"""Substrings of error messages about exhausted memory."""
 
 LOST_PEER = "Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "another task"
-"""Words of errors for a collective that lost a process."""
+"""Substrings of error messages about a collective that lost a process."""
 
 
 def explanation(error: Exception, batch_size: int) -> str | None:
-    """Return one line for an error of the device, or None if it needs its traceback."""
+    """Return a one-line explanation of a device error, or None if the traceback should be shown."""
     line = next(iter(str(error).splitlines()), "").rstrip(".")
     if isinstance(error, MemoryError) or any(word in line for word in NO_MEMORY):
         return (
@@ -29,8 +29,8 @@ def explanation(error: Exception, batch_size: int) -> str | None:
         )
     if jax.process_count() == 1:
         return None
-    gone = any(word in line for word in LOST_PEER)
-    return f"another process is gone: {line}" if gone else line
+    lost_peer = any(word in line for word in LOST_PEER)
+    return f"another process is gone: {line}" if lost_peer else line
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
@@ -39,15 +39,16 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 
 def leave(line: str, status: int) -> NoReturn:
-    """Print a line on stderr and exit, even if the streams are closed or other processes wait."""
+    """Print a line to stderr and exit, even if the streams are closed or other processes wait."""
     for stream, text, number in ((sys.stdout, "", 1), (sys.stderr, f"{line}\n", 2)):
         try:
             print(text, end="", file=stream, flush=True)
-        except OSError:  # a closed terminal or pipe: a flush at the exit would change the status
+        except OSError:
+            # a closed terminal or pipe: Python's flush at exit would fail and change the status
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     if jax.distributed.is_initialized():
-        # the usual exit waits for the other processes, which may wait for this one; without process 0 they
-        # end at once, and they may be about to print the same line
+        # the usual exit waits for the other processes, which may wait for this one. Without process 0 they end
+        # at once; the delay lets them print their own line first
         if is_first():
             time.sleep(1)
         os._exit(status)
@@ -55,11 +56,11 @@ def leave(line: str, status: int) -> NoReturn:
 
 
 def silence_failed_saves() -> None:
-    """Let the training loop alone report a save that fails, in one line.
+    """Silence other reports of a failed save, so that only the training loop reports it, in one line.
 
-    Orbax logs tracebacks, and closes its event loop at the first file that cannot be written: the remaining
-    coroutines are never awaited, and every other file has a traceback from TensorStore's threads, at any time
-    until the process ends.
+    Orbax logs tracebacks, and closes its event loop at the first file that cannot be written. The remaining
+    coroutines are then never awaited, and TensorStore's threads print a traceback for every other file, at any
+    time until the process ends.
     """
     logging.set_verbosity(logging.FATAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -67,5 +68,6 @@ def silence_failed_saves() -> None:
 
 
 def _without_closed_loops(unraisable: Any) -> None:
+    """Report an unraisable exception, unless it is about the closed event loop."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

@@ -1,13 +1,13 @@
-"""Signals: a run ends where nothing is lost.
+"""Signals: end a run where no work is lost.
 
-    listening       take the signals over while a block runs
-    defer_signals   let a signal in the block wait until `check` is called, or the block is left
-    unsaved_work    there is something that only a save can keep
+    listening       handle signals while a block runs
+    defer_signals   defer a signal in the block until `check` is called or the block ends
+    unsaved_work    mark a block as having work that only a save can keep
 
-Everywhere else a signal raises `Interrupted` at once. A second signal changes nothing.
+Elsewhere a signal raises `Interrupted` immediately. A second signal has no effect.
 
-SIGTERM and SIGINT are always taken over. The others are so only where they would kill the process: `nohup`
-ignores SIGHUP, and a scheduler's plugin may have a handler for its warning, which both keep their meaning.
+SIGTERM and SIGINT are always handled. The other signals are handled only if they would kill the process: under
+`nohup` SIGHUP is ignored, and a scheduler's plugin may have a handler for its own warning; both stay in effect.
 """
 
 import os
@@ -29,17 +29,17 @@ WARNINGS = tuple(
     for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # Windows has none of them
     if hasattr(signal, name)
 )
-"""A closed terminal, and what clusters send before they end a job."""
+"""Signals of a closed terminal, and those that clusters send before they end a job."""
 
 GRACE_SECONDS = 5.0
-"""For the interpreter to come to a signal, if nothing is unsaved: it does not while it compiles."""
+"""Time for the interpreter to run its signal handler, if nothing is unsaved; compilation delays the handler."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the run; whatever was trained is saved.
+    """Error for a run that was ended by a signal, with its work saved.
 
     Attributes:
-      signum: which signal.
+      signum: the number of the signal.
     """
 
     def __init__(self, signum: int, where: str = ""):
@@ -49,7 +49,16 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class _Now:
-    """The state of this process; signals belong to the process, so that there is one instance."""
+    """State of the signal handling of this process, in a single instance: signals belong to the process.
+
+    Attributes:
+      signum: the signal that asked the process to end, or 0.
+      taken: the signals that are handled.
+      listening: True in a block of `listening`.
+      command: True if the process is a command, which may be ended by `os._exit`.
+      deferring: True in a block of `defer_signals`.
+      unsaved: True in a block of `unsaved_work`.
+    """
 
     signum: int = 0
     taken: tuple[int, ...] = ()
@@ -64,18 +73,19 @@ _now = _Now()
 
 @contextmanager
 def listening(*, leave: bool = False) -> Iterator[None]:
-    """Take signals over while the block runs; nothing changes outside the main thread.
+    """Handle signals while the block runs; has no effect outside the main thread.
 
     Args:
-      leave: end the process `GRACE_SECONDS` after a signal that the interpreter does not come to, if nothing
-        is unsaved, and ignore signals once one has ended the block; for a command, not for a notebook.
+      leave: True for a command, False for a notebook. With True, a process whose interpreter does not run the
+        handler within `GRACE_SECONDS` ends if nothing is unsaved, and further signals are ignored after one has
+        ended the block.
     """
     if _now.listening or threading.current_thread() is not threading.main_thread():
         yield
         return
     _now.listening, _now.command = True, leave
-    free = [signum for signum in WARNINGS if signal.getsignal(signum) is signal.SIG_DFL]
-    _now.taken = (*ALWAYS, *free)
+    unhandled = [signum for signum in WARNINGS if signal.getsignal(signum) is signal.SIG_DFL]
+    _now.taken = (*ALWAYS, *unhandled)
     before = {signum: signal.signal(signum, _take) for signum in _now.taken}
     try:
         if leave:
@@ -84,14 +94,15 @@ def listening(*, leave: bool = False) -> Iterator[None]:
         else:
             yield
     finally:
-        for signum, handler in before.items():  # a command that is leaving is not to be hurried
+        # a command that is shutting down ignores further signals
+        for signum, handler in before.items():
             signal.signal(signum, signal.SIG_IGN if leave and _now.signum else handler)
         _now.signum, _now.taken, _now.listening, _now.command = 0, (), False, False
 
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Let signals wait for `check` or for the end of the block."""
+    """Defer signals until `check` is called or the block ends."""
     outer, _now.deferring = _now.deferring, True
     try:
         yield
@@ -103,7 +114,7 @@ def defer_signals() -> Iterator[None]:
 
 @contextmanager
 def unsaved_work() -> Iterator[None]:
-    """Mark the block as holding work that only a save can keep."""
+    """Mark the block as having work that only a save can keep."""
     _now.unsaved = True
     try:
         yield
@@ -117,17 +128,18 @@ def pending_signal() -> int:
 
 
 def check() -> None:
-    """Raise `Interrupted` if any process was asked to end; all of them have to call it."""
+    """Raise `Interrupted` if any process has a pending signal; a collective, which all processes must call."""
     if signum := int(max_over_processes(_now.signum)):
         raise Interrupted(signum)
 
 
 def is_command() -> bool:
-    """Return True if `os._exit` may end this process: a command, not a notebook."""
+    """Return True if this process is a command, which `os._exit` may end, and not a notebook."""
     return _now.command
 
 
 def _take(signum: int, frame: object) -> None:
+    """Handle a signal: raise `Interrupted`, or defer it."""
     del frame
     first, name = not _now.signum, signal.Signals(signum).name
     _now.signum = _now.signum or signum
@@ -141,25 +153,26 @@ def _take(signum: int, frame: object) -> None:
 
 @contextmanager
 def _watched() -> Iterator[None]:
-    """Let a thread see the signals too, which Python's handlers do not while the interpreter waits."""
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_leave, args=(ours,), daemon=True).start()
+    """Notify a thread of signals too: Python runs no handlers while a C call blocks the main thread."""
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)  # required by set_wakeup_fd
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_leave, args=(receiver,), daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        theirs.close()  # which ends the thread
+        sender.close()  # this ends the thread
 
 
 def _leave(signals: socket.socket) -> None:
+    """End the process if the main thread has not handled a signal within `GRACE_SECONDS`; runs in a thread."""
     with signals:
         while received := signals.recv(1):
             if received[0] not in _now.taken:
                 continue
-            until = time.monotonic() + GRACE_SECONDS
-            while time.monotonic() < until:
+            grace_end = time.monotonic() + GRACE_SECONDS
+            while time.monotonic() < grace_end:
                 time.sleep(0.1)
                 if not _now.listening:
                     return
@@ -169,5 +182,5 @@ def _leave(signals: socket.socket) -> None:
 
 
 def _say(line: str) -> None:
-    with suppress(OSError):  # print cannot be called from where it may be interrupted
+    with suppress(OSError):  # unlike print, os.write is safe if the handler has interrupted a print
         os.write(2, f"\n{line}\n".encode())

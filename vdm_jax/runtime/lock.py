@@ -1,9 +1,9 @@
-"""The lock of a folder: one process writes there, and notices if the folder is no longer the same."""
+"""The lock of a folder: a single process writes there, and detects that the folder was replaced."""
 
 import os
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any
 
 from vdm_jax.runtime.files import open_append
 
@@ -14,10 +14,10 @@ except ImportError:  # Windows has other locks
 
 
 class FolderLock:
-    """The lock of a folder, held until it is closed.
+    """Lock of a folder, held until it is closed.
 
     Args:
-      path: the file of the lock in the folder, made if missing.
+      path: the lock file in the folder, created if missing.
 
     Raises:
       OSError: another process holds the lock, or the file cannot be written.
@@ -28,7 +28,7 @@ class FolderLock:
 
     def write(self, token: str) -> None:
         """Write a token for other processes of the same run to read."""
-        with suppress(OSError):  # of a full disk
+        with suppress(OSError):  # a full disk; the lock itself needs no content
             self.file.truncate(0)
             self.file.write(token.encode())
 
@@ -36,25 +36,30 @@ class FolderLock:
         """Check that the folder is still the one that was locked.
 
         Raises:
-          OSError: the folder was deleted, or begun anew by another process.
+          OSError: the folder was deleted, or another process has replaced it.
         """
-        mine, folder = os.fstat(self.file.fileno()), self.path.parent
+        folder, locked = self.path.parent, os.fstat(self.file.fileno())
         try:
-            there = self.path.lstat()
+            current = self.path.lstat()
         except OSError:
             raise OSError(f"{folder} was deleted while the run was writing to it") from None
-        if (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino):
+        if (current.st_dev, current.st_ino) != (locked.st_dev, locked.st_ino):
             raise OSError(f"{folder} was begun anew while the run was writing to it")
 
     def close(self) -> None:
         self.file.close()
 
 
-def _locked(path: Path) -> Any:
-    """Return an open file that no other process has locked."""
+def _locked(path: Path) -> FileIO:
+    """Open and lock a file.
+
+    Raises:
+      OSError: another process holds the lock, or the file cannot be written.
+    """
     file = open_append(path)
     try:
-        if os.fstat(file.fileno()).st_nlink > 1:  # its content would be overwritten elsewhere
+        if os.fstat(file.fileno()).st_nlink > 1:
+            # writing the token would overwrite a file elsewhere
             raise OSError(f"{path} has another name too, expected a file of this folder alone")
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,8 +67,8 @@ def _locked(path: Path) -> Any:
         file.close()
         raise OSError(f"{path.parent}: another process is training there") from error
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None:  # raised above
             file.close()
             raise
-        # otherwise a file system without locks
+        # otherwise the file system has no locks: continue without one
     return file

@@ -1,11 +1,11 @@
 """The size and CRC-32 of every file of a finished folder, and annotations that are added later.
 
     manifest.json     name of the folder; size and CRC-32 of all files but these two
-    annotations.json  annotations with a checksum of their own; replaced as a whole
+    annotations.json  annotations with a separate checksum; always rewritten completely
 
-CRC-32 finds every single flipped bit and every burst of up to 32, at several GB/s; it finds accidents, not
-tampering. The files of a manifest are regular files inside its folder: other names are damage, and are not
-opened.
+CRC-32 detects every single flipped bit and every burst of up to 32 bits, at several GB/s; it detects accidents,
+not tampering. The files of a manifest are regular files inside its folder: other names count as damage and are
+not opened.
 """
 
 import os
@@ -22,8 +22,10 @@ MANIFEST = "manifest.json"
 ANNOTATIONS = "annotations.json"
 
 UNFINISHED = f"{MANIFEST} is missing"
+"""The damage of a folder whose writer was killed before the manifest, which is written last."""
 
 CHUNK = 2**20
+"""Bytes read at a time."""
 
 
 def write_manifest(folder: Path) -> None:
@@ -44,7 +46,7 @@ def read_annotations(folder: Path) -> tuple[dict[str, Any], str | None]:
     """Return the annotations of a folder ({} if there are none) and the damage of their file, or None.
 
     Raises:
-      OSError: the file cannot be read, which says nothing of its content.
+      OSError: the file cannot be read, which does not mean that it is damaged.
     """
     try:
         return dict(read_checked(folder / ANNOTATIONS)["annotations"]), None
@@ -58,7 +60,7 @@ def verify(folder: Path) -> str | None:
     """Compare a folder with its manifest; return the first difference, or None.
 
     Raises:
-      OSError: a file cannot be read, which says nothing of its content.
+      OSError: a file cannot be read, which does not mean that it is damaged.
     """
     try:
         manifest = read_checked(folder / MANIFEST)
@@ -70,19 +72,21 @@ def verify(folder: Path) -> str | None:
         return f"{MANIFEST} cannot be read or has another checksum"
     if name != folder.name:
         return f"{MANIFEST} is that of {name!r}: the folder was renamed or copied"
+    # sizes first: they are cheap, while checksums read every byte
     sizes = _sizes(folder)
     for path, (size, _) in expected.items():
         if path not in sizes:
-            return f"{path} is missing"  # or a link, which is no file of the folder
+            return f"{path} is missing"  # or a link, which `_sizes` does not follow
         if sizes[path] != size:
             return f"{path} has {sizes[path]} bytes, expected {size}"
     try:
+        # in parallel, because zlib and reads release the interpreter lock
         with ThreadPoolExecutor() as threads:
-            found = threads.map(lambda path: _crc32(folder / path), expected)
-            for (path, (_, crc)), there in zip(expected.items(), found, strict=True):
-                if there != crc:
-                    return f"{path} has CRC-32 {there:08x}, expected {crc:08x}"
-    except FileNotFoundError as error:  # deleted meanwhile, by a run that is going on
+            checksums = threads.map(lambda path: _crc32(folder / path), expected)
+            for (path, (_, crc)), checksum in zip(expected.items(), checksums, strict=True):
+                if checksum != crc:
+                    return f"{path} has CRC-32 {checksum:08x}, expected {crc:08x}"
+    except FileNotFoundError as error:  # deleted meanwhile by a running process
         return f"{Path(error.filename).name} is missing"
     return None
 
@@ -94,11 +98,11 @@ def _sizes(folder: Path) -> dict[str, int]:
         for name in names:
             path = Path(parent, name)
             try:
-                found = path.lstat()
+                status = path.lstat()
             except FileNotFoundError:
                 continue
-            if stat.S_ISREG(found.st_mode):
-                sizes[path.relative_to(folder).as_posix()] = found.st_size
+            if stat.S_ISREG(status.st_mode):
+                sizes[path.relative_to(folder).as_posix()] = status.st_size
     return dict(sorted(sizes.items()))
 
 

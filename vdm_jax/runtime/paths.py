@@ -1,20 +1,19 @@
-"""Paths that a user gives: the home folder is expanded, and addresses of buckets are refused."""
+"""Paths given by users: expand the home folder, reject addresses of buckets."""
 
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""The start of gs://bucket, and of its `Path`, which has one slash. A drive such as C:/ has one letter."""
+"""Start of an address: gs://bucket, or its `Path`, which has one slash; not a drive, C:/, with one letter."""
 
 
-def local_path(path: Any, where: str) -> Path:
+def local_path(path: object, where: str) -> Path:
     """Return a user's path on this machine, with '~' expanded.
 
     Args:
       path: a string or `os.PathLike`; it need not exist.
-      where: the flag, field or argument, for messages.
+      where: the name of the flag, field or argument, for messages.
 
     Raises:
       TypeError: neither a string nor a path.
@@ -36,12 +35,12 @@ def local_path(path: Any, where: str) -> Path:
         raise ValueError(f"{where}: {text!r} has no home folder here") from error
 
 
-def check_workdir(path: Any, where: str = "workdir") -> Path:
+def check_workdir(path: object, where: str = "workdir") -> Path:
     """Return the path of a run's folder, which need not exist.
 
     Raises:
-      TypeError, ValueError: those of `local_path`.
-      NotADirectoryError: a file of that name.
+      TypeError, ValueError: see `local_path`.
+      NotADirectoryError: the path is a file.
     """
     folder = local_path(path, where)
     if folder.exists() and not folder.is_dir():
@@ -50,10 +49,15 @@ def check_workdir(path: Any, where: str = "workdir") -> Path:
 
 
 def named_folder(parent: Path, name: str, flag: str) -> Path:
-    """Return the folder of a name in `parent`.
+    """Return the path of a folder in `parent`.
+
+    Args:
+      parent: an existing or future folder.
+      name: a plain file name.
+      flag: the name of the flag, for messages.
 
     Raises:
-      ValueError: a name that is no plain file name, or a link that leads elsewhere.
+      ValueError: a name that is not a plain file name, or a link to another place.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Several processes of one run: how they find each other, agree, and end together."""
+"""The processes of a run: connect them, exchange values, and end all of them if one is stuck."""
 
 import faulthandler
 import json
@@ -20,16 +20,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vdm_jax.runtime.console import end
 
 HEARTBEAT_SECONDS = 25
-"""After which JAX counts a silent process as dead, and ends the others."""
+"""Time without a heartbeat after which JAX considers a process dead and ends the others, in seconds."""
 
 STALL_SECONDS = 15.0
-"""Without progress in work that all processes share, after which one of them counts as stuck."""
+"""Shortest time without progress after which a process counts as stuck, in seconds; see `Watchdog`."""
 
 ALONE = 20
-"""Times as long in a single process, where nothing but the device and the files can be stuck."""
+"""Factor on that time for a single process, where only the device and the files can be stuck."""
 
 AGREE_SECONDS = 1800.0
-"""Seconds by which the processes may differ in reading data and compiling."""
+"""Allowed difference between processes in the time to read data and compile, in seconds."""
 
 
 def initialize(
@@ -39,24 +39,23 @@ def initialize(
     *,
     seconds: float = 300.0,
 ) -> None:
-    """Connect this process with the others; before anything is computed.
+    """Connect this process with the others; call it before the first computation.
 
     Args:
       coordinator_address: host:port of process 0. On a TPU pod or under SLURM no argument is needed.
-      num_processes, process_id: how many there are, and which of them this is.
-      seconds: for the processes to find each other; after them this one gives up, with one line and exit
-        status 1.
+      num_processes, process_id: number of processes, and index of this one.
+      seconds: time limit to connect; after it this process ends, with one line and exit status 1.
 
     Raises:
       ValueError: some arguments without the others, or out of range; no arguments where they are needed.
     """
-    given = {
+    arguments = {
         "--coordinator_address": coordinator_address,
         "--num_processes": num_processes,
         "--process_id": process_id,
     }
-    missing = [name for name, value in given.items() if value is None]
-    if 0 < len(missing) < len(given):
+    missing = [name for name, value in arguments.items() if value is None]
+    if 0 < len(missing) < len(arguments):
         raise ValueError(f"--distributed: {', '.join(missing)} missing, expected all three or none")
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"--num_processes: expected at least 1, found {num_processes}")
@@ -75,55 +74,54 @@ def initialize(
     where = f" at {coordinator_address}" if coordinator_address else ""
     with deadline(seconds, f"{who} did not meet{where} within {seconds:.0f} s"):
         try:
-            # its service takes SIGTERM over, which is `runtime/interrupt.py`'s
+            # JAX's preemption service would handle SIGTERM, which `runtime/interrupt.py` does
             jax.config.update("jax_enable_preemption_service", False)
             jax.distributed.initialize(
                 coordinator_address,
                 num_processes,
                 process_id,
-                initialization_timeout=int(seconds) + 60,  # JAX ends a process without a clear line
+                initialization_timeout=int(seconds)
+                + 60,  # later than ours, whose message is clearer
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=HEARTBEAT_SECONDS,
             )
         except (ValueError, RuntimeError) as error:
-            advice = (
-                ""
-                if coordinator_address
-                else f"; outside a TPU pod or SLURM give {', '.join(given)}"
-            )
+            hint = f"; outside a TPU pod or SLURM give {', '.join(arguments)}"
+            advice = "" if coordinator_address else hint
             raise ValueError(f"--distributed: {str(error).rstrip('.')}{advice}") from error
 
 
 def is_first() -> bool:
-    """Return True in the process that writes logs and plots."""
+    """Return True in process 0, which writes logs and plots."""
     return jax.process_index() == 0
 
 
-def all_gather_json(value: Any) -> list[Any]:
-    """Collect a JSON value from every process, in their order; each waits for all."""
+def all_gather_json(value: object) -> list[Any]:
+    """Gather a JSON value from every process, in the order of the processes; each waits for all others."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     with deadline(AGREE_SECONDS, f"another process did not come along in {AGREE_SECONDS:.0f} s"):
+        # the rows of an array have one length: gather the lengths first, then the padded texts
         sizes = _gather(np.asarray([len(text)], np.int32))[:, 0]
         texts = _gather(np.pad(text, (0, int(sizes.max()) - len(text))))
     return [json.loads(bytes(row[:size]).decode()) for row, size in zip(texts, sizes, strict=True)]
 
 
 def max_over_processes(value: int) -> Any:
-    """Begin to find the largest value of all processes; `int` of what is returned waits for it."""
+    """Start to compute the largest value of all processes; `int` of the result waits for it."""
     if jax.process_count() == 1:
         return value
-    values = np.full(jax.local_device_count(), value, np.int32)
+    values = np.full(jax.local_device_count(), value, np.int32)  # one per device, as in `_gather`
     _, divided, largest = _programs()
     return largest(jax.make_array_from_process_local_data(divided, values))
 
 
 def on_process_0(action: Callable[[], Any]) -> Any:
-    """Let process 0 alone do something; all get its JSON result.
+    """Call a function in process 0 only, and return its JSON result in every process.
 
     Raises:
-      ValueError, OSError: what the action raised, in every process.
+      ValueError, OSError: raised in every process if the function raised it.
     """
     if jax.process_count() == 1:
         return action()
@@ -141,36 +139,34 @@ def on_process_0(action: Callable[[], Any]) -> Any:
 
 
 SHARED_ERRORS = {"file": FileNotFoundError, "system": OSError, "value": ValueError}
-"""Errors of process 0 that `on_process_0` raises in every process; the first kind that fits."""
+"""Errors of process 0 that `on_process_0` raises in every process: the first of these types that matches."""
 
 
 def _gather(row: np.ndarray) -> np.ndarray:
-    """Rows [n] of one length, of all processes: [processes, n]."""
-    same, divided, _ = _programs()
+    """Gather a row [n] of equal length from every process: [processes, n]."""
+    replicate, divided, _ = _programs()
+    # an array is divided over devices, not processes: one copy per device, of which the first is taken
     rows = np.tile(row, (jax.local_device_count(), 1))
+    gathered = np.asarray(replicate(jax.make_array_from_process_local_data(divided, rows)))
     owners = [device.process_index for device in jax.devices()]
-    found = np.asarray(same(jax.make_array_from_process_local_data(divided, rows)))
-    return found[[owners.index(i) for i in range(jax.process_count())]]
+    return gathered[[owners.index(i) for i in range(jax.process_count())]]
 
 
 @cache
 def _programs() -> tuple[Any, NamedSharding, Any]:
-    """Return, over all devices, a program that copies rows, the rows' sharding, and the largest of numbers."""
+    """Return, over all devices: a program that replicates rows, the sharding of the rows, and their maximum."""
     mesh = Mesh(np.asarray(jax.devices()), ("all",))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     return (
-        jax.jit(lambda rows: rows, out_shardings=everywhere),
+        jax.jit(lambda rows: rows, out_shardings=replicated),
         NamedSharding(mesh, PartitionSpec("all")),
-        jax.jit(jnp.max, out_shardings=everywhere),
+        jax.jit(jnp.max, out_shardings=replicated),
     )
 
 
 @contextmanager
 def deadline(seconds: float, message: str) -> Iterator[None]:
-    """End the process, with one line and exit status 1, if the block takes longer.
-
-    For waits inside libraries, which cannot be interrupted.
-    """
+    """End the process, with one line and exit status 1, if a block that cannot be interrupted takes longer."""
     timer = threading.Timer(seconds, end, (f"\nerror: {message}", 1))
     timer.daemon = True
     timer.start()
@@ -181,55 +177,56 @@ def deadline(seconds: float, message: str) -> Iterator[None]:
 
 
 class Watchdog:
-    """Watches waits for the device, the data or other processes, and ends the process if one of them is stuck.
+    """Watchdog over waits for the device, the data or other processes: it ends the process if one is stuck.
 
     A collective that one process never joins blocks the others for ever, as does a device or a file system that
-    hangs. What counts as stuck is measured: five times the longest wait so far, at least `seconds`, and twenty
-    times that in a process that is alone. The first two waits, one of them with a compilation, may take
-    `AGREE_SECONDS`, or as long as they like in one that is alone; the second is the first that is measured.
-    Time in which the process itself is suspended does not count. A context manager: one thread watches.
+    hangs. The limit is adaptive: five times the longest wait so far, but at least `seconds`, or twenty times
+    `seconds` in a single process. The first two waits, one of which contains a compilation, may take
+    `AGREE_SECONDS`, and any time in a single process; the second is the first that is measured. Time in which
+    the process itself is suspended does not count. A context manager, in which a thread watches.
 
     Args:
-      seconds: see above.
-      command: whether a process that is alone may be ended; a notebook may not.
+      seconds: the shortest limit of a measured wait.
+      command: True if a single process may be ended; False for a notebook.
     """
 
     def __init__(self, seconds: float, *, command: bool = False):
         self.alone = jax.process_count() == 1
         self.command = command
         self.seconds = seconds * ALONE if self.alone else seconds
-        self.longest, self.waits, self.watched = 0.0, 0, None
-        self.over = threading.Event()
+        self.longest, self.waits = 0.0, 0
+        self.current: _Wait | None = None
+        self.closed = threading.Event()
 
     def __enter__(self) -> "Watchdog":
-        if self.command or not self.alone:
+        if self.command or not self.alone:  # a notebook must not be ended
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.over.set()
+    def __exit__(self, *_: object) -> None:
+        self.closed.set()
 
     @property
     def settling(self) -> bool:
-        """True while the results of a wait have to arrive within it; it would measure nothing otherwise."""
+        """True for the first two waits, which must include the results, not only an asynchronous dispatch."""
         return not self.alone and self.waits < 2
 
     @property
     def limit(self) -> float:
-        """Limit of the next wait, in seconds."""
+        """Time limit of the next wait, in seconds."""
         if self.waits < 2:
             return math.inf if self.alone else AGREE_SECONDS
         return max(self.seconds, 5 * self.longest)
 
     @contextmanager
-    def wait(self, what: str, seconds: float | None = None) -> Iterator[None]:
-        """Wait for the block; `seconds` are a limit of its own, and it is not measured then."""
+    def wait(self, activity: str, seconds: float | None = None) -> Iterator[None]:
+        """Limit the time of a block, the `activity`, to `limit`, or to `seconds` without measuring it."""
         began = time.monotonic()
-        self.watched = _Wait(what, self.limit if seconds is None else seconds)
+        self.current = _Wait(activity, self.limit if seconds is None else seconds)
         try:
             yield
         finally:
-            self.watched = None
+            self.current = None
         if seconds is not None:
             return
         if self.waits > 0:
@@ -238,19 +235,23 @@ class Watchdog:
 
     def _watch(self) -> None:
         tick = min(0.5, self.seconds / 4)
-        while not self.over.wait(tick):
-            if (wait := self.watched) is None:
+        while not self.closed.wait(tick):
+            if (wait := self.current) is None:
                 continue
-            wait.waited += tick  # not by the clock, which goes on while a process is suspended
+            # not a difference of times: the clock runs while the process is suspended
+            wait.waited += tick
             if wait.waited > wait.limit:
-                with suppress(Exception):
+                with suppress(Exception):  # shows where the process is stuck
                     faulthandler.dump_traceback(sys.__stderr__ or 2)
                 who = "it" if self.alone else "another process"
-                end(f"\nerror: {wait.what}: no progress for {wait.limit:.3g} s; {who} is stuck", 1)
+                end(
+                    f"\nerror: {wait.activity}: no progress for {wait.limit:.3g} s; {who} is stuck",
+                    1,
+                )
 
 
 @dataclass
 class _Wait:
-    what: str
+    activity: str
     limit: float
     waited: float = 0.0

@@ -1,19 +1,19 @@
-"""A trace of some steps, for TensorBoard's profiler and for Perfetto."""
+"""Traces of training steps, for TensorBoard's profiler and for Perfetto."""
 
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from vdm_jax.runtime.processes import all_gather_json, is_first
+from vdm_jax.typing import PyTree
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-    """Read "first:last", steps counted from 0, the last one not included.
+    """Parse "first:last", a range of steps counted from 0, without the last one.
 
     Raises:
-      ValueError: anything else, or an empty range.
+      ValueError: other text, or an empty range.
     """
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if match is None or int(match[1]) >= int(match[2]):
@@ -22,9 +22,9 @@ def parse_steps(text: str) -> tuple[int, int]:
 
 
 class Profiler:
-    """Traces the dispatches that hold steps [first, last), into `folder`; a context manager.
+    """Profiler of the dispatches that contain steps [first, last), into `folder`; a context manager.
 
-    Process 0 traces; the others wait until it has written.
+    Process 0 traces; the others wait until it has written the trace.
     """
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path):
@@ -33,26 +33,31 @@ class Profiler:
     def __enter__(self) -> "Profiler":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def before(self, start: int, stop: int) -> None:
-        """Begin, if steps [start, stop), dispatched next, are to be traced."""
+        """Start the trace if the next dispatch, of steps [start, stop), is the first with steps to trace."""
         if self.steps and not self.running and start < self.steps[1] and stop > self.steps[0]:
             if is_first():
                 jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
             self.running = True
 
-    def after(self, stop: int, result: Any) -> None:
-        """End, once the result of the steps before `stop` is there, if they were the last."""
+    def after(self, stop: int, result: PyTree) -> None:
+        """Stop the trace if the last dispatch, of steps before `stop`, was the last to trace.
+
+        Args:
+          stop: the step after the dispatch.
+          result: arrays of the dispatch, which are waited for first, because dispatch is asynchronous.
+        """
         if self.steps and self.running and stop >= self.steps[1]:
             jax.block_until_ready(result)
             self.stop()
             self.steps = None
-            all_gather_json("traced")
+            all_gather_json("traced")  # writing may take longer than the limit of the next wait
 
     def stop(self) -> None:
-        """Write what was traced, if anything."""
+        """Write the trace, if one is running."""
         if self.running and is_first():
             jax.profiler.stop_trace()
         self.running = False

@@ -1,4 +1,4 @@
-"""The versions of the libraries that a checkpoint or a report was made with."""
+"""The versions of libraries, for checkpoints and reports."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -6,7 +6,7 @@ LIBRARIES = "vdm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that a checkpoint or a report was made with."""
+    """Return the installed versions of the libraries that determine the results of a run."""
     versions = {}
     for name in LIBRARIES:
         try:

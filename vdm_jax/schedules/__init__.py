@@ -1,4 +1,4 @@
-"""Noise schedules: γ(t) = −log SNR, not decreasing on [0, 1], with exact differences."""
+"""Noise schedules: γ(t) = −log SNR, which does not decrease on [0, 1], and its exact differences."""
 
 from collections.abc import Callable
 

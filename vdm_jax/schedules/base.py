@@ -1,8 +1,8 @@
 """The type of a noise schedule, and the interval between two of its times.
 
 A schedule is three pure functions: `init(key) -> params`, `gamma(params, t)` and `delta(params, s, t)`,
-elementwise in the times. `delta` is γ(t) − γ(s) without the cancellation: float32 γ differ by rounding alone
-for neighbouring times, and every weight, transition and sampler lives on that difference
+elementwise in the times. `delta` is γ(t) − γ(s) without cancellation. Every weight, transition and sampler
+depends on this difference, and that of two rounded float32 γ at neighbouring times is mostly rounding error
 (docs/equations.md §7).
 """
 
@@ -13,46 +13,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.checks import (
-    check_instance,
-    check_times,
-    is_traced,
-    real_number,
-)
+from vdm_jax.checks import check_instance, check_times, is_traced, real_number
 from vdm_jax.diffusion import Interval
 from vdm_jax.typing import Params, Real, Reals, as_float
 
 GAMMA_MIN, GAMMA_MAX = -13.3, 5.0  # the end points of Kingma et al. 2021
 
-
 MAX_GAMMA = 80
-
+"""The largest |γ| of an end point: e^80 ≈ 6·10³⁴ is within the range of float32."""
 
 NO_SIGNAL = 60.0
-"""γ(1) of a chain that ends in SNR = 0. SNR(s) − SNR(1), and so the bound, are off by e^−60, x_1 by α = e^−30
-times the data: less than the rounding of float64. A larger γ would leave the range of float32 in T expm1(Δ)."""
+"""γ(1) of a chain that ends in SNR = 0. SNR(s) − SNR(1), and so the bound, has an error of e^−60, and x_1 one
+of α = e^−30 times the data; both are below the rounding of float64. With a larger γ, T expm1(Δ) would leave the
+range of float32."""
 
 
 class Schedule(NamedTuple):
-    """γ as pure functions of (params, time).
+    """A noise schedule as pure functions of its params and the time.
 
     Attributes:
       init: key -> params; {} for fixed schedules.
       gamma: (params, t) -> γ(t), elementwise.
-      delta: (params, s, t) -> γ(t) − γ(s), elementwise, accurate relative to itself.
-      learned: whether `params` have anything to learn.
-      interior: the key in `params` of what shapes γ between its ends and leaves them as they are, to be
-        trained in continuous time on the variance of the loss (`vdm_jax.variance`); None: all are trained on
-        the bound.
-      no_signal: whether γ(1) stands for SNR = 0, which no row that divides by α can be used with.
+      delta: (params, s, t) -> γ(t) − γ(s), elementwise, with a small relative error.
+      learned: True if `params` are trained.
+      interior: the key in `params` of the parameters that shape γ between its ends without moving them. In
+        continuous time they are trained on the variance of the loss (`vdm_jax.variance`). None if all params
+        are trained on the bound.
+      no_signal: True if γ(1) stands for SNR = 0, which excludes parameterizations that divide by α.
 
     Examples:
-      >>> ours = vdm.schedules.Schedule(
+      >>> schedule = vdm.schedules.Schedule(
       ...     init=lambda key: {},
       ...     gamma=lambda params, t: 10.0 * jnp.asarray(t) - 5.0,
       ...     delta=lambda params, s, t: 10.0 * (jnp.asarray(t) - jnp.asarray(s)),
       ... )
-      >>> gamma_t, dgamma = ours.gamma_and_dgamma({}, 0.5)
+      >>> gamma_t, dgamma = schedule.gamma_and_dgamma({}, 0.5)
       >>> float(gamma_t), float(dgamma)
       (0.0, 10.0)
     """
@@ -65,21 +60,22 @@ class Schedule(NamedTuple):
     no_signal: bool = False
 
     def gamma_and_dgamma(self, params: Params, t: Real) -> tuple[Reals, Reals]:
-        """Return γ(t) and γ'(t), by differentiation."""
+        """Return γ(t) and its derivative γ'(t)."""
         t = as_time(t)
+        # forward mode, because γ is elementwise in times of any shape
         return jax.jvp(lambda time: self.gamma(params, time), (t,), (jnp.ones_like(t),))
 
 
 def interval(schedule: Schedule, params: Params, s: Real, t: Real) -> Interval:
-    """The interval between the times s < t of a schedule.
+    """Return the interval between the times s < t of a schedule.
 
     Raises:
-      ValueError: times outside [0, 1], or s above t.
-      TypeError: no schedule, or no real numbers.
+      ValueError: a time is outside [0, 1], or s is above t.
+      TypeError: `schedule` is not a `Schedule`, or a time is not a real number.
 
     Examples:
-      >>> step = vdm.interval(vdm.schedules.linear(), None, 0.0, 2.0**-20)
-      >>> print(f"{step.delta:.6e}")  # 18.3 / 2²⁰; the rounded γ differ by 1.716614e-05
+      >>> interval = vdm.interval(vdm.schedules.linear(), None, 0.0, 2.0**-20)
+      >>> print(f"{interval.delta:.6e}")  # 18.3 / 2²⁰; the rounded γ differ by 1.716614e-05
       1.745224e-05
     """
     check_instance(schedule, Schedule, "schedule", "vdm.schedules.linear()")
@@ -93,7 +89,7 @@ def interval(schedule: Schedule, params: Params, s: Real, t: Real) -> Interval:
 
 
 def check_schedule_params(schedule: Schedule, params: Params) -> None:
-    """Raise ValueError unless `params` are what a learned schedule's `init` makes, in any float type."""
+    """Raise ValueError unless `params` match those of a learned schedule's `init` in structure and shapes."""
     if not schedule.learned:
         return
     if params is None or not jax.tree.leaves(params):
@@ -101,10 +97,12 @@ def check_schedule_params(schedule: Schedule, params: Params) -> None:
             f"schedule_params: the schedule is learned, expected schedule.init(key), found {params}"
         )
     expected = jax.eval_shape(schedule.init, jax.random.key(0))
-    same = jax.tree.structure(params) == jax.tree.structure(expected)
-    if not same or [*map(jnp.shape, jax.tree.leaves(params))] != [
-        leaf.shape for leaf in jax.tree.leaves(expected)
-    ]:
+    # types are not compared: params of another float type are valid
+    matches = jax.tree.structure(params) == jax.tree.structure(expected)
+    if matches:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+        matches = shapes == [leaf.shape for leaf in jax.tree.leaves(expected)]
+    if not matches:
         raise ValueError("schedule_params: expected those of schedule.init(key), found others")
 
 
@@ -112,16 +110,17 @@ def as_time(t: Real, name: str = "t") -> Reals:
     """Return times as an array of floats.
 
     Raises:
-      ValueError: a time outside [0, 1], or NaN.
-      TypeError: no real numbers.
+      ValueError: a time is outside [0, 1], or NaN.
+      TypeError: a time is not a real number.
     """
     check_times(t, name)
     return as_float(t)
 
 
 def check_ends(gamma_min: float, gamma_max: float) -> None:
+    """Raise ValueError unless γ rises from `gamma_min` to `gamma_max` within ±`MAX_GAMMA`."""
     for name, value in (("gamma_min", gamma_min), ("gamma_max", gamma_max)):
-        real_number(value, name, "a number", lambda _: True)
+        real_number(value, name, "a number", lambda _: True)  # NaN and ∞ fail the comparisons below
     if not gamma_min < gamma_max:
         raise ValueError(
             f"gamma_min: expected less than gamma_max = {gamma_max}, found {gamma_min}"
@@ -133,6 +132,6 @@ def check_ends(gamma_min: float, gamma_max: float) -> None:
         )
 
 
-def sigmoid_difference(low, high, gap):
-    """sigmoid(high) − sigmoid(low) from the exact gap = high − low ≥ 0."""
+def sigmoid_difference(low: Reals, high: Reals, gap: Reals) -> Reals:
+    """Return sigmoid(high) − sigmoid(low) without cancellation from the exact gap = high − low ≥ 0."""
     return jax.nn.sigmoid(high) * jax.nn.sigmoid(-low) * -jnp.expm1(-gap)

@@ -1,18 +1,15 @@
-"""Fixed noise schedules, whose params are empty.
+"""Fixed noise schedules, which have no params.
 
 Sources: Kingma et al. 2021 (linear), Nichol & Dhariwal 2021 and Kingma & Gao 2023 (cosine), Jabri et al. 2022
 (sigmoid), Ho et al. 2020 (betas), Lin et al. 2023 (zero terminal SNR).
 """
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.checks import (
-    real_number,
-)
+from vdm_jax.checks import real_number
 from vdm_jax.schedules.base import (
     GAMMA_MAX,
     GAMMA_MIN,
@@ -22,14 +19,14 @@ from vdm_jax.schedules.base import (
     check_ends,
     sigmoid_difference,
 )
-from vdm_jax.typing import Reals
+from vdm_jax.typing import Array, Int, Key, Numbers, Params, Reals
 
 
 def linear(*, gamma_min: float = GAMMA_MIN, gamma_max: float = GAMMA_MAX) -> Schedule:
-    """γ linear in t.
+    """Return the schedule with γ linear in t.
 
     Raises:
-      ValueError: ends in the wrong order, or beyond ±80, where float32 no longer holds the SNR.
+      ValueError: the ends are in the wrong order, or beyond ±80, where the SNR leaves the range of float32.
 
     Examples:
       >>> schedule = vdm.schedules.linear(gamma_min=-6.0, gamma_max=4.0)
@@ -51,12 +48,12 @@ def linear(*, gamma_min: float = GAMMA_MIN, gamma_max: float = GAMMA_MAX) -> Sch
 
 
 def cosine(*, gamma_min: float = GAMMA_MIN, gamma_max: float = GAMMA_MAX) -> Schedule:
-    """α = cos(angle) with the angle linear in t, cut so that the end points are exact.
+    """Return the schedule α = cos(angle) with an angle linear in t, truncated to the given end points.
 
-    γ = 2 log tan(angle); both the angle and its complement are interpolated, so that neither end cancels.
+    γ = 2 log tan(angle). Both the angle and its complement are interpolated, so that neither end cancels.
 
     Raises:
-      ValueError: ends in the wrong order, or beyond ±80, where float32 no longer holds the SNR.
+      ValueError: the ends are in the wrong order, or beyond ±80, where the SNR leaves the range of float32.
 
     Examples:
       >>> schedule = vdm.schedules.cosine(gamma_min=-10.0, gamma_max=10.0)
@@ -65,7 +62,7 @@ def cosine(*, gamma_min: float = GAMMA_MIN, gamma_max: float = GAMMA_MAX) -> Sch
     """
     check_ends(gamma_min, gamma_max)
     first = math.atan(math.exp(gamma_min / 2))
-    last = math.atan(math.exp(-gamma_max / 2))  # complement of the angle at t = 1
+    last = math.atan(math.exp(-gamma_max / 2))  # π/2 − the angle at t = 1, without cancellation
     length = math.pi / 2 - first - last
 
     def sin_angle(t):
@@ -82,6 +79,7 @@ def cosine(*, gamma_min: float = GAMMA_MIN, gamma_max: float = GAMMA_MAX) -> Sch
     def delta(params, s, t):
         del params
         s, t = as_time(s, "s"), as_time(t)
+        # the addition formula for tan(angle(t)) / tan(angle(s)), docs/equations.md §7
         return 2 * jnp.log1p(jnp.sin(length * (t - s)) / (cos_angle(t) * sin_angle(s)))
 
     return Schedule(no_params, gamma, delta)
@@ -94,15 +92,15 @@ def sigmoid(
     start: float = -3.0,
     end: float = 3.0,
 ) -> Schedule:
-    """σ² an affine function of the logistic curve on [start, end], with exact end points.
+    """Return the schedule with σ² an affine function of the logistic curve, with exact end points.
 
     Args:
-      gamma_min, gamma_max: the ends.
-      start, end: the part of the logistic curve that is followed; as they meet, σ² becomes linear in t.
+      gamma_min, gamma_max: γ(0) and γ(1).
+      start, end: the range of the logistic curve; σ² becomes linear in t as the range shrinks.
 
     Raises:
-      ValueError: ends in the wrong order, or beyond ±80, where float32 no longer holds the SNR; start not
-        below end.
+      ValueError: the ends are in the wrong order, or beyond ±80, where the SNR leaves the range of float32;
+        `start` is not below `end`.
     """
     check_ends(gamma_min, gamma_max)
     for name, value in (("start", start), ("end", end)):
@@ -113,13 +111,14 @@ def sigmoid(
     span = expit(gamma_max) - expit(gamma_min)
     total = expit(end) - expit(start)
 
-    def progress(s, t):  # logistic(t) − logistic(s), as a part of the whole curve
+    def progress(s, t):  # logistic(t) − logistic(s), as a fraction of the rise from start to end
         low, high = start + (end - start) * s, start + (end - start) * t
         return sigmoid_difference(low, high, (end - start) * (t - s)) / total
 
     def variances(t):  # σ² and α², each a sum of positive terms
-        p, q = progress(jnp.zeros_like(t), t), progress(t, jnp.ones_like(t))
-        return var_first * q + var_last * p, expit(-gamma_min) * q + expit(-gamma_max) * p
+        past, left = progress(jnp.zeros_like(t), t), progress(t, jnp.ones_like(t))
+        noise = var_first * left + var_last * past
+        return noise, expit(-gamma_min) * left + expit(-gamma_max) * past
 
     def gamma(params, t):
         del params
@@ -129,28 +128,32 @@ def sigmoid(
     def delta(params, s, t):
         del params
         s, t = as_time(s, "s"), as_time(t)
-        more, noise = span * progress(s, t) / variances(t)[1], variances(s)[0]
-        fits = more < 1e30 * noise  # the quotient in float32; else the 1 is lost beside it
-        exact = jnp.log1p(more / jnp.where(fits, noise, 1.0))
-        return jnp.where(fits, exact, jnp.log(jnp.where(fits, 1.0, more)) - jnp.log(noise))
+        # Δ = log1p((σ_t² − σ_s²)/(α_t² σ_s²)), docs/equations.md §7
+        numerator, noise = span * progress(s, t) / variances(t)[1], variances(s)[0]
+        # a larger quotient may leave the range of float32; the 1 in log1p is then lost to rounding anyway
+        is_in_range = numerator < 1e30 * noise
+        exact = jnp.log1p(numerator / jnp.where(is_in_range, noise, 1.0))
+        large = jnp.log(jnp.where(is_in_range, 1.0, numerator)) - jnp.log(noise)
+        return jnp.where(is_in_range, exact, large)
 
     return Schedule(no_params, gamma, delta)
 
 
-def from_betas(*, betas: Any) -> Schedule:
-    """The schedule of a DDPM chain: γ(i/(T−1)) is that of ᾱ_{i+1} = Π_{j≤i}(1 − β_j), linear between.
+def from_betas(*, betas: Numbers) -> Schedule:
+    """Return the schedule of a DDPM chain: γ(i/(T−1)) is that of Π_{j≤i}(1 − betas[j]), with γ linear between.
 
     A chain of T latents is T − 1 matching terms, eq. (8): use `timesteps = len(betas) - 1`.
 
     The last β may be 1, as in betas rescaled to zero terminal SNR (Lin et al. 2023). Then γ(1) = 60 stands for
-    SNR = 0, which is exact to rounding for parameterizations that do not divide by α ("x0", "v", "mean"); the
-    others are refused.
+    SNR = 0. Up to rounding, this is exact for parameterizations that do not divide by α ("x0", "v", "mean");
+    the others raise an error.
 
     Args:
       betas: [T ≥ 2], the per-step noise variances, each in (0, 1), the last in (0, 1].
 
     Raises:
-      ValueError: another shape, a value outside (0, 1), or a chain that ends in more noise than float32 holds.
+      ValueError: `betas` has another shape or a value outside (0, 1), or the SNR of the chain leaves the range
+        of float32.
 
     Examples:
       >>> schedule = vdm.schedules.from_betas(betas=np.linspace(1e-4, 0.02, 1000))
@@ -158,36 +161,18 @@ def from_betas(*, betas: Any) -> Schedule:
       [-9.21  10.118]
     """
     betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or betas.size < 2:
-        raise ValueError(f"betas: expected a vector of at least 2, found shape {betas.shape}")
-    no_signal = bool(betas[-1] == 1)
-    allowed = (betas > 0) & (betas < 1)
-    allowed[-1] |= no_signal
-    if not np.all(allowed):
-        bad = int(np.argmax(~allowed))
-        raise ValueError(
-            f"betas[{bad}]: expected a number in (0, 1), or 1 for the last, found {betas[bad]}"
-        )
-    log_signal = np.cumsum(np.log1p(-betas[:-1] if no_signal else -betas))
-    knots = np.log(-np.expm1(log_signal)) - log_signal
-    if no_signal:
-        if knots[-1] >= NO_SIGNAL:
-            raise ValueError(
-                f"betas: the signal is lost before the last step, log SNR = {-knots[-1]:.1f}; "
-                "shorten the chain"
-            )
-        knots = np.append(knots, NO_SIGNAL)
+    knots, no_signal = _gamma_of_betas(betas)
     check_ends(knots[0], knots[-1])
     cells = betas.size - 1
     slopes = np.diff(knots) * cells
-    # each knot as a sum of two floats, so that float32 differences from it are exact to the last bit
-    times, values = _split(np.arange(betas.size) / cells), _split(knots)
+    # each knot is a sum of two float32 numbers, so that float32 differences from it are exact to the last bit
+    times, gammas = _split(np.arange(betas.size) / cells), _split(knots)
 
     def since(t, i):  # t − (time of knot i)
-        high, low = (_take(part, i, t) for part in times)
+        high, low = (_take(half, i, t) for half in times)
         return (t - high) - low
 
-    def locate(t):
+    def locate(t):  # the cell of t; `searchsorted` sees rounded times, which may be off by one cell
         cell = jnp.searchsorted(jnp.asarray(times[0], t.dtype), t, side="right") - 1
         return jnp.clip(jnp.where(since(t, cell) < 0, cell - 1, cell), 0, cells - 1)
 
@@ -200,29 +185,58 @@ def from_betas(*, betas: Any) -> Schedule:
     def delta(params, s, t):
         del params
         s, t = as_time(s, "s"), as_time(t)
-        i, j = locate(s), locate(t)
-        first, last = _take(slopes, i, s), _take(slopes, j, t)
-        high, low = (_take(part, j, t) - _take(part, i + 1, t) for part in values)
-        ends = last * since(t, j) - first * since(s, i + 1)
-        return jnp.where(i == j, first * (t - s), high + (low + ends))
+        cell_s, cell_t = locate(s), locate(t)
+        slope_s, slope_t = _take(slopes, cell_s, s), _take(slopes, cell_t, t)
+        # from s to the next knot, from there to the last knot before t, and on to t
+        high, low = (_take(half, cell_t, t) - _take(half, cell_s + 1, t) for half in gammas)
+        ends = slope_t * since(t, cell_t) - slope_s * since(s, cell_s + 1)
+        return jnp.where(cell_s == cell_t, slope_s * (t - s), high + (low + ends))
 
     return Schedule(no_params, gamma, delta, no_signal=no_signal)
 
 
-def no_params(key=None):
+def _gamma_of_betas(betas: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return γ of each latent of a DDPM chain, [T], and True if the chain ends in SNR = 0."""
+    if betas.ndim != 1 or betas.size < 2:
+        raise ValueError(f"betas: expected a vector of at least 2, found shape {betas.shape}")
+    no_signal = bool(betas[-1] == 1)
+    allowed = (betas > 0) & (betas < 1)
+    allowed[-1] |= no_signal
+    if not np.all(allowed):
+        bad = int(np.argmax(~allowed))
+        raise ValueError(
+            f"betas[{bad}]: expected a number in (0, 1), or 1 for the last, found {betas[bad]}"
+        )
+    # γ = log((1 − ᾱ)/ᾱ) from log ᾱ: a product of numbers close to 1 would lose 1 − ᾱ
+    log_alpha_bar = np.cumsum(np.log1p(-betas[:-1] if no_signal else -betas))
+    gamma = np.log(-np.expm1(log_alpha_bar)) - log_alpha_bar
+    if no_signal:
+        if gamma[-1] >= NO_SIGNAL:
+            raise ValueError(
+                f"betas: the signal is lost before the last step, log SNR = {-gamma[-1]:.1f}; "
+                "shorten the chain"
+            )
+        gamma = np.append(gamma, NO_SIGNAL)
+    return gamma, no_signal
+
+
+def no_params(key: Key | None = None) -> Params:
+    """Return the empty params of a fixed schedule."""
     del key
     return {}
 
 
 def expit(x: float) -> float:
+    """Return the logistic function of a Python float, in float64."""
     return 1 / (1 + math.exp(-x))
 
 
 def _split(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest float32 numbers and what they lack."""
+    """Split float64 numbers into the nearest float32 numbers and the remainders."""
     high = table.astype(np.float32).astype(np.float64)
     return high, table - high
 
 
-def _take(table: np.ndarray, index, like) -> Reals:
-    return jnp.asarray(table, like.dtype)[index]
+def _take(table: np.ndarray, index: Int[Array, "..."], t: Reals) -> Reals:
+    """Return entries of a table in the type of the times `t`."""
+    return jnp.asarray(table, t.dtype)[index]

@@ -1,4 +1,4 @@
-"""The type of a time sampler: a density of training times, with a state of its own if it adapts."""
+"""The type of a time sampler: a density of training times, with a state if it adapts to the losses."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,13 +7,13 @@ from vdm_jax.typing import Array, Int, Key, PyTree, Reals
 
 
 class TrainingPath(NamedTuple):
-    """The noise levels that training passes through, for the params of one step.
+    """The noise schedule and the expected loss over the training times, for the params of one step.
 
     Attributes:
       timesteps: T of a chain, or None for continuous time.
       gamma: times in [0, 1] -> γ, elementwise.
       expected_loss: times, or steps of the chain, [n] -> the expected training loss [n] of a network whose
-        output is zero, nats per dimension.
+        output is zero, in nats per dimension.
     """
 
     timesteps: int | None
@@ -25,10 +25,10 @@ class TimeSample(NamedTuple):
     """Training times and their importance weights, elementwise.
 
     Attributes:
-      t: as `training_interval` takes them: in [0, 1], or the steps of a chain.
-      weight: w, the ratio of the uniform density to that of the draw, of mean 1; None where it is 1 throughout.
-      bin: the bin that each time lies in; None of uniform times, which have none.
-      probability: of that bin.
+      t: times for `training_interval`, in [0, 1] or as steps of a chain.
+      weight: w, the ratio of the uniform density to that of the draw, of mean 1; None if all weights are 1.
+      bin: the bin that contains each time; None for uniform times.
+      probability: the probability of that bin; None for uniform times.
     """
 
     t: Array
@@ -38,17 +38,17 @@ class TimeSample(NamedTuple):
 
 
 class TimeSampler(NamedTuple):
-    """A density of training times; a row of `TIME_SAMPLERS`.
+    """A density of training times.
 
     The state of a density that adapts to the losses is part of the model state of a run. Densities that do not
     adapt have the state None (`stateless`).
 
     Attributes:
-      init: path -> the state that training starts with.
+      init: path -> the initial state.
       sample: (state, path, key, phase) -> `TimeSample`, with one key for the batch and a phase in [0, 1) for
-        each example, as `draw_times` takes them.
-      update: (state, sample, loss) -> the state after a batch; `loss` [B] without the importance weights, nats
-        per dimension. The new state must be linear in means over the batch, because devices average their
+        each example, as in `draw_times`.
+      update: (state, sample, loss) -> the state after a batch; `loss` [B] without the importance weights, in
+        nats per dimension. The new state must be linear in means over the batch, because devices average their
         results.
 
     Examples:
@@ -58,10 +58,10 @@ class TimeSampler(NamedTuple):
       >>> def sample(path, key, phase):
       ...     probability = bin_probabilities(jnp.asarray([1.0, 2.0]), 0.0, path.timesteps)
       ...     return draw_weighted(key, phase, probability, path.timesteps)
-      >>> later = stateless(sample)
+      >>> sampler = stateless(sample)
       >>> path = vdm.time_samplers.TrainingPath(None, jnp.zeros_like, jnp.ones_like)
-      >>> drawn = later.sample(None, path, jax.random.key(0), jnp.arange(6) / 6)
-      >>> sorted(drawn.weight.round(2).tolist())
+      >>> times = sampler.sample(None, path, jax.random.key(0), jnp.arange(6) / 6)
+      >>> sorted(times.weight.round(2).tolist())
       [0.75, 0.75, 0.75, 0.75, 1.5, 1.5]
     """
 
@@ -71,7 +71,7 @@ class TimeSampler(NamedTuple):
 
 
 def stateless(sample: Callable[[TrainingPath, Key, Reals], TimeSample]) -> TimeSampler:
-    """Return a time sampler without state from its function (path, key, phase) -> `TimeSample`."""
+    """Return the time sampler without state that draws by (path, key, phase) -> `TimeSample`."""
     return TimeSampler(
         init=lambda path: None,
         sample=lambda state, path, key, phase: sample(path, key, phase),

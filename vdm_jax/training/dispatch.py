@@ -1,15 +1,15 @@
-"""The wrappers of the one step: one device, pmap, a mesh; over a stack of batches, and over runs side by side.
+"""Wrappers of the train step: for one device, pmap or a mesh; for a stack of batches; for the runs of a sweep.
 
     jit         one device
     pmap        a copy of the state on each device, the batch divided, gradients averaged by the step itself
     mesh        one program over all devices: the batch divided over its axes `data` and `fsdp`, the state
                 divided over `fsdp` (Zhao et al. 2023, PyTorch FSDP; Rajbhandari et al. 2020, ZeRO)
-    over_steps  several steps a dispatch
-    over_runs   many runs at once, each of a variant and a seed
+    over_steps  several steps per dispatch
+    over_runs   the runs of a sweep in one program, each with a variant and a seed
 
-A state is the same tree of global arrays under each of them, so that a checkpoint of one continues under
-another. The noise, times and dropout of an example are keyed by its place in the global batch and do not
-depend on the layout; losses agree to rounding, for sums are taken in another order.
+The state is the same tree of global arrays in every layout, so that a checkpoint written under one layout
+resumes under another. The noise, times and dropout of an example are keyed by its index in the global batch and
+do not depend on the layout; losses agree up to rounding, because sums are taken in another order.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
+from jax.typing import ArrayLike
 
 from vdm_jax.specs import choose
 from vdm_jax.training.layout import (
@@ -31,25 +32,25 @@ from vdm_jax.training.layout import (
     shardings,
 )
 from vdm_jax.training.state import TrainState
-from vdm_jax.training.step import Step
-from vdm_jax.typing import Batch, PyTree
+from vdm_jax.training.step import Metrics, Step
+from vdm_jax.typing import Array, Batch, PyTree
 
-Run = Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any]]]
-"""(state, stack of batches [n, B, ...], how many of them) -> (state, metrics [n])."""
+Run = Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
+"""Several steps: (state, stack of batches [n, B, ...], number of steps to take) -> (state, metrics [n])."""
 
 
 def jit(devices: Devices) -> Layout:
-    """The first device alone."""
+    """Return the layout of the first device alone."""
     return Layout(device_mesh(devices[:1], 1), _wrap_mesh, _arrange_mesh)
 
 
 def pmap(devices: Devices) -> Layout:
-    """A replica on each device; in maintenance in JAX, which recommends a mesh."""
+    """Return the layout with a replica on each device; JAX only maintains `pmap` and recommends a mesh."""
     return Layout(device_mesh(devices, 1), _wrap_pmap, _arrange_pmap, axis_name="data")
 
 
 def mesh(devices: Devices, fsdp: int = 1) -> Layout:
-    """One program over all devices; `fsdp` of them share one copy of the state.
+    """Return the layout of one program over all devices; `fsdp` of them share one copy of the state.
 
     Raises:
       ValueError: the devices cannot be divided into groups of `fsdp`.
@@ -62,19 +63,20 @@ def mesh(devices: Devices, fsdp: int = 1) -> Layout:
 
 
 PARALLEL: dict[str, Callable[..., Layout]] = {"jit": jit, "pmap": pmap, "mesh": mesh}
+"""Layouts by the name that a config gives them: (devices) -> `Layout`."""
 
 
 def make_layout(parallel: str = "auto", fsdp: int = 1, *, devices: Devices | None = None) -> Layout:
-    """Choose a layout.
+    """Return the layout for a name.
 
     Args:
-      parallel: of `PARALLEL`, or "auto": `mesh` if there are several devices, else `jit`.
-      fsdp: how many devices share one copy of the state, under `mesh`.
-      devices: all of all processes by default.
+      parallel: a name of `PARALLEL`, or "auto": `mesh` if there are several devices, else `jit`.
+      fsdp: number of devices that share one copy of the state, under `mesh`.
+      devices: the devices to use; by default all devices of all processes.
 
     Raises:
-      ValueError: an unknown name, an `fsdp` that the layout or the devices do not allow, `jit` in one of
-        several processes.
+      ValueError: an unknown name, an `fsdp` that the layout or the devices do not allow, or `jit` with several
+        processes.
     """
     devices = jax.devices() if devices is None else devices
     automatic = mesh if len(devices) > 1 else jit
@@ -93,10 +95,10 @@ def make_layout(parallel: str = "auto", fsdp: int = 1, *, devices: Devices | Non
 
 
 def check_batch(layout: Layout, batch_size: int) -> None:
-    """Refuse a batch that the devices cannot share.
+    """Check that the devices can divide a batch.
 
     Raises:
-      ValueError: with the size, the devices and the processes.
+      ValueError: the batch size is not a multiple of the number of devices.
     """
     devices, processes = layout.mesh.size, jax.process_count()
     if batch_size % devices:
@@ -107,29 +109,29 @@ def check_batch(layout: Layout, batch_size: int) -> None:
 
 
 def over_steps(step: Step) -> Run:
-    """The step over the first `count` of a stack of batches [n, ...]; metrics [n], zeros after them.
+    """Wrap a step as a `Run`; its metrics are zeros after the first `count` steps.
 
-    The number is an argument, so that a run whose last stack is shorter compiles once. A stack of one is not
-    looped over: on CPUs XLA runs the gradients that JAX derives for convolutions, as networks of one's own may
-    have them, tens of times slower inside a loop, even of length one.
+    `count` is an argument, so that a run whose last stack is shorter compiles once. A stack of one batch is not
+    looped over: on CPUs XLA runs the gradients that JAX derives for convolutions, which a user's network may
+    contain, tens of times slower inside a loop, even one of length 1.
     """
     step = jax.jit(step)  # traced once, for the shapes of its metrics and for the loop
 
-    def run(state, batches, count):
-        def at(i):
+    def run(state: TrainState, batches: Batch, count: ArrayLike) -> tuple[TrainState, Metrics]:
+        def batch_at(i: ArrayLike) -> Batch:
             return jax.tree.map(lambda leaf: leaf[i], batches)
 
-        if len(batches.index) == 1:
-            state, metrics = step(state, at(0))
+        n = len(batches.index)
+        if n == 1:
+            state, metrics = step(state, batch_at(0))
             return state, jax.tree.map(lambda leaf: leaf[None], metrics)
 
         def body(i, carry):
             state, columns = carry
-            state, metrics = step(state, at(i))
+            state, metrics = step(state, batch_at(i))
             return state, jax.tree.map(lambda c, m: c.at[i].set(m), columns, metrics)
 
-        _, metrics = jax.eval_shape(step, state, at(0))
-        n = len(batches.index)
+        _, metrics = jax.eval_shape(step, state, batch_at(0))
         columns = jax.tree.map(lambda m: jnp.zeros((n, *m.shape), m.dtype), metrics)
         return jax.lax.fori_loop(0, count, body, (state, columns))
 
@@ -137,63 +139,63 @@ def over_steps(step: Step) -> Run:
 
 
 def over_runs(step: Callable[[Any, TrainState, Batch], Any], variants: PyTree, seeds: int) -> Step:
-    """Runs side by side: V variants of each of S seeds, R = V·S with the seeds of a variant together.
+    """Map a step over the R = V·S runs of a sweep, of V variants with S seeds each, the seeds adjacent.
 
-    What a seed alone decides is not copied: its key, its batch, and so the noise, the latents and all else that
-    does not depend on the variant are computed once for all of its runs.
+    Nothing that depends on the seed alone is copied: its key and its batch, and so the noise, the latents and
+    everything else that does not depend on the variant, are computed once for all runs of the seed.
 
     Args:
-      step: (variant, state, batch) of one run.
-      variants: what the runs differ in beside their seeds, arrays [V, ...].
+      step: (variant, state, batch) -> (state, metrics) of one run.
+      variants: the differences between runs other than their seeds, arrays [V, ...].
       seeds: S.
 
     Returns:
       The step over states [R, ...] and a batch whose x is [B, S, *d]; its metrics are [R].
     """
-    axes: Any = TrainState  # a tree of axes has the shape of a state and none of its types
-    run = axes(step=None, params=0, ema_params=0, opt_state=0, model_state=0, key=None)
-    seed = run._replace(key=0)
-    batch = Batch(x=1, index=None, phase=None)
-    of_seeds = jax.vmap(step, (None, seed, batch), (seed, 0))
-    of_variants = jax.vmap(of_seeds, (0, run, None), (run, 0))
+    axes: Any = TrainState  # a tree of axes has the structure of a state, but none of its types
+    variant_axes = axes(step=None, params=0, ema_params=0, opt_state=0, model_state=0, key=None)
+    seed_axes = variant_axes._replace(key=0)
+    batch_axes = Batch(x=1, index=None, phase=None)
+    over_seeds = jax.vmap(step, (None, seed_axes, batch_axes), (seed_axes, 0))
+    over_variants = jax.vmap(over_seeds, (0, variant_axes, None), (variant_axes, 0))
 
-    def step_all(state, batch):
+    def step_all(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grid = jax.tree.map(lambda leaf: leaf.reshape(-1, seeds, *leaf.shape[1:]), state)
-        # all of one run are at the same step, and those of one seed have its key
+        # all runs are at the same step, and the runs of a seed share its key: unmapped, both are not copied
         grid = grid._replace(step=grid.step[0, 0], key=grid.key[0])
-        grid, metrics = of_variants(variants, grid, batch)
+        grid, metrics = over_variants(variants, grid, batch)
         grid = grid._replace(step=jnp.broadcast_to(grid.step, state.step.shape), key=state.key)
-        flat = jax.tree.map(lambda leaf, like: leaf.reshape(like.shape), grid, state)
+        flat = jax.tree.map(lambda leaf, before: leaf.reshape(before.shape), grid, state)
         return flat, jax.tree.map(lambda column: column.reshape(state.step.shape), metrics)
 
     return step_all
 
 
 def compiled(layout: Layout, step: Step, state: PyTree) -> Any:
-    """Wrap a step over stacks of batches for a state of these shapes: a `Run` with a `lower` method."""
+    """Return the compiled `Run` of a step, with its `lower` method, for a state of these shapes."""
     return layout.wrap(layout, over_steps(step), shardings(layout, state))
 
 
 def dispatcher(
     layout: Layout, step: Step, state: PyTree, stack: int
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compile a step for stacks of up to `stack` batches [n, b, ...] of this process.
 
     Args:
-      layout: where.
-      step: of `make_step`, with the layout's `axis_name`.
-      state: or its shapes.
-      stack: steps a dispatch.
+      layout: the layout of the state and the batches.
+      step: made by `make_step` with the layout's `axis_name`.
+      state: a train state, or its shapes.
+      stack: number of steps per dispatch.
 
     Returns:
-      (state, batches) -> (state, metrics [stack]); the state is donated.
+      (state, batches) -> (state, metrics [number of batches]); the state is donated.
     """
     run = compiled(layout, step, state)
 
-    def dispatch(state, batches):
+    def dispatch(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         count = len(batches.index)
         missing = stack - count
-        if missing:
+        if missing:  # padded to the compiled shape; the padding is not trained on
             batches = jax.tree.map(
                 lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], missing, 0)]), batches
             )
@@ -206,12 +208,11 @@ def dispatcher(
 
 
 def _wrap_mesh(layout: Layout, run: Run, state: PyTree) -> Any:
-    same = replicated(layout)
     return jax.jit(
         run,
-        donate_argnums=0,
-        in_shardings=(state, divided(layout, axis=1), same),
-        out_shardings=(state, same),
+        donate_argnums=0,  # the old and the new state share memory
+        in_shardings=(state, divided(layout, axis=1), replicated(layout)),
+        out_shardings=(state, replicated(layout)),
     )
 
 
@@ -220,7 +221,7 @@ def _arrange_mesh(layout: Layout, stack: Batch) -> Batch:
 
 
 def _wrap_pmap(layout: Layout, run: Run, state: PyTree) -> Any:
-    del state  # a copy each
+    del state  # every device has a full copy
     mapped = jax.pmap(
         run,
         axis_name=layout.axis_name,
@@ -232,26 +233,28 @@ def _wrap_pmap(layout: Layout, run: Run, state: PyTree) -> Any:
     if jax.process_count() == 1:
         return mapped
 
-    def globally(state, batches, count):
-        # each process gets its own copies back, which only together are the array that all can save
+    def run_globally(
+        state: TrainState, batches: Batch, count: ArrayLike
+    ) -> tuple[TrainState, Metrics]:
+        # pmap returns arrays of this process's devices; a checkpoint is saved from global arrays
         state, metrics = mapped(state, batches, count)
         plain = state._replace(key=jax.random.key_data(state.key))
-        plain = jax.tree.map(lambda leaf: _as_one(leaf, replicated(layout)), plain)
+        plain = jax.tree.map(lambda leaf: _as_global(leaf, replicated(layout)), plain)
         return plain._replace(key=jax.random.wrap_key_data(plain.key)), metrics
 
-    return globally
+    return run_globally
 
 
-def _as_one(leaf: Any, sharding: NamedSharding) -> Any:
+def _as_global(leaf: Array, sharding: NamedSharding) -> Array:
     copies = [shard.data for shard in leaf.addressable_shards]
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, copies)
 
 
 def _arrange_pmap(layout: Layout, stack: Batch) -> Batch:
-    local = len(layout.mesh.local_devices)
+    local_devices = len(layout.mesh.local_devices)
 
-    def split(leaf):
+    def split(leaf: np.ndarray) -> np.ndarray:
         n, b, *d = leaf.shape
-        return np.asarray(leaf).reshape(n, local, b // local, *d)
+        return np.asarray(leaf).reshape(n, local_devices, b // local_devices, *d)
 
     return jax.tree.map(split, stack)

@@ -1,13 +1,14 @@
-"""One exact pass over a split: bits per dimension with its parts and its standard error."""
+"""One exact pass over a split: bits per dimension with its terms and its standard error."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from vdm_jax.checks import whole_number
 from vdm_jax.elbo import Elbo
@@ -15,18 +16,21 @@ from vdm_jax.models import Model
 from vdm_jax.runtime.interrupt import check, defer_signals, is_command
 from vdm_jax.runtime.processes import STALL_SECONDS, Watchdog
 from vdm_jax.training.layout import Layout, jit_replicated
-from vdm_jax.typing import Batch, Key, Params, as_batch
+from vdm_jax.typing import Array, Batch, Key, Params, as_batch
+
+Evaluator = Callable[[Params, Key, Batch | ArrayLike], dict[str, Array]]
+"""(params, key, batch) -> the bound of each example: its terms in nats, arrays [B], and "index" [B]."""
 
 
 class Evaluation(NamedTuple):
-    """A bound in bits per dimension, and what it is a bound of.
+    """A bound in bits per dimension, with the model, data and estimator that it belongs to.
 
     Attributes:
       bits_per_dim: mean of −ELBO over the split, an upper bound on the negative log-likelihood.
       standard_error: of that mean, over the examples (their Monte Carlo noise included).
-      reconstruction, matching, prior: its parts, which add up to it; None for a bound without parts.
-      examples: how many were read, each once.
-      estimator: how each example's −ELBO was estimated.
+      reconstruction, matching, prior: its terms, which add up to it; None for a bound without terms.
+      examples: number of examples, each read once.
+      estimator: description of the estimator of −ELBO.
       data: data set, version and split.
       step: training steps of the weights.
     """
@@ -42,64 +46,66 @@ class Evaluation(NamedTuple):
     step: int
 
     @classmethod
-    def from_json(cls, row: Any) -> "Evaluation":
-        """Read an evaluation from JSON, where numbers that are not finite are null.
+    def from_json(cls, fields: Mapping[str, Any]) -> "Evaluation":
+        """Read an evaluation from JSON, where non-finite numbers are null.
 
         Raises:
-          TypeError, ValueError: the row is none.
+          TypeError, ValueError: the fields are not those of an evaluation.
         """
-        known = cls(**row)
+        evaluation = cls(**fields)
         for name in ("bits_per_dim", "standard_error"):
-            value = getattr(known, name)
-            known = known._replace(**{name: math.nan if value is None else float(value)})
-        for name in PARTS:
-            if (value := getattr(known, name)) is not None:
-                known = known._replace(**{name: float(value)})
-        return known
+            value = getattr(evaluation, name)
+            evaluation = evaluation._replace(**{name: math.nan if value is None else float(value)})
+        for name in PARTS:  # null also stands for a bound without terms, and stays None
+            if (value := getattr(evaluation, name)) is not None:
+                evaluation = evaluation._replace(**{name: float(value)})
+        return evaluation
 
     def __str__(self) -> str:
-        parts = {name: getattr(self, name) for name in PARTS}
-        known = [f"{name} {value:.4f}" for name, value in parts.items() if value is not None]
+        values = {name: getattr(self, name) for name in PARTS}
+        terms = [f"{name} {value:.4f}" for name, value in values.items() if value is not None]
         return (
             f"{self.bits_per_dim:.4f} ± {self.standard_error:.4f} bits/dim"
-            f"{' = ' if known else ''}{' + '.join(known)}\n"
+            f"{' = ' if terms else ''}{' + '.join(terms)}\n"
             f"  {self.estimator}; {self.data}, {self.examples} examples; EMA weights of step {self.step}"
         )
 
 
 PARTS = Elbo._fields
+"""Terms of the negative ELBO."""
 
 
 def make_evaluator(
     model: Model, draws: int, importance_samples: int = 1, *, layout: Layout | None = None
-) -> Any:
-    """Jit the model's bound: (params, key, batch) -> a dictionary of arrays [B], its parts in nats.
+) -> Evaluator:
+    """Return the jitted function that estimates a model's bound on a batch.
 
-    "index" says which examples they are of, for devices may hold them in another order.
+    Its output "index" holds the indices of the examples, because devices may hold them in another order.
 
     Args:
-      model: whose bound.
-      draws: estimates averaged for each example.
-      importance_samples: K. 1 is the ELBO, with the parts of `Elbo`; more are the importance-weighted bound
-        (Burda et al. 2015), which has no parts.
-      layout: of the parameters and the batches; what is returned is whole on every device.
+      model: the model to evaluate.
+      draws: number of estimates averaged for each example.
+      importance_samples: K. 1 is the ELBO, with the terms of `Elbo`; K > 1 is the importance-weighted bound
+        (Burda et al. 2015), which has no terms.
+      layout: of the parameters and the batches; the outputs are replicated.
 
     Raises:
-      ValueError: a model without that bound.
+      ValueError: the model does not have that bound.
     """
     if model.unsupported is not None:
         raise ValueError(f"{model.components}: {model.unsupported}")
     whole_number(draws, "draws", 1)
     whole_number(importance_samples, "importance_samples", 1)
 
-    compile = jax.jit if layout is None else partial(jit_replicated, layout)
+    jit = jax.jit if layout is None else partial(jit_replicated, layout)
     if importance_samples == 1:
-        return compile(
-            lambda params, key, batch: (
-                {"index": as_batch(batch).index}
-                | model.elbo(params, key, batch, draws=draws)._asdict()
-            )
-        )
+
+        def estimate_elbo(params: Params, key: Key, batch: Batch | ArrayLike) -> dict[str, Array]:
+            elbo = model.elbo(params, key, batch, draws=draws)
+            return {"index": as_batch(batch).index} | elbo._asdict()
+
+        return jit(estimate_elbo)
+
     importance = model.importance
     if importance is None:
         raise ValueError(
@@ -107,18 +113,21 @@ def make_evaluator(
             f"bound, expected 1, found {importance_samples}"
         )
 
-    def evaluator(params, key, batch):
-        def one(i):
+    def estimate_importance_bound(
+        params: Params, key: Key, batch: Batch | ArrayLike
+    ) -> dict[str, Array]:
+        def draw(i: Array) -> Array:
             return importance(params, jax.random.fold_in(key, i), batch, importance_samples)
 
-        bound = jnp.mean(jax.lax.map(one, jnp.arange(draws)), 0)
+        # sequential, so that the memory does not grow with the number of draws
+        bound = jnp.mean(jax.lax.map(draw, jnp.arange(draws)), 0)
         return {"index": as_batch(batch).index, "bound": bound}
 
-    return compile(evaluator)
+    return jit(estimate_importance_bound)
 
 
 def evaluate(
-    evaluator: Any,
+    evaluator: Evaluator,
     params: Params,
     key: Key,
     batches: Iterable[tuple[Batch, np.ndarray]],
@@ -131,37 +140,39 @@ def evaluate(
     """Average the bound over batches with their masks (False where a batch is padded).
 
     Args:
-      evaluator: of `make_evaluator`.
+      evaluator: made by `make_evaluator`.
       params: usually the EMA weights.
-      key: of the estimate; each example folds in its index, so the result does not depend on the batch size.
+      key: each example folds its index into it, so that the result does not depend on the batch size.
       batches: (batch, mask) pairs that hold each example once.
-      dim: dimensions of an example.
-      estimator, data, step: words for the report.
+      dim: number of dimensions of an example.
+      estimator, data, step: fields of the report.
 
     Raises:
-      Interrupted: a signal came; between two batches.
+      Interrupted: a signal arrived; raised between two batches.
     """
     columns: dict[str, list[np.ndarray]] = {}
     with (
-        defer_signals(),
-        Watchdog(STALL_SECONDS, command=is_command()) as patience,
-    ):  # several processes end at the same batch
+        defer_signals(),  # all processes end after the same batch
+        Watchdog(STALL_SECONDS, command=is_command()) as watchdog,
+    ):
         for batch, mask in batches:
             check()
-            with patience.wait("evaluation"):
-                parts = evaluator(params, key, batch)
-                found = {name: np.asarray(part) for name, part in parts.items()}
-            order = np.argsort(found.pop("index", np.arange(len(mask))))
-            for name, part in found.items():
-                columns.setdefault(name, []).append(part.astype(np.float64)[order][mask])
-    bits = {name: np.concatenate(rows) / (dim * math.log(2)) for name, rows in columns.items()}
+            with watchdog.wait("evaluation"):
+                outputs = evaluator(params, key, batch)
+                values = {name: np.asarray(output) for name, output in outputs.items()}
+            # the mask is in the order of the indices
+            order = np.argsort(values.pop("index", np.arange(len(mask))))
+            for name, value in values.items():
+                columns.setdefault(name, []).append(value.astype(np.float64)[order][mask])
+    nats_per_bit = math.log(2)
+    bits = {name: np.concatenate(column) / (dim * nats_per_bit) for name, column in columns.items()}
     total = sum(bits.values(), np.zeros(()))  # [examples]
     error = total.std(ddof=1) / math.sqrt(len(total)) if len(total) > 1 else math.nan
-    parts = {name: float(bits[name].mean()) if name in bits else None for name in PARTS}
+    terms = {name: float(bits[name].mean()) if name in bits else None for name in PARTS}
     return Evaluation(
         bits_per_dim=float(total.mean()),
         standard_error=float(error),
-        **parts,
+        **terms,
         examples=len(total),
         estimator=estimator,
         data=data,

@@ -1,7 +1,6 @@
 """Layouts of arrays on devices: a state replicated or divided, a batch divided, results replicated.
 
-Every mesh has two axes. A batch is divided over both; a state lies whole on every device, or is divided over
-`fsdp`.
+Every mesh has two axes. A batch is divided over both; a state is replicated, or divided over `fsdp`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +11,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vdm_jax.training.state import TrainState
-from vdm_jax.typing import Batch, PyTree
+from vdm_jax.typing import Batch, Params, PyTree
 
 Devices = Sequence[Any]
-"""A sequence of `jax.Device`, which type checkers do not accept as a type."""
+"""Devices, `jax.Device`, which type checkers do not accept as a type."""
 
 AXES = ("data", "fsdp")
 """Axes of every mesh; a batch is divided over both."""
@@ -26,9 +25,9 @@ class Layout(NamedTuple):
 
     Attributes:
       mesh: devices [data, fsdp].
-      wrap: (layout, run, shardings of the state) -> the compiled run, which takes over the state's memory.
-      arrange: (layout, a process's stack [n, b, ...]) -> the stack as the compiled run takes it.
-      axis_name: the axis that a step has to average over, or None where the compiler does it.
+      wrap: (layout, run, shardings of the state) -> the compiled run, which donates the state.
+      arrange: (layout, a process's stack [n, b, ...]) -> the stack in the layout of the compiled run.
+      axis_name: the axis over which a step has to average its gradients, or None where the compiler does.
     """
 
     mesh: Mesh
@@ -38,44 +37,46 @@ class Layout(NamedTuple):
 
 
 def device_mesh(devices: Devices, fsdp: int) -> Mesh:
-    """Devices [data, fsdp]; what lies where is for the compiler to find out from the arguments."""
+    """Return a mesh [data, fsdp] whose axes are left to the compiler, which reads the arguments' shardings."""
     return jax.make_mesh(
         (len(devices) // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
     )
 
 
 def replicated(layout: Layout) -> NamedSharding:
-    """A copy on every device."""
+    """Return the sharding of an array with a copy on every device."""
     return NamedSharding(layout.mesh, PartitionSpec())
 
 
 def divided(layout: Layout, axis: int = 0) -> NamedSharding:
-    """Examples along `axis`, divided over all devices."""
+    """Return the sharding of examples along `axis`, divided over all devices."""
     return NamedSharding(layout.mesh, PartitionSpec(*[None] * axis, AXES))
 
 
 def shardings(layout: Layout, state: TrainState) -> TrainState:
     """Return the shardings of a state: each array divided along its largest axis that `fsdp` divides, if any.
 
-    The leading axis of runs side by side is not divided: what is a number of each of them, every device has.
+    The leading axis of a sweep's states, over its runs, is not divided: every device holds the scalars of all
+    runs.
     """
-    parts, first = layout.mesh.shape["fsdp"], len(state.step.shape)
+    groups = layout.mesh.shape["fsdp"]
+    first_axis = len(state.step.shape)  # 1 for the states of a sweep
 
-    def place(leaf):
-        axes = [i for i, n in enumerate(leaf.shape) if i >= first and n % parts == 0]
-        if parts == 1 or not axes:
+    def place(leaf: Any) -> NamedSharding:
+        axes = [i for i, n in enumerate(leaf.shape) if i >= first_axis and n % groups == 0]
+        if groups == 1 or not axes:
             return replicated(layout)
         largest = max(axes, key=lambda i: leaf.shape[i])
         return NamedSharding(layout.mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
-    # small, and read by every device
-    whole = jax.tree.map(lambda _: replicated(layout), state.model_state)
-    places = jax.tree.map(place, state)
-    return places._replace(model_state=whole)
+    # the model state is small, and every device reads it
+    model_state = jax.tree.map(lambda _: replicated(layout), state.model_state)
+    placed = jax.tree.map(place, state)
+    return placed._replace(model_state=model_state)
 
 
 def put(layout: Layout, batch: PyTree, axis: int = 0) -> PyTree:
-    """Make the global arrays of which this process has its part, divided along `axis`."""
+    """Make global arrays, divided along `axis`, from the part of each process."""
     sharding = divided(layout, axis)
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch
@@ -85,31 +86,35 @@ def put(layout: Layout, batch: PyTree, axis: int = 0) -> PyTree:
 def with_full_params(layout: Layout, function: Callable[..., Any]) -> Callable[..., Any]:
     """Gather divided parameters once, before a function of them is computed.
 
-    Left to itself the compiler may divide the layers' arithmetic instead of their parameters.
+    Without the constraint the compiler may divide the arithmetic of the layers instead of gathering parameters.
     """
     if layout.mesh.shape["fsdp"] == 1:
         return function
 
-    def together(params, *arguments):
+    def gather_and_call(params: Params, *arguments: Any) -> Any:
         params = jax.lax.with_sharding_constraint(params, replicated(layout))
         return function(params, *arguments)
 
-    return together
+    return gather_and_call
 
 
 def jit_replicated(
     layout: Layout, function: Callable[..., Any], examples: int = 0
 ) -> Callable[..., Any]:
-    """Jit a function of parameters; what it returns is whole on every device.
+    """Jit a function of parameters whose result is replicated on every device.
 
-    Its result is `examples` data [n, ...] that are computed in parts, if the devices divide their number: the
-    compiler divides all that leads to them.
+    Args:
+      layout: of the parameters.
+      function: (params, ...) -> result.
+      examples: n of a result [n, ...] over examples, which the devices compute in parts if n is a multiple of
+        their number; 0 for other results.
     """
     in_parts = examples > 0 and examples % layout.mesh.size == 0
     function = with_full_params(layout, function)
 
-    def run(*arguments):
+    def run(*arguments: Any) -> Any:
         result = function(*arguments)
+        # from the sharding of the result the compiler divides the computation that leads to it
         return jax.lax.with_sharding_constraint(result, divided(layout)) if in_parts else result
 
     return jax.jit(run, out_shardings=replicated(layout))

@@ -23,27 +23,28 @@ from vdm_jax.runtime.files import (
     write_file,
 )
 
-PROTO: Any = event_pb2  # its classes are made when it is imported, unseen by type checkers
+PROTO: Any = event_pb2  # type checkers do not see its classes, which are created at import
 
 CHECKSUM = "crc32"
 """Last key of a line: the CRC-32 of the line without this key."""
 
 MAX_BYTES = 2**30
+"""Largest `metrics.jsonl` that is read."""
 
 
 class MetricsLog:
-    """`metrics.jsonl` and `tensorboard/` in a folder; a context manager.
+    """Writer of `metrics.jsonl` and `tensorboard/` in a folder; a context manager.
 
     Opening the log at a step drops the lines after that step, which a resumed run writes again. Unwritable
-    lines are reported and retried. Numbers that are not finite are null.
+    lines are reported and retried. Non-finite numbers are written as null.
 
     Args:
-      folder: of the run.
+      folder: the folder of the run.
       step: the step from which the run continues.
       lines: number of lines that the checkpoint of that step expects; fewer are reported.
 
     Attributes:
-      lines: number of lines of the file, with those that wait to be written.
+      lines: number of lines of the file, including those that are still unwritten.
     """
 
     def __init__(self, folder: Path, step: int = 0, lines: int = 0):
@@ -55,61 +56,63 @@ class MetricsLog:
         write_file(self.path, lambda file: file.write(b"".join(kept)))
         self.lines = len(kept)
         self.file = open_append(self.path)
-        self.waiting: list[bytes] = []
+        self.unwritten: list[bytes] = []
         board = folder / "tensorboard"
         make_folder(board)
-        # tensorboardX's own SummaryWriter writes in a thread; when that fails, it blocks for ever
+        # not tensorboardX's SummaryWriter: it writes in a thread, and blocks for ever after that has failed
         self.board = EventsWriter(str(board / "events"))
+        # a start event makes TensorBoard drop what a killed run wrote after the step
         start = PROTO.SessionLog(status=PROTO.SessionLog.START)
         self.board.write_event(PROTO.Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._write()
-        if self.waiting:
-            warn(f"{self.path}: {len(self.waiting)} lines are lost")
+    def __exit__(self, *_: object) -> None:
+        self._write_lines()
+        if self.unwritten:
+            warn(f"{self.path}: {len(self.unwritten)} lines are lost")
         self.file.close()
-        with suppress(OSError):  # its lines are in the other file too
+        with suppress(OSError):  # `metrics.jsonl` has the same numbers
             self.board.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Append the metrics of a step."""
-        self.waiting.append(_line({"step": step, **metrics}))
+        self.unwritten.append(_line({"step": step, **metrics}))
         self.lines += 1
-        self._write()
-        with suppress(OSError):  # a failure is reported for the lines, which hold the same
+        self._write_lines()
+        with suppress(OSError):  # the same failure is reported for the lines
             for name, value in metrics.items():
                 event = {"step": step, "summary": scalar(name, value)}
                 self.board.write_event(PROTO.Event(wall_time=time.time(), **event))
             self.board.flush()
 
-    def _write(self) -> None:
-        """Write the waiting lines, each as a whole or not at all."""
-        while self.waiting:
-            line, end = self.waiting[0], None
+    def _write_lines(self) -> None:
+        """Append the unwritten lines to the file, each completely or not at all."""
+        while self.unwritten:
+            line, size = self.unwritten[0], None
             try:
-                end = os.fstat(self.file.fileno()).st_size
-                if self.file.write(line) < len(line):
+                size = os.fstat(self.file.fileno()).st_size
+                if self.file.write(line) < len(line):  # a full disk may take a part of it
                     raise OSError("no space left")
             except OSError as error:
-                if end is not None:
+                if size is not None:
                     with suppress(OSError):
-                        os.ftruncate(self.file.fileno(), end)
+                        os.ftruncate(self.file.fileno(), size)
                 reason = f"{self.path} cannot be written: {error.strerror or error}"
-                warn(f"{reason}; {len(self.waiting)} lines are waiting")
+                warn(f"{reason}; {len(self.unwritten)} lines are waiting")
                 return
-            del self.waiting[0]
+            del self.unwritten[0]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `metrics.jsonl`, with NaN for null and without their checksums.
+    """Read the rows of a `metrics.jsonl`, with NaN for null and without their checksums.
 
-    A last line that a killed run left half-written is ignored; other damaged lines are dropped with a warning.
+    An incomplete last line, which a killed run may leave, is ignored; other damaged lines are dropped with a
+    warning.
 
     Raises:
-      OSError: the path is a link or no regular file, or cannot be read.
+      OSError: the path is a link or not a regular file, or cannot be read.
     """
     rows, damaged = _read(path)
     if damaged:
@@ -118,12 +121,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _line(row: dict[str, Any]) -> bytes:
+    """Return the line of a row, with the checksum as its last key."""
     text = to_json(row)
     return f'{text[:-1]}, "{CHECKSUM}": {zlib.crc32(text.encode())}}}\n'.encode()
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows and the number of complete lines that are damaged."""
+    """Return the rows of a file and the number of damaged lines; an incomplete last line is not counted."""
     try:
         content = read_bytes(path, MAX_BYTES)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The loop around the train step: dispatches, logs, checkpoints, evaluations, and its end."""
+"""The training loop: dispatch steps, log, save checkpoints, evaluate, and handle signals."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -28,7 +28,7 @@ def fit(
     *,
     steps: int,
     store: CheckpointStore,
-    log: MetricsLog | None,
+    metrics_log: MetricsLog | None,
     about: Callable[[int], dict[str, Any]],
     log_every: int,
     checkpoint_every: int,
@@ -42,65 +42,91 @@ def fit(
     """Train to `steps` and save the last state.
 
     Args:
-      state: where to start; its arrays are donated.
-      run: of `dispatch.dispatcher`.
-      batches: stacks from the state's own step on, this process's part of them.
+      state: the state to start from; its arrays are donated.
+      run: the compiled steps, made by `dispatch.dispatcher`.
+      batches: stacks of batches from the state's step on, this process's part of them.
       steps: number of the last step.
-      store: gets a state about every `checkpoint_every` steps, before every evaluation, and the last one.
-      log: gets the mean of the metrics at every multiple of `log_every`; None in all processes but one.
-      about: what a checkpoint of a step says of itself.
+      store: saves a state about every `checkpoint_every` steps, before every evaluation, and the last one.
+      metrics_log: receives the mean metrics at every multiple of `log_every`; None in all processes but one.
+      about: step -> JSON fields to store in its checkpoint.
+      log_every: steps between lines of the log.
+      checkpoint_every: steps between checkpoints; one is saved after the dispatch that reaches a multiple.
       evaluate_every: steps between evaluations, whose bound is logged and stored with the checkpoint; None for
         no evaluations.
-      evaluate: the test bound of a state, of each run if there are several, in bits/dim.
+      evaluate: state -> test bound of each of its runs by metric name, in bits/dim.
       max_nonfinite_steps: number of consecutive steps without a finite loss and gradient that end the run.
       stall_seconds: see `Watchdog`.
       profiler: traces some of the steps.
-      names: of the runs, if the state is of several side by side.
+      names: names of the runs of a sweep; empty for a single run.
 
     Raises:
-      NonFinite: too many steps in a row, or a parameter, are not finite; nothing is saved from there on.
-      Interrupted: a signal came; the step was finished and its state saved.
+      NonFinite: too many consecutive steps, or a parameter, are not finite; the state is not saved.
+      Interrupted: a signal arrived; the step was finished and its state saved.
       OSError: the last state could not be saved.
     """
     start = step_of(state)
-    begun = store.about(start).get("loop", {}) if store.latest() == start else {}
-    watched = {"every": log_every, "patience": max_nonfinite_steps, "names": names}
-    meter = Meter(log, step=start, begun=begun, **watched)
+    resumed = store.about(start).get("loop", {}) if store.latest() == start else {}
+    meter = Meter(
+        metrics_log,
+        step=start,
+        begun=resumed,
+        every=log_every,
+        patience=max_nonfinite_steps,
+        names=names,
+    )
     session = Session(
         state,
         run,
         batches,
         steps=steps,
         store=store,
-        log=log,
+        metrics_log=metrics_log,
         about=about,
         meter=meter,
         checkpoint_every=checkpoint_every,
         evaluate_every=evaluate_every,
         evaluate=evaluate,
         profiler=profiler,
-        check_params=not names,
-        # the run ended before or in it; not made up for where it is no longer wanted, as after it failed
-        due=begun.get("evaluation_due", False) and evaluate_every is not None,
-        now=start,
+        check_params=not names,  # one diverged run must not end the others of a sweep
+        # the run ended before or during the evaluation; skipped if evaluations were turned off since
+        evaluation_due=resumed.get("evaluation_due", False) and evaluate_every is not None,
+        step=start,
     )
-    shown = {"total": steps, "initial": start, "desc": "train", "unit": "step", "smoothing": 0.05}
-    with ExitStack() as inside:
-        inside.enter_context(defer_signals())
-        patience = inside.enter_context(Watchdog(stall_seconds, command=is_command()))
-        bar = inside.enter_context(tqdm(**shown, disable=not is_first(), file=STDERR))
-        if session.due and evaluate is not None:
-            session.sent.signum = session.evaluate_saved(patience)
-        while session.now < steps and not session.sent.signum:
-            saving = session.dispatch(patience, inside)
-            bar.set_postfix_str(session.sent.word, refresh=False)
-            bar.update(session.now - bar.n)
-            store.poll()
-            if jax.process_count() == 1:  # at once
-                session.sent.signum = pending_signal()
-            if saving:
-                session.save(patience)
-                if session.due and not session.sent.signum:
-                    session.sent.signum = session.evaluate_saved(patience)
-        session.finish(patience)
+    with ExitStack() as exit_stack:
+        exit_stack.enter_context(defer_signals())
+        watchdog = exit_stack.enter_context(Watchdog(stall_seconds, command=is_command()))
+        bar = exit_stack.enter_context(_progress_bar(start, steps))
+        _train(session, watchdog, exit_stack, bar)
+        session.finish(watchdog)
     return session.state
+
+
+def _train(session: Session, watchdog: Watchdog, exit_stack: ExitStack, bar: tqdm) -> None:
+    """Dispatch, save and evaluate until the last step or a signal."""
+    dispatches = session.dispatches
+    if session.evaluation_due and session.evaluate is not None:
+        dispatches.signum = session.evaluate_saved(watchdog)
+    while session.step < session.steps and not dispatches.signum:
+        saving = session.dispatch(watchdog, exit_stack)
+        bar.set_postfix_str(dispatches.summary, refresh=False)
+        bar.update(session.step - bar.n)
+        session.store.poll()
+        if jax.process_count() == 1:  # several processes agree on a signal one dispatch later
+            dispatches.signum = pending_signal()
+        if saving:
+            session.save(watchdog)
+            if session.evaluation_due and not dispatches.signum:
+                dispatches.signum = session.evaluate_saved(watchdog)
+
+
+def _progress_bar(start: int, steps: int) -> tqdm:
+    """Return the progress bar of process 0; the other processes show none."""
+    return tqdm(
+        total=steps,
+        initial=start,
+        desc="train",
+        unit="step",
+        smoothing=0.05,
+        disable=not is_first(),
+        file=STDERR,
+    )

@@ -1,6 +1,6 @@
-"""Read the checkpoints of a run: only what has been verified, while another process may be writing.
+"""Verified reading of a run's checkpoints, while another process may be writing them.
 
-The folder is that of `vdm_jax.training.checkpoint`.
+`vdm_jax.training.checkpoint` describes the files of the folder.
 """
 
 from collections.abc import Callable
@@ -23,23 +23,24 @@ from vdm_jax.training.recovery import (
 from vdm_jax.training.retention import lowest, open_manager
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.stored import restore_arrays
+from vdm_jax.typing import PyTree
 
 
 class CheckpointReader:
-    """The checkpoints of a run, in `folder`, for reading; a context manager.
+    """The checkpoints of a run, in `folder`, for reading only; a context manager.
 
-    Opening a reader finds the newest whole step. Nothing is changed.
+    Opening a reader finds the newest intact step.
 
     Args:
-      folder: of the checkpoints.
+      folder: the folder `checkpoints` of a run.
       log: called with each warning, in process 0.
 
     Raises:
-      ValueError: there are steps, and all of them are damaged.
+      ValueError: all steps are damaged.
       OSError: the folder holds links or special files, or cannot be read.
 
     Attributes:
-      newest: the newest whole step, or None.
+      newest: the newest intact step, or None.
     """
 
     newest: int | None
@@ -48,16 +49,16 @@ class CheckpointReader:
     def __init__(self, folder: Path | str, *, log: Callable[[str], None] = warn):
         self.folder, self.log = Path(folder).absolute(), log
         self._abouts: dict[int, dict[str, Any]] = {}
-        self._find()
+        self._open()
 
     def __enter__(self) -> "CheckpointReader":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close_manager()
 
-    def _find(self) -> None:
-        """Find the newest whole step, read the annotations and open orbax's manager."""
+    def _open(self) -> None:
+        """Find the newest intact step, read the annotations and open orbax's manager."""
         self.newest = on_process_0(partial(find_newest, self.folder, self.log))
         self.annotations = self._read_annotations()
         self.manager = open_manager(self.folder, keep=1, bounds={}, create=False)
@@ -67,11 +68,11 @@ class CheckpointReader:
         return committed(self.folder)
 
     def latest(self) -> int | None:
-        """Return the newest whole step, found at opening or saved since; None if there is none."""
+        """Return the newest intact step, found at opening or saved since; None if there is none."""
         return self.newest
 
     def whole(self) -> list[int]:
-        """Return the committed steps that verify, oldest first; report the damage of the others."""
+        """Return the intact steps, oldest first; report the damage of the others."""
         return on_process_0(partial(whole_steps, self.folder, self.log))
 
     def best(self) -> int | None:
@@ -79,26 +80,30 @@ class CheckpointReader:
         return lowest(self._bounds(self.whole()))
 
     def about(self, step: int) -> dict[str, Any]:
-        """Return what a checkpoint was saved with, overridden by its annotations."""
+        """Return the `about` of a checkpoint, overridden by its annotations."""
         if step not in self._abouts:
             self._abouts[step] = on_process_0(partial(read_about, self.folder, step))
         return self._abouts[step] | self.annotations.get(step, {})
 
     def restore(
-        self, like: TrainState, step: int | None = None, *, shardings: Any = None
+        self, like: TrainState, step: int | None = None, *, shardings: PyTree = None
     ) -> TrainState:
-        """Restore a step (the newest that is whole) in the structure, shapes and types of `like`.
+        """Restore a checkpoint in the structure, shapes and types of `like`.
 
-        `shardings`, a tree like it, say where its arrays are to lie, wherever they lay when they were saved;
-        on the first device by default.
+        Args:
+          like: a train state, or its shapes.
+          step: the step to restore; the newest intact one by default.
+          shardings: a tree like `like`, with the new sharding of each array; by default all arrays are put on
+            the first device. The shardings at the time of the save do not matter.
 
         Raises:
-          FileNotFoundError: there is none.
-          ValueError: it is damaged, or its arrays are not those of `like`, by name, shape and type.
+          FileNotFoundError: there is no such checkpoint.
+          ValueError: it is damaged, or its arrays differ from those of `like` in name, shape or type.
         """
         if step is not None:
-            if step not in (there := self.steps()):
-                raise FileNotFoundError(f"no checkpoint {step} in {self.folder}, found {there}")
+            steps = self.steps()
+            if step not in steps:
+                raise FileNotFoundError(f"no checkpoint {step} in {self.folder}, found {steps}")
             if fault := on_process_0(partial(damage, self.folder, step)):
                 raise ValueError(f"checkpoint {step} in {self.folder} is damaged: {fault}")
             return self._arrays(step, like, shardings)
@@ -107,18 +112,18 @@ class CheckpointReader:
                 break
             try:
                 return self._arrays(self.newest, like, shardings)
-            except FileNotFoundError:  # a running process has deleted it meanwhile
+            except FileNotFoundError:  # deleted by a running process, which has saved newer ones
                 if attempt == self.retries:
                     raise
                 self._reopen()
         raise FileNotFoundError(f"no checkpoint in {self.folder}")
 
-    def restore_best(self, like: TrainState, *, shardings: Any = None) -> TrainState:
+    def restore_best(self, like: TrainState, *, shardings: PyTree = None) -> TrainState:
         """Restore the step with the lowest bound.
 
         Raises:
           FileNotFoundError: no step has a bound.
-          ValueError: its arrays are not those of `like`.
+          ValueError: its arrays differ from those of `like`.
         """
         for attempt in range(1, self.retries + 1):
             step = self.best()
@@ -126,7 +131,7 @@ class CheckpointReader:
                 break
             try:
                 return self.restore(like, step, shardings=shardings)
-            except FileNotFoundError:  # a running process has found a better one meanwhile
+            except FileNotFoundError:  # deleted by a running process, which has found a better one
                 if attempt == self.retries:
                     raise
                 self._reopen()
@@ -134,7 +139,7 @@ class CheckpointReader:
             f"no best checkpoint in {self.folder}: config.train.evaluate_every evaluated none"
         )
 
-    def _arrays(self, step: int, like: TrainState, shardings: Any) -> TrainState:
+    def _arrays(self, step: int, like: TrainState, shardings: PyTree) -> TrainState:
         stored = self.about(step)["arrays"]
         return restore_arrays(self.manager, self.folder, step, stored, like, shardings)
 
@@ -143,7 +148,7 @@ class CheckpointReader:
 
     def _reopen(self) -> None:
         self._close_manager()
-        self._find()
+        self._open()
 
     def _bounds(self, steps: list[int]) -> dict[int, float]:
         """Return the bounds of the steps that have one."""
@@ -151,8 +156,9 @@ class CheckpointReader:
         return {step: bound for step, bound in bounds.items() if isinstance(bound, int | float)}
 
     def _read_annotations(self) -> dict[int, dict[str, Any]]:
+        # pairs, because the result is sent to the other processes as JSON, which has no integer keys
         pairs = on_process_0(lambda: [*annotations_by_step(self.folder, self.log).items()])
-        return dict(pairs)  # JSON has no integer keys
+        return dict(pairs)
 
     def _close_manager(self) -> None:
         """Close orbax's manager, which after a failed save raises once before it closes anything."""

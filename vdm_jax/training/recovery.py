@@ -1,4 +1,4 @@
-"""The checkpoints of a folder as they lie on disk: which are whole, and what is stored beside their arrays."""
+"""Checkpoints on disk: find the intact ones, read their metadata, and recover a folder after a killed run."""
 
 import re
 from collections.abc import Callable
@@ -9,9 +9,10 @@ from vdm_jax.runtime.files import check_tree, read_json, remove_tree
 from vdm_jax.runtime.manifest import MANIFEST, UNFINISHED, read_annotations, verify
 
 Report = Callable[[str], None]
+"""A function that reports a warning."""
 
 RETRIES = 5
-"""Attempts of a reader while a running process deletes what is being read."""
+"""Number of attempts of a reader while a running process deletes old steps."""
 
 ABOUT_TYPES: dict[str, type] = {
     "step": int,
@@ -36,8 +37,9 @@ LOOP_TYPES: dict[str, type] = {
 
 
 def numbers(folder: Path) -> list[int]:
-    """Return the steps that have a folder of their own, finished or not, oldest first."""
+    """Return the steps that have a folder, finished or not, oldest first."""
     paths = folder.iterdir() if folder.is_dir() else ()
+    # no leading zeros: 07 and 7 would be the same step
     return sorted(
         int(path.name)
         for path in paths
@@ -51,10 +53,10 @@ def committed(folder: Path) -> list[int]:
 
 
 def damage(folder: Path, step: int) -> str | None:
-    """Return what is wrong with a step, or None if all of its files are as they were saved.
+    """Return a description of the damage of a step, or None if all of its files are intact.
 
     Raises:
-      OSError: a file cannot be read, which says nothing of its content.
+      OSError: a file cannot be read, which does not mean that it is damaged.
     """
     path = folder / str(step)
     if fault := verify(path):
@@ -69,7 +71,7 @@ def damage(folder: Path, step: int) -> str | None:
 
 
 def read_about(folder: Path, step: int) -> dict[str, Any]:
-    """Read what a step was saved with, overridden by its annotations.
+    """Read the `about` of a step, overridden by its annotations.
 
     Raises:
       FileNotFoundError: there is no such step.
@@ -97,14 +99,14 @@ def _check_types(fields: dict[str, Any], types: dict[str, type], where: Path) ->
 
 
 def whole_steps(folder: Path, report: Report) -> list[int]:
-    """Return the committed steps without damage, oldest first; report the damage of the others."""
-    whole = []
+    """Return the intact steps, oldest first; report the damage of the other committed ones."""
+    intact = []
     for step in committed(folder):
         if fault := damage(folder, step):
             report(f"checkpoint {step} in {folder} is damaged: {fault}")
         else:
-            whole.append(step)
-    return whole
+            intact.append(step)
+    return intact
 
 
 def annotations_by_step(folder: Path, report: Report) -> dict[int, dict[str, Any]]:
@@ -118,45 +120,47 @@ def annotations_by_step(folder: Path, report: Report) -> dict[int, dict[str, Any
 
 
 def recover(folder: Path, report: Report) -> int | None:
-    """Prepare a folder for writing: return its newest whole step, or None if it holds none.
+    """Prepare a folder for writing: return its newest intact step, or None if it is empty.
 
-    Removes what a killed run left half-written, and sets damaged steps aside as `<step>.damaged`.
+    Removes unfinished files of a killed run, and renames newer, damaged steps to `<step>.damaged`.
 
     Raises:
-      ValueError: there are steps, and all of them are damaged.
+      ValueError: all steps are damaged.
       OSError: the folder holds links or special files, or cannot be read or written.
     """
     check_tree(folder)
-    for left in folder.glob("*.orbax-checkpoint-tmp*"):
-        remove_tree(left)
+    for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
+        remove_tree(leftover)
     newest, faults = _newest_whole(folder)
     if newest is None:
         _refuse_to_start_anew(folder, faults)
-    instead = "starting anew" if newest is None else f"going back to step {newest}"
+    consequence = "starting anew" if newest is None else f"going back to step {newest}"
     for step, fault in faults.items():
         aside = folder / f"{step}.damaged"
-        remove_tree(aside)
+        remove_tree(aside)  # of an earlier recovery: a rename cannot replace a folder
         (folder / str(step)).rename(aside)
         report(
-            f"checkpoint {step} in {folder} is damaged: {fault}; set aside as {aside.name}; {instead}"
+            f"checkpoint {step} in {folder} is damaged: {fault}; set aside as {aside.name}; {consequence}"
         )
     return newest
 
 
 def find_newest(folder: Path, report: Report) -> int | None:
-    """Return the newest whole step of a folder that a running process may be writing; change nothing.
+    """Return the newest intact step of a folder that a running process may be writing; change nothing.
 
     Raises:
-      ValueError: there are steps, and all of them are damaged.
+      ValueError: all steps are damaged.
       OSError: the folder holds links or special files, or cannot be read.
     """
     newest, faults = None, {}
     for _ in range(RETRIES):
         check_tree(folder)
         newest, faults = _newest_whole(folder)
+        # a step without a manifest is still being written
         faults = {step: fault for step, fault in faults.items() if fault != UNFINISHED}
+        # a step that a running process has deleted meanwhile looks damaged: then look again
         if faults.keys() <= {*numbers(folder)}:
-            break  # otherwise a running process has deleted some of them meanwhile
+            break
     if newest is None:
         _refuse_to_start_anew(folder, faults)
     for step, fault in faults.items():
@@ -165,7 +169,7 @@ def find_newest(folder: Path, report: Report) -> int | None:
 
 
 def _newest_whole(folder: Path) -> tuple[int | None, dict[int, str]]:
-    """Return the newest whole step, and the damage of the newer ones."""
+    """Return the newest intact step, and the damage of every newer one."""
     faults: dict[int, str] = {}
     for step in reversed(numbers(folder)):
         fault = damage(folder, step)
@@ -176,7 +180,7 @@ def _newest_whole(folder: Path) -> tuple[int | None, dict[int, str]]:
 
 
 def _refuse_to_start_anew(folder: Path, faults: dict[int, str]) -> None:
-    """Raise ValueError if steps are damaged: the run would silently begin again."""
+    """Raise ValueError if steps are damaged, because the run would silently start again from step 0."""
     if any(fault != UNFINISHED for fault in faults.values()):
         listed = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
         raise ValueError(

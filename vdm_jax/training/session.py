@@ -1,4 +1,4 @@
-"""A training session between two dispatches: dispatch, save, evaluate, finish."""
+"""The parts of the training loop: dispatch, save, evaluate, finish."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -22,14 +22,14 @@ from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.logs import MetricsLog, read_metrics
 from vdm_jax.training.meter import Meter
 from vdm_jax.training.state import TrainState
-from vdm_jax.typing import Batch
+from vdm_jax.typing import Array, Batch, PyTree
 
 
 class NonFinite(FloatingPointError):
-    """The run has diverged.
+    """Error for a run that has diverged.
 
     Attributes:
-      step: at which it was given up.
+      step: the step at which it ended.
       batch: this process's part of the batch of that step, if the loss or the gradient was not finite there.
     """
 
@@ -43,35 +43,41 @@ class _Dispatches:
 
     def __init__(self, meter: Meter, store: CheckpointStore):
         self.meter, self.store = meter, store
-        self.sent: list[tuple[dict[str, Any], Batch, Any]] = []
-        self.signum, self.word = 0, ""
+        self.pending: list[tuple[dict[str, Any], Batch, Any]] = []  # metrics, batches, signal
+        self.signum, self.summary = 0, ""
 
     def add(self, metrics: dict[str, Any], stack: Batch) -> None:
-        """Send the signal, if there was one, along: all processes see it with the same dispatch."""
-        self.sent.append((metrics, stack, max_over_processes(pending_signal())))
+        """Add a dispatch with the pending signal, so that all processes receive it with the same dispatch."""
+        self.pending.append((metrics, stack, max_over_processes(pending_signal())))
 
-    def look(self, left: int) -> None:
-        """Fetch the metrics of all but the newest `left` dispatches."""
-        while len(self.sent) > left:
-            metrics, stack, signum = self.sent.pop(0)
+    def fetch(self, keep: int) -> None:
+        """Fetch the metrics of all but the newest `keep` dispatches.
+
+        Raises:
+          NonFinite: the run has diverged.
+        """
+        while len(self.pending) > keep:
+            metrics, stack, signum = self.pending.pop(0)
             first = self.meter.step
-            self.word = self.meter.add(metrics)
+            self.summary = self.meter.add(metrics)
             self.signum = max(self.signum, int(signum))
             if self.meter.ended is not None:
-                what, step = self.meter.ended
+                reason, step = self.meter.ended
                 batch = jax.tree.map(itemgetter(step - first - 1), stack)
-                raise NonFinite(f"{what} at step {step}: {_stopped(self.store)}", step, batch)
+                raise NonFinite(f"{reason} at step {step}: {_stopped(self.store)}", step, batch)
 
 
 @dataclass
 class Session:
-    """The state of `fit` between two dispatches; other arguments as in `fit`.
+    """State of `fit` between two dispatches; the arguments not listed here are those of `fit`.
 
     Attributes:
-      now: the step of the state.
-      due: True if the state is to be evaluated.
       check_params: True to check before a save that all parameters are finite.
-      saved: the step of the last save.
+      evaluation_due: True if the state still has to be evaluated.
+      step: the step of the state.
+      start: the step at which the session started.
+      saved_step: the step of the last save.
+      dispatches: dispatched steps whose metrics have not been fetched yet.
     """
 
     state: TrainState
@@ -80,7 +86,7 @@ class Session:
     _: KW_ONLY
     steps: int
     store: CheckpointStore
-    log: MetricsLog | None
+    metrics_log: MetricsLog | None
     about: Callable[[int], dict[str, Any]]
     meter: Meter
     checkpoint_every: int
@@ -88,124 +94,128 @@ class Session:
     evaluate: Callable[[TrainState], dict[str, float]] | None
     profiler: Profiler | None
     check_params: bool
-    due: bool
-    now: int
+    evaluation_due: bool
+    step: int
 
-    def __post_init__(self):
-        self.start = self.saved = self.now
-        self.sent = _Dispatches(self.meter, self.store)
+    def __post_init__(self) -> None:
+        self.start = self.saved_step = self.step
+        self.dispatches = _Dispatches(self.meter, self.store)
 
-    def dispatch(self, patience: Watchdog, inside: ExitStack) -> bool:
-        """Train on the next stack of batches; return True if the state is to be saved then."""
-        with patience.wait(f"training, after step {self.now}"):
+    def dispatch(self, watchdog: Watchdog, exit_stack: ExitStack) -> bool:
+        """Train on the next stack of batches; return True if the state has to be saved afterwards."""
+        with watchdog.wait(f"training, after step {self.step}"):
             stack = next(self.batches)
-            before, self.now = self.now, self.now + len(stack.index)
+            before, self.step = self.step, self.step + len(stack.index)
             if self.profiler is not None:
-                self.profiler.before(before, self.now)
+                self.profiler.before(before, self.step)
             self.state, metrics = self.run(self.state, stack)
-            self.sent.add(metrics, stack)
+            self.dispatches.add(metrics, stack)
             if before == self.start:
-                inside.enter_context(unsaved_work())
-            if patience.settling:
+                exit_stack.enter_context(unsaved_work())
+            if watchdog.settling:
+                # dispatch is asynchronous: without this the wait would measure nothing
                 jax.block_until_ready(metrics)
-            evaluated = self.evaluate is not None
-            self.due = evaluated and _crosses(before, self.now, self.evaluate_every)
-            saving = self.due or _crosses(before, self.now, self.checkpoint_every)
-            saving = saving or self.now >= self.steps
-            self.sent.look(0 if saving else 1)  # the device is kept one dispatch ahead
+            self.evaluation_due = self.evaluate is not None and _crosses(
+                before, self.step, self.evaluate_every
+            )
+            saving = (
+                self.evaluation_due
+                or _crosses(before, self.step, self.checkpoint_every)
+                or self.step >= self.steps
+            )
+            # one dispatch stays in flight, so that the device never waits for the host; none before a save
+            self.dispatches.fetch(keep=0 if saving else 1)
         if self.profiler is not None:
-            self.profiler.after(self.now, metrics)
+            self.profiler.after(self.step, metrics)
         return saving
 
-    def save(self, patience: Watchdog) -> None:
-        """Save the state and, if its evaluation is due, wait for the save."""
-        with patience.wait(f"saving step {self.now}", AGREE_SECONDS):
-            state = self.state
-            if self.check_params and not finite(
-                (state.params, state.ema_params, state.model_state)
-            ):
+    def save(self, watchdog: Watchdog) -> None:
+        """Save the state; wait until it is written if its evaluation is due.
+
+        Raises:
+          NonFinite: a parameter is not finite.
+        """
+        with watchdog.wait(f"saving step {self.step}", AGREE_SECONDS):
+            trees = self.state.params, self.state.ema_params, self.state.model_state
+            if self.check_params and not finite(trees):
                 stopped = _stopped(self.store)
                 raise NonFinite(
-                    f"a parameter is not finite at step {self.now}: {stopped}", self.now
+                    f"a parameter is not finite at step {self.step}: {stopped}", self.step
                 )
-            carried = self.meter.carried | {"evaluation_due": self.due}
-            self.store.save(state, self.about(self.now) | {"loop": carried})
-            if self.due:  # whatever happens in the evaluation finds the step saved
+            loop = self.meter.carried | {"evaluation_due": self.evaluation_due}
+            self.store.save(self.state, self.about(self.step) | {"loop": loop})
+            if self.evaluation_due:
+                # a run that dies during the evaluation must find the step saved
                 self.store.wait()
-            all_gather_json("saved")  # before the next wait is measured
-        self.saved = self.now
+            # a slow save in another process must not count in the next wait, whose limit is shorter
+            all_gather_json("saved")
+        self.saved_step = self.step
 
-    def evaluate_saved(self, patience: Watchdog) -> int:
+    def evaluate_saved(self, watchdog: Watchdog) -> int:
         """Evaluate the saved state, log its bounds and annotate its checkpoint.
 
         Returns:
-          The signal, if one came instead, or 0.
+          The signal that interrupted the evaluation, or 0.
         """
-        bounds, signum = _evaluate(self.evaluate, self.state)
-        if bounds is None:
-            return signum
-        if self.now > self.start or not _logged(self.log, self.now, bounds):
-            self.meter.note(bounds)  # logged already by a run that was killed right after it
-        known = {"bound": _mean(bounds), "loop": self.meter.carried | {"evaluation_due": False}}
-        with patience.wait(f"saving step {self.now}", AGREE_SECONDS):
-            self.store.annotate(self.now, known)
+        assert self.evaluate is not None
+        try:
+            bounds = self.evaluate(self.state)
+        except Interrupted as interrupted:
+            return interrupted.signum
+        # a run that was killed between the two writes below has logged its bounds already
+        if self.step > self.start or not _logged(self.metrics_log, self.step, bounds):
+            self.meter.write(bounds)
+        loop = self.meter.carried | {"evaluation_due": False}
+        with watchdog.wait(f"saving step {self.step}", AGREE_SECONDS):
+            self.store.annotate(self.step, {"bound": _mean(bounds), "loop": loop})
         return 0
 
-    def finish(self, patience: Watchdog) -> None:
-        """Fetch the last metrics, save the last state and wait for it.
+    def finish(self, watchdog: Watchdog) -> None:
+        """Fetch the last metrics, save the last state and wait until it is written.
 
         Raises:
           OSError: the last state could not be saved.
-          Interrupted: a signal came.
+          Interrupted: a signal arrived.
         """
-        with patience.wait(f"the end, at step {self.now}", AGREE_SECONDS):
-            self.sent.look(0)
-        if self.saved < self.now:
-            self.save(patience)
-        with patience.wait(f"saving step {self.now}", AGREE_SECONDS):
+        with watchdog.wait(f"the end, at step {self.step}", AGREE_SECONDS):
+            self.dispatches.fetch(keep=0)
+        if self.saved_step < self.step:
+            self.save(watchdog)
+        with watchdog.wait(f"saving step {self.step}", AGREE_SECONDS):
             self.store.wait()
         if self.store.failure:
             raise OSError(self.store.failure)
-        if self.sent.signum:
-            raise Interrupted(
-                self.sent.signum, f" at step {self.now}; saved in {self.store.folder}"
-            )
-
-
-def _evaluate(evaluate: Any, state: TrainState) -> tuple[dict[str, float] | None, int]:
-    """Return the bounds of a state, or the signal that came instead."""
-    try:
-        return evaluate(state), 0
-    except Interrupted as interrupted:
-        return None, interrupted.signum
+        signum = self.dispatches.signum
+        if signum:
+            raise Interrupted(signum, f" at step {self.step}; saved in {self.store.folder}")
 
 
 def _mean(bounds: dict[str, float]) -> float | None:
-    """Return the mean bound of the runs that have one; a run may be lost."""
-    known = [bound for bound in bounds.values() if math.isfinite(bound)]
-    return sum(known) / len(known) if known else None
+    """Return the mean of the finite bounds, without runs that diverged, or None if there is none."""
+    finite_bounds = [bound for bound in bounds.values() if math.isfinite(bound)]
+    return sum(finite_bounds) / len(finite_bounds) if finite_bounds else None
 
 
 @jax.jit
-def finite(tree: Any) -> jax.Array:
-    """Return True if every float of a tree is finite; counters and keys always are."""
+def finite(tree: PyTree) -> Array:
+    """Return True if every float of a tree is finite; integers and keys are not checked."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]))
 
 
-def _logged(log: MetricsLog | None, step: int, metrics: dict[str, float]) -> bool:
-    """Return True if the log has a line of a step with these metrics."""
-    rows = [] if log is None else read_metrics(log.path)
+def _logged(metrics_log: MetricsLog | None, step: int, metrics: dict[str, float]) -> bool:
+    """Return True if the log has a line with these metrics at a step."""
+    rows = [] if metrics_log is None else read_metrics(metrics_log.path)
     return any(row["step"] == step and metrics.keys() <= row.keys() for row in rows)
 
 
-def _crosses(before: int, now: int, every: int | None) -> bool:
-    """Return True if there is a multiple of `every` in (before, now]."""
-    return every is not None and now // every > before // every
+def _crosses(before: int, after: int, every: int | None) -> bool:
+    """Return True if there is a multiple of `every` in (before, after]."""
+    return every is not None and after // every > before // every
 
 
 def _stopped(store: CheckpointStore) -> str:
-    """Return the end of a message about a diverged run, with the checkpoint to continue from."""
+    """Return the end of a message about a diverged run: the checkpoint from which to continue."""
     store.wait()
     latest = store.latest()
     safe = "none" if latest is None else f"step {latest}"

@@ -1,4 +1,4 @@
-"""Train state: a pytree of arrays."""
+"""The train state: a pytree of arrays."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from vdm_jax.checks import check_floats, check_key
 from vdm_jax.training.optimizer import check_optimizer
@@ -13,15 +14,15 @@ from vdm_jax.typing import Array, Int, Key, Params, PyTree
 
 
 class TrainState(NamedTuple):
-    """Everything that training changes, and the key that all its randomness comes from.
+    """Train state: a pytree of all arrays that a step changes, and the key of the run.
 
     Attributes:
-      step: int32 scalar, batches seen.
-      params: what is trained.
-      ema_params: their exponential moving average, float32; what is evaluated and sampled from.
-      opt_state: of the optax optimizer.
-      model_state: what else the loss changes, such as running averages; None for a loss without state.
-      key: of the run; never used up, each step folds its number in.
+      step: int32 scalar, number of batches seen.
+      params: the trained parameters.
+      ema_params: their exponential moving average, float32 or wider; used for evaluation and sampling.
+      opt_state: state of the optax optimizer.
+      model_state: state that the loss updates, such as running averages; None for a loss without state.
+      key: key of the run. It never changes: each step folds its number into it.
 
     Examples:
       >>> import optax
@@ -39,7 +40,7 @@ class TrainState(NamedTuple):
 
 
 def step_of(state: TrainState) -> int:
-    """Its step; of states side by side, which are at the same one, too."""
+    """Return the step of a state; the runs of a sweep are all at the same step."""
     return int(np.asarray(state.step).flat[0])
 
 
@@ -50,16 +51,17 @@ def init_state(
     *,
     model_state: PyTree = None,
 ) -> TrainState:
-    """Return the train state that training starts from.
+    """Return the initial train state.
 
     Args:
-      params: trees of floats. Their average starts as a copy of them, in float32 at least.
+      params: a tree of floats. Their average starts as a copy of them, in float32 at least.
       optimizer: any optax transformation.
-      key: of the run.
-      model_state: of a loss that has one (`Model.init_model_state`), or None.
+      key: key of the run.
+      model_state: initial state of the loss, if it has one (`Model.init_model_state`), or None.
 
     Raises:
-      TypeError: params that are no tree of floats, an optimizer that is none of optax, no typed key.
+      TypeError: params that are not a tree of floats, an optimizer that is not an optax transformation, or a
+        key that is not a typed key.
 
     Examples:
       >>> import optax
@@ -88,10 +90,11 @@ def _check_params(params: Params) -> None:
         check_floats(leaf, f"params{jax.tree_util.keystr(path)}")
 
 
-def _strongly_typed(leaf):
-    """A leaf as a step returns it: the first step, given a weak type, would compile for itself alone."""
+def _strongly_typed(leaf: ArrayLike) -> Array:
+    """Return a leaf without a weak type, as steps return it; otherwise the second step would compile again."""
     return jnp.asarray(leaf, jnp.result_type(leaf))
 
 
-def _average(param):
+def _average(param: Array) -> Array:
+    """Return the initial average of a parameter: a copy, because no buffer may be donated twice."""
     return jnp.array(param, jnp.promote_types(param.dtype, jnp.float32), copy=True)

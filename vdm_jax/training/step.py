@@ -1,8 +1,7 @@
-"""The only train step of the repository: pure, and wrapped from outside by jit, vmap, pmap, scan or a mesh."""
+"""The train step, a pure function, which `vdm_jax.training.dispatch` wraps by jit, vmap, pmap or a mesh."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,16 @@ from vdm_jax.training.state import TrainState
 from vdm_jax.typing import Array, Key, Params, PyTree
 
 Metrics = dict[str, Array]
+"""Scalars by name."""
 
-Loss = Callable[[Params, Key, Any], tuple[Array, Metrics]]
+Loss = Callable[[Params, Key, PyTree], tuple[Array, Metrics]]
 """(params, key, batch) -> (scalar, metrics)."""
 
-StatefulLoss = Callable[[Params, Key, Any, PyTree], tuple[Array, tuple[Metrics, PyTree]]]
+StatefulLoss = Callable[[Params, Key, PyTree, PyTree], tuple[Array, tuple[Metrics, PyTree]]]
 """(params, key, batch, model_state) -> (scalar, (metrics, next model state))."""
 
-Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
+"""(state, batch) -> (next state, metrics)."""
 
 
 def make_step(
@@ -37,27 +38,29 @@ def make_step(
     """Make the pure step (state, batch) -> (state, metrics).
 
     Args:
-      loss: of a model; the key it gets is that of (run, step), so that its randomness depends on neither the
-        number of steps per dispatch nor of devices. If the train state has a model state, the loss gets it as a
-        fourth argument and returns (scalar, (metrics, next model state)). A model with state, such as learned
-        training times, keeps its first density if the train state has none (see `init_state`).
-      optimizer: any optax transformation that asks for no more than the gradient and the loss's `value`, so
-        no line search, which evaluates the loss again; clipping and accumulation are part of it.
-      ema_decay: of the parameters' average, in [0, 1).
-      ema_warmup: use min(ema_decay, (1 + n)/(10 + n)) after n moves, so that early averages forget the start.
-      ema_every: batches for which the average moves once: those that an optimizer accumulates for an update, so
-        that it is that of one large batch.
-      axis_name: of a `pmap` or `vmap` axis over which gradients, metrics and the floats of the model state are
-        averaged. The parts of a divided batch must be `Batch`es with their indices in the whole one, or all
-        draw the same noise.
+      loss: (params, key, batch) -> (scalar, metrics). Its key depends on the run and the step only, so that its
+        randomness depends neither on the number of steps per dispatch nor on the devices. If the train state
+        has a model state, the loss takes it as a fourth argument and returns (scalar, (metrics, next model
+        state)). A model with state, such as learned training times, keeps its initial density if the train
+        state has none (see `init_state`).
+      optimizer: any optax transformation that needs only the gradient and the loss's `value`; a line search,
+        which evaluates the loss again, does not work. Clipping and accumulation are part of the optimizer.
+      ema_decay: decay of the parameters' moving average, in [0, 1).
+      ema_warmup: use min(ema_decay, (1 + n)/(10 + n)) after n updates, so that early averages forget the start.
+      ema_every: number of batches per update of the average: those that an optimizer accumulates for an update,
+        so that the average equals that of one large batch.
+      axis_name: name of a `pmap` or `vmap` axis over which gradients, metrics and the floats of the model state
+        are averaged. The parts of a divided batch must be `Batch`es with their indices in the global batch;
+        otherwise all parts draw the same noise.
 
     Returns:
-      The step. Its metrics are the loss's own, "loss", "grad_norm", and "skipped": 1 where the loss or the
-      gradient was not finite, so that nothing but the number of the step was changed, else 0.
+      The step. Its metrics are those of the loss, "loss", "grad_norm", and "skipped": 1 where the loss or the
+      gradient was not finite, so that only the step number was changed, else 0.
 
     Raises:
-      ValueError: ema_decay outside [0, 1), ema_every below 1 or no whole number.
-      TypeError: a loss that is no callable of three or four arguments, an optimizer that is none of optax.
+      ValueError: ema_decay outside [0, 1), or ema_every not a whole number of at least 1.
+      TypeError: a loss that is not a callable of three or four arguments, or an optimizer that is not an optax
+        transformation.
 
     Examples:
       >>> import optax
@@ -81,20 +84,23 @@ def make_step(
         raise TypeError(f"axis_name: expected a name or None, found {describe(axis_name)}")
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        # a function of the run and the step alone, so that a resumed run draws the same noise
         key = jax.random.fold_in(state.key, state.step)
         arguments = (key, batch) if state.model_state is None else (key, batch, state.model_state)
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params, *arguments)
         metrics, model_state = (aux, None) if state.model_state is None else aux
         if axis_name is not None:
+            # means spread a NaN of one device, so that all devices skip the step
             value, metrics, grads = jax.lax.pmean((value, metrics, grads), axis_name)
             model_state = jax.tree.map(partial(_mean_over, axis_name), model_state)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
         with jax.numpy_dtype_promotion("standard"):  # optax takes powers of integer counts
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=value)
-        # a bad step changes nothing; cheaper than a choice between two states
+        # a non-finite step changes nothing; zero updates are cheaper than selecting between old and new
         updates = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), updates)
+        # counters of the optimizer stay too: a skipped step does not advance the learning-rate schedule
         opt_state, model_state = jax.tree.map(
             partial(jnp.where, finite),
             (opt_state, model_state),
@@ -104,21 +110,22 @@ def make_step(
 
         decay = jnp.asarray(ema_decay, jnp.float32)
         if ema_warmup:
-            moves = state.step // ema_every
-            decay = jnp.minimum(decay, (1 + moves) / (10 + moves))
-        due = (state.step + 1) % ema_every == 0
-        rate = jnp.where(finite & due, 1 - decay, 0.0)
-        ema_params = optax.incremental_update(params, state.ema_params, rate)
+            ema_updates = state.step // ema_every
+            decay = jnp.minimum(decay, (1 + ema_updates) / (10 + ema_updates))
+        ema_due = (state.step + 1) % ema_every == 0
+        step_size = jnp.where(finite & ema_due, 1 - decay, 0.0)
+        ema_params = optax.incremental_update(params, state.ema_params, step_size)
         metrics = metrics | {"loss": value, "grad_norm": grad_norm}
         metrics["skipped"] = 1 - finite.astype(jnp.float32)
-        return TrainState(
+        next_state = TrainState(
             state.step + 1, params, ema_params, opt_state, model_state, state.key
-        ), metrics
+        )
+        return next_state, metrics
 
     return step
 
 
 def _mean_over(axis_name: str, leaf: Array) -> Array:
-    """Return the mean of floats over an axis; counters and keys are the same on all devices."""
+    """Return the mean of floats over an axis; integers and keys are the same on all devices."""
     is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)
     return jax.lax.pmean(leaf, axis_name) if is_float else leaf

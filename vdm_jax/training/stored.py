@@ -1,14 +1,14 @@
-"""The arrays of a train state as a checkpoint stores them: named, typed, and restored where they are wanted."""
+"""The arrays of a train state in a checkpoint: their names and types, and how they are restored."""
 
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from vdm_jax.runtime.processes import on_process_0
 from vdm_jax.training.state import TrainState
+from vdm_jax.typing import PyTree
 
 SAVE_ERRORS = OSError, ValueError, RuntimeError
 """Errors of orbax and TensorStore when something cannot be written."""
@@ -23,37 +23,41 @@ def restore_arrays(
     step: int,
     stored: dict[str, str],
     like: TrainState,
-    shardings: Any,
+    shardings: PyTree,
 ) -> TrainState:
     """Restore the arrays of a step in the structure, shapes and types of `like`.
 
     Args:
-      manager: of orbax, of the folder.
-      folder: of the checkpoints.
-      step: a committed one.
-      stored: what `array_types` returned when the step was saved.
+      manager: orbax's manager of the folder.
+      folder: the folder of the checkpoints.
+      step: a committed step.
+      stored: the `array_types` of the state that was saved.
       like: a train state, or its shapes.
-      shardings: a tree like it, where the arrays are to lie; None for the first device.
+      shardings: a tree like `like`, with the new sharding of each array; None for the first device.
 
     Raises:
-      FileNotFoundError: the step was deleted meanwhile.
-      ValueError: the arrays cannot be restored, or are not those of `like`, by name, shape and type.
+      FileNotFoundError: another process has deleted the step meanwhile.
+      ValueError: the arrays cannot be restored, or differ from those of `like` in name, shape or type.
     """
     shapes = jax.eval_shape(plain_keys, like)
     expected = array_types(shapes)
-    for name in [*expected, *stored]:  # orbax would convert types without a word
-        here, there = expected.get(name, "nothing"), stored.get(name, "nothing")
-        if here != there:
+    for name in [*expected, *stored]:  # orbax would silently convert to the expected type
+        expected_type = expected.get(name, "nothing")
+        stored_type = stored.get(name, "nothing")
+        if expected_type != stored_type:
             raise ValueError(
-                f"checkpoint {step} in {folder}: expected {here} at state{name}, found {there}"
+                f"checkpoint {step} in {folder}: expected {expected_type} at state{name}, "
+                f"found {stored_type}"
             )
-    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    places = jax.tree.map(lambda _: first, like) if shardings is None else shardings
-    target = jax.tree.map(_placed, shapes, places)
+    if shardings is None:
+        first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: first_device, like)
+    target = jax.tree.map(_placed, shapes, shardings)
     items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
     try:
         plain = manager.restore(step, args=items)["state"]
     except RESTORE_ERRORS as error:
+        # process 0 looks, so that all processes raise the same error
         if not on_process_0((folder / str(step)).exists):
             raise FileNotFoundError(f"no checkpoint {step} in {folder}") from error
         raise ValueError(
@@ -63,7 +67,7 @@ def restore_arrays(
 
 
 def plain_keys(state: TrainState) -> TrainState:
-    """Return a state whose typed key is integers, which can be written."""
+    """Return a state with its typed key replaced by integers, which orbax can write."""
     return state._replace(key=jax.random.key_data(state.key))
 
 
@@ -78,7 +82,9 @@ def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.
 
 
 def message_of(error: BaseException) -> str:
-    """Return the message of the system, if there is one, else the first line."""
+    """Return the operating system's message in an error, which TensorStore wraps, else its first line."""
     text = str(error)
-    of_system = re.search(r"\[?(?:OS error|Errno) \d+[^\]\n]*\]?[^\n\[]{0,80}", text)
-    return of_system[0] if of_system else (text.splitlines() or [type(error).__name__])[0]
+    system_message = re.search(r"\[?(?:OS error|Errno) \d+[^\]\n]*\]?[^\n\[]{0,80}", text)
+    if system_message:
+        return system_message[0]
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,18 +1,22 @@
-"""The variational diffusion model: its parts, its bound, its training loss and its samples."""
+"""The variational diffusion model: its components, bound, training loss and samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from vdm_jax.bases import Base
 from vdm_jax.elbo import check_ends, check_timesteps
+from vdm_jax.likelihoods import Likelihood
 from vdm_jax.models.denoiser import denoiser
 from vdm_jax.models.model import (
+    BatchLike,
     Model,
     PerNoiseLevel,
     Statistics,
+    TrainingDraw,
     check_statistics,
     likelihood_for,
 )
@@ -26,11 +30,13 @@ from vdm_jax.models.vdm.training import (
     loss_per_noise_level,
     training_draw,
 )
-from vdm_jax.parameterizations import PARAMETERIZATIONS
+from vdm_jax.output_scales import OutputScale
+from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization
 from vdm_jax.schedules import SCHEDULES, Schedule
 from vdm_jax.specs import build, name_of
-from vdm_jax.time_samplers import TIME_SAMPLERS
-from vdm_jax.weightings import build_weighting
+from vdm_jax.time_samplers import TIME_SAMPLERS, TimeSampler
+from vdm_jax.typing import Key, Params, PyTree, Spec
+from vdm_jax.weightings import Weighting, build_weighting
 
 __all__ = ["VDM", "split_by_noise", "vdm"]
 
@@ -38,48 +44,48 @@ __all__ = ["VDM", "split_by_noise", "vdm"]
 def vdm(
     statistics: Statistics,
     *,
-    network: Any = "mlp",
-    schedule: Any = "linear",
-    train_schedule: Any = None,
-    parameterization: Any = "eps",
-    base: Any = "zero",
-    output_scale: Any = "none",
-    likelihood: Any = "softmax",
+    network: object = "mlp",
+    schedule: Spec | Schedule = "linear",
+    train_schedule: Spec | Schedule | None = None,
+    parameterization: Spec | Parameterization = "eps",
+    base: Spec | Base = "zero",
+    output_scale: Spec | OutputScale = "none",
+    likelihood: Spec | Likelihood = "softmax",
     timesteps: int | None = None,
-    loss_space: Any = None,
-    weighting: Any = "elbo",
-    time_sampler: Any = "uniform",
+    loss_space: Spec | Parameterization | None = None,
+    weighting: Spec | Weighting | Callable[..., Any] = "elbo",
+    time_sampler: Spec | TimeSampler = "uniform",
 ) -> Model:
     """Build a variational diffusion model. Every component is a name, a spec or a built object.
 
     Args:
       statistics: shape, levels and moments of the training split.
-      network: of `NETS`, or what `vdm_jax.nets.as_network` takes: Linen modules, (init, apply), callables.
-      schedule: of `SCHEDULES`; a learned one is trained with the network on the bound, in continuous time what
-        lies between its ends on the variance of the loss (`Schedule.interior`).
-      train_schedule: of `SCHEDULES`, or None for `schedule`: where the training loss draws its times. The
-        bound in continuous time does not depend on the path between the same two ends: another path spends the
-        draws elsewhere, and under a weighting other than the bound weighs the noise levels by it.
-      parameterization: what the network outputs, of `PARAMETERIZATIONS`.
+      network: of `NETS`, or an argument of `vdm_jax.nets.as_network`: Linen module, (init, apply), callable, ….
+      schedule: of `SCHEDULES`. A learned schedule is trained on the bound together with the network; in
+        continuous time, its path between the ends is trained on the variance of the loss (`Schedule.interior`).
+      train_schedule: of `SCHEDULES`, the path along which training draws its times; None for `schedule`. In
+        continuous time the bound does not depend on the path between two ends. Another path changes how many
+        draws a noise level gets and, for a weighting other than the bound, how much weight.
+      parameterization: the quantity that the network outputs, of `PARAMETERIZATIONS`.
       base: the fixed denoiser that the network corrects, of `BASES`.
       output_scale: of the network's correction, of `OUTPUT_SCALES`.
       likelihood: of `LIKELIHOODS`.
       timesteps: T ≥ 1 matching terms, or None for continuous time.
-      space: in which the weighting `simple`, or a function as the weighting, takes the training error, of
-        `PARAMETERIZATIONS`; None is the parameterization's. The loss of the other weightings does not depend on
-        it.
-      weighting: of the training error, of `WEIGHTINGS`, or a function (log_snr, exact) -> weight; the bound is
-        reported whatever it is.
-      time_sampler: the density of the training times, of `TIME_SAMPLERS`; the expectation of the loss is the
-        same for all of them.
+      loss_space: the parameterization whose error the weighting `simple`, or a function as the weighting,
+        weighs, of `PARAMETERIZATIONS`; None for `parameterization`. The losses of the other weightings do not
+        depend on it.
+      weighting: of the training error, of `WEIGHTINGS`, or a function (log_snr, exact) -> weight. The reported
+        bound does not depend on it.
+      time_sampler: the density of the training times, of `TIME_SAMPLERS`. The expectation of the loss does not
+        depend on it.
 
     Raises:
-      ValueError: unknown names or arguments, a likelihood of another kind than the data, `mean` in
-        continuous time, a learned schedule under another weighting than the bound, a train_schedule that
-        is learned, of other ends, or not for continuous time.
+      ValueError: a name or an argument is unknown, `likelihood` does not fit the levels of the data, `mean` is
+        used in continuous time, a learned schedule is combined with another weighting than the bound, or
+        `train_schedule` is learned, has other ends than `schedule`, or is set although `timesteps` is.
     """
     check_statistics(statistics)
-    others = {
+    optional = {
         "base": base,
         "output scale": output_scale,
         "weighting": weighting,
@@ -88,7 +94,7 @@ def vdm(
         "train schedule": train_schedule,
         "time sampler": None if time_sampler == "uniform" else time_sampler,
     }
-    components = _component_names([network, schedule, parameterization], others)
+    components = _component_names([network, schedule, parameterization], optional)
     net = denoiser(
         statistics,
         network=network,
@@ -96,14 +102,14 @@ def vdm(
         base=base,
         output_scale=output_scale,
     )
-    schedule = build(SCHEDULES, schedule, "schedule")
+    built_schedule = build(SCHEDULES, schedule, "schedule")
     if loss_space is None:
         loss_space = net.parameterization
     model = VDM(
         statistics=statistics,
         denoiser=net,
-        schedule=schedule,
-        train_schedule=_training_path(schedule, train_schedule, timesteps),
+        schedule=built_schedule,
+        train_schedule=_training_path(built_schedule, train_schedule, timesteps),
         likelihood=likelihood_for(statistics, likelihood),
         loss_space=build(PARAMETERIZATIONS, loss_space, "loss_space"),
         weighting=build_weighting(weighting),
@@ -115,7 +121,7 @@ def vdm(
 
 
 def _check_parts(model: VDM) -> None:
-    """Raise ValueError for parts that do not fit together."""
+    """Raise ValueError for components that do not fit together."""
     check_timesteps(model.timesteps, model.denoiser.parameterization)
     check_timesteps(model.timesteps, model.loss_space, "loss_space")
     check_ends(model.schedule, model.denoiser.parameterization)
@@ -123,18 +129,25 @@ def _check_parts(model: VDM) -> None:
         raise ValueError("weighting: a learned schedule is trained on the bound, expected 'elbo'")
 
 
-def _component_names(first: Sequence[Any], others: Mapping[str, Any]) -> str:
-    """Return the names of the components as given, for reports."""
-    words = [name_of(part) for part in first]
-    words += [f"{key} {name_of(part)}" for key, part in others.items() if part is not None]
-    return f"vdm: {', '.join(words)}"
+def _component_names(first: Sequence[object], optional: Mapping[str, object]) -> str:
+    """Return the names of the components, for reports; optional components that are None are left out."""
+    names = [name_of(spec) for spec in first]
+    names += [f"{key} {name_of(spec)}" for key, spec in optional.items() if spec is not None]
+    return f"vdm: {', '.join(names)}"
 
 
 def as_model(model: VDM, components: str) -> Model:
-    """Return the functions of a variational diffusion model."""
+    """Return the `Model` of a variational diffusion model: its functions, with the components bound."""
     time = "continuous time" if model.timesteps is None else f"T = {model.timesteps}"
 
-    def draw(params, key, batch, model_state=None, *, dropout=True):
+    def draw(
+        params: Params,
+        key: Key,
+        batch: BatchLike,
+        model_state: PyTree = None,
+        *,
+        dropout: bool = True,
+    ) -> TrainingDraw:
         return training_draw(model, params, key, batch, model_state, dropout=dropout)[0]
 
     return Model(
@@ -155,8 +168,10 @@ def as_model(model: VDM, components: str) -> Model:
     )
 
 
-def _training_path(schedule: Schedule, spec: Any, timesteps: int | None) -> Schedule:
-    """Build the schedule of the training times, which has the ends of the model's schedule."""
+def _training_path(
+    schedule: Schedule, spec: Spec | Schedule | None, timesteps: int | None
+) -> Schedule:
+    """Build the schedule of the training times, whose ends must be those of the model's schedule."""
     if spec is None:
         return schedule
     path = build(SCHEDULES, spec, "train_schedule")
@@ -164,7 +179,7 @@ def _training_path(schedule: Schedule, spec: Any, timesteps: int | None) -> Sche
         raise ValueError(f"train_schedule: is for continuous time, found timesteps = {timesteps}")
     if schedule.learned or path.learned:
         raise ValueError("train_schedule: neither it nor the schedule may be learned")
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval():  # models are built inside traced functions, too
         ends = [[float(s.gamma(None, t)) for t in (0.0, 1.0)] for s in (schedule, path)]
     if not np.allclose(*ends, rtol=1e-5, atol=1e-5):
         raise ValueError(

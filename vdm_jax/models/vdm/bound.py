@@ -1,6 +1,4 @@
-"""The bound of a variational diffusion model, whole and by noise level, eq. (10)–(15)."""
-
-from typing import Any
+"""The bound of a variational diffusion model, in total and by noise level, eq. (10)–(15)."""
 
 import jax
 import jax.numpy as jnp
@@ -10,47 +8,61 @@ from vdm_jax.checks import whole_number
 from vdm_jax.diffusion import Interval
 from vdm_jax.elbo import Elbo, draw_times, mean_of_draws, training_interval
 from vdm_jax.models.keys import example_keys, fold_each, split_each
-from vdm_jax.models.model import check_params, encoded
+from vdm_jax.models.model import BatchLike, check_params, encoded
 from vdm_jax.models.vdm.parts import VDM, corrupt, terms
 from vdm_jax.typing import Array, Key, Params
 
 
-def elbo(model: VDM, params: Params, key: Key, batch: Any, draws: int = 1) -> Elbo:
-    """Estimate −ELBO of each example, nats [B], as the mean of some draws."""
+def elbo(model: VDM, params: Params, key: Key, batch: BatchLike, draws: int = 1) -> Elbo:
+    """Estimate −ELBO of each example, nats [B], as the mean of `draws` draws."""
+    # a single edge bounds no bin: the split by noise level is empty
     bound, _ = elbo_per_noise_level(model, params, key, batch, np.zeros(1), draws)
     return bound
 
 
 def elbo_per_noise_level(
-    model: VDM, params: Params, key: Key, batch: Any, edges: Any, draws: int = 1
+    model: VDM,
+    params: Params,
+    key: Key,
+    batch: BatchLike,
+    edges: Array | np.ndarray,
+    draws: int = 1,
 ) -> tuple[Elbo, Array]:
-    """Estimate −ELBO of each example, and its matching term by bin of γ, [B, K]; `PerNoiseLevel.elbo`."""
+    """Estimate −ELBO of each example, nats [B], and its matching term by bin of γ, [B, K].
+
+    Args:
+      edges: [K + 1], as in `PerNoiseLevel`.
+      draws: number of draws per example, of which the mean is returned.
+    """
     whole_number(draws, "draws", 1)
     check_params(params)
     batch, x0 = encoded(batch, model.statistics, model.likelihood)
     time_keys, draw_keys = example_keys(key, batch.index, 2)
 
-    def one_draw(i):  # times of one example are stratified over its draws
-        noise, end = split_each(fold_each(draw_keys, i), 2)
+    def one_draw(i):
+        noise_keys, end_keys = split_each(fold_each(draw_keys, i), 2)
+        # one time key for all draws: with the phases i / draws, their times are stratified, eq. (15)
         times = jax.vmap(lambda key: draw_times(key, i / draws, model.timesteps))(time_keys)
-        noisy = corrupt(model, model.schedule, params["schedule"], noise, x0, times)
-        bound, _ = terms(model, params, batch.x, x0, noisy, end)
+        noisy = corrupt(model, model.schedule, params["schedule"], noise_keys, x0, times)
+        bound, _ = terms(model, params, batch.x, x0, noisy, end_keys)
         return bound, split_by_noise(noisy.interval, bound.matching, edges)
 
     return mean_of_draws(one_draw, draws)
 
 
-def split_by_noise(intervals: Interval, values: Array, edges: Any) -> Array:
-    """Put each of `values` [B] into the bin of its interval's middle: [B, K], zero elsewhere."""
+def split_by_noise(intervals: Interval, values: Array, edges: Array | np.ndarray) -> Array:
+    """Return [B, K] with each of `values` [B] in the bin of its interval's midpoint, and zeros elsewhere."""
     middle = intervals.gamma_t - 0.5 * intervals.delta
+    # without the first and the last edge, so that values beyond them fall into the first and the last bin
     bins = jnp.searchsorted(jnp.asarray(edges[1:-1], middle.dtype), middle, side="right")
     return jax.nn.one_hot(bins, len(edges) - 1, dtype=values.dtype) * values[:, None]
 
 
 def output_gain(model: VDM, params: Params, t: Array) -> Array:
-    """Return |∂x̂_0/∂net| at times t [n] of the schedule."""
+    """Return |∂x̂_0/∂net|, the effect of the network's output, at times t [n] of the schedule."""
 
     def interval_at(t):
-        return training_interval(model.schedule, params["schedule"], t, model.timesteps)[0]
+        interval, _ = training_interval(model.schedule, params["schedule"], t, model.timesteps)
+        return interval
 
     return jnp.abs(model.denoiser.output_gain(jax.vmap(interval_at)(t)))

@@ -1,20 +1,18 @@
 """Samples of a variational diffusion model, eq. (19), (20)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from vdm_jax.checks import MAX_STEPS, whole_number
-from vdm_jax.diffusion import data_interval
+from vdm_jax.diffusion import Interval, data_interval
 from vdm_jax.likelihoods import observation
 from vdm_jax.models.denoiser import same_for_all
 from vdm_jax.models.keys import example_keys
 from vdm_jax.models.model import check_params
 from vdm_jax.models.vdm.parts import VDM
-from vdm_jax.samplers import build_sampler, sample_chain
+from vdm_jax.samplers import Sampler, build_sampler, sample_chain
 from vdm_jax.schedules import interval
-from vdm_jax.typing import Array, Int, Key, Params
+from vdm_jax.typing import Array, Int, Key, Params, Spec
 
 
 def sample(
@@ -22,15 +20,18 @@ def sample(
     params: Params,
     key: Key,
     n: int,
-    sampler: Any = "ancestral",
+    sampler: Spec | Sampler = "ancestral",
     steps: int | None = None,
     first: int | Int[Array, ""] = 0,
 ) -> Array:
-    """Draw n examples [n, *d] as stored, from number `first` of a key on.
+    """Draw the examples `first` to `first + n − 1` of a key, [n, *d] as stored.
 
     Args:
-      sampler: a `Sampler`, or its name or spec of `SAMPLERS`.
-      steps: intervals of the chain; None for 1000, or T of a parameterization that knows no other chain.
+      sampler: a `Sampler`, or a name or spec of `SAMPLERS`.
+      steps: number of intervals of the chain; None for `default_steps`.
+
+    Raises:
+      ValueError: `n` or `steps` is out of range, or with `mean` `steps` does not divide `timesteps`.
     """
     check_params(params)
     n = whole_number(n, "n", 1)
@@ -44,12 +45,13 @@ def sample(
         )
     start_keys, chain_keys = example_keys(key, first + jnp.arange(n), 2)
 
-    def predict(xt, t, step):
+    def predict(xt: Array, t: Array, chain_interval: Interval) -> Array:
+        predicted_interval = chain_interval
         if steps != grid and not model.denoiser.parameterization.continuous:
-            # the interval of a `mean` is that of the training chain
+            # the network has learned the `mean` of intervals of the training chain, which are shorter
             earlier = jnp.maximum(t - 1 / grid, 0)
-            step = interval(model.schedule, params["schedule"], earlier, t)
-        return model.denoiser.predict(params["network"], xt, same_for_all(step, xt))
+            predicted_interval = interval(model.schedule, params["schedule"], earlier, t)
+        return model.denoiser.predict(params["network"], xt, same_for_all(predicted_interval, xt))
 
     x0 = sample_chain(
         predict,
@@ -65,7 +67,7 @@ def sample(
 
 
 def default_steps(model: VDM) -> int:
-    """Return 1000, or T of a parameterization that knows no chain but its own."""
+    """Return the number of sampling steps: 1000, or T for a parameterization without continuous time."""
     if model.denoiser.parameterization.continuous or model.timesteps is None:
         return 1000
     return model.timesteps
@@ -75,8 +77,8 @@ def predict_data(model: VDM, params: Params, latent: Array) -> Array:
     """Predict x_0 of the least noisy latents [n, *d]."""
     gamma_0 = model.schedule.gamma(params["schedule"], 0.0)
     if model.timesteps is not None and not model.likelihood.uses_prediction:
-        # no loss has called the network there
-        given = observation(model.likelihood, latent, None, gamma_0)
-        return jax.vmap(model.likelihood.expected, (0, None))(*given)
+        # the T matching terms never call the network at γ_0; the likelihood has the expectation of x_0 there
+        mean, log_var = observation(model.likelihood, latent, None, gamma_0)
+        return jax.vmap(model.likelihood.expected, (0, None))(mean, log_var)
     last = same_for_all(data_interval(gamma_0), latent)
     return model.denoiser.predict(params["network"], latent, last)

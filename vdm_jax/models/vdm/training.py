@@ -1,20 +1,20 @@
 """The training loss of a variational diffusion model.
 
-`training_draw` tells it: sample a time, corrupt, predict, score, weigh.
+`training_draw` has the steps in order: sample times, corrupt, predict and score (`terms`), weigh.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vdm_jax.checks import check_key
 from vdm_jax.diffusion import Interval
 from vdm_jax.effective_weights import training_weight
 from vdm_jax.elbo import Elbo, NoisySample, training_interval, weighted_square
 from vdm_jax.models.keys import example_keys
-from vdm_jax.models.model import Metrics, TrainingDraw, check_params, encoded
+from vdm_jax.models.model import BatchLike, Metrics, TrainingDraw, check_params, encoded
 from vdm_jax.models.vdm.bound import split_by_noise
 from vdm_jax.models.vdm.parts import VDM, corrupt, terms
 from vdm_jax.time_samplers import TimeSample, TrainingPath
@@ -33,24 +33,32 @@ def init(model: VDM, key: Key) -> Params:
 
 
 def init_model_state(model: VDM, params: Params) -> PyTree:
-    """Return the state that the time sampler starts with, or None."""
+    """Return the initial state of the time sampler, which is None for a sampler that does not adapt."""
     return model.time_sampler.init(training_path(model, params))
 
 
 def loss(
-    model: VDM, params: Params, key: Key, batch: Any, model_state: PyTree = None
+    model: VDM, params: Params, key: Key, batch: BatchLike, model_state: PyTree = None
 ) -> tuple[Scalar, Metrics | tuple[Metrics, PyTree]]:
-    """Return the training loss of a batch and its metrics, bits/dim; given a state, the next one as well."""
+    """Return the training loss of a batch and its metrics, bits/dim.
+
+    With a model state, the metrics are paired with the next model state.
+    """
     draw, next_state = training_draw(model, params, key, batch, model_state)
     bits = model.bits
-    metrics = {name: bits * jnp.mean(part) for name, part in draw.bound._asdict().items()}
+    metrics = {name: bits * jnp.mean(term) for name, term in draw.bound._asdict().items()}
     value = bits * jnp.mean(draw.loss.total)
     metrics |= {"loss": value, "bits_per_dim": bits * jnp.mean(draw.bound.total)}
     return value, metrics if model_state is None else (metrics, next_state)
 
 
 def loss_per_noise_level(
-    model: VDM, params: Params, key: Key, batch: Any, edges: Any, model_state: PyTree = None
+    model: VDM,
+    params: Params,
+    key: Key,
+    batch: BatchLike,
+    edges: Array | np.ndarray,
+    model_state: PyTree = None,
 ) -> Array:
     """Return the training loss by bin of γ, [K], without reconstruction and prior, bits/dim."""
     draw, _ = training_draw(model, params, key, batch, model_state)
@@ -61,7 +69,7 @@ def training_draw(
     model: VDM,
     params: Params,
     key: Key,
-    batch: Any,
+    batch: BatchLike,
     model_state: PyTree = None,
     *,
     dropout: bool = True,
@@ -69,10 +77,11 @@ def training_draw(
     """Draw one noisy sample of each example, and score it.
 
     Args:
-      model_state: of the time sampler; None for the state that training starts with.
+      model_state: the state of the time sampler; None for the initial state.
+      dropout: True to apply the network's dropout.
 
     Returns:
-      The draw, and the state of the time sampler after it.
+      The scored draw, and the next state of the time sampler.
     """
     check_params(params)
     check_key(key)
@@ -86,19 +95,18 @@ def training_draw(
         model, params, batch.x, x0, noisy, end_keys, dropout_keys if dropout else None
     )
     losses = weigh(model, noisy, error, bound.matching)
-
+    # the sampler learns where the loss is large, and so takes the losses before their importance weights
     state = model.time_sampler.update(state, times, losses["loss"] / model.statistics.dim)
     if times.weight is not None:
         losses = {name: times.weight * value for name, value in losses.items()}
-    if handle is not None:  # the schedule is learned, and so the loss is the bound
-        losses |= dict.fromkeys(
-            ("bound", "loss"), record_loss(losses["bound"], model.bits * handle)
-        )
+    if handle is not None:  # the schedule is learned, for which the loss is the bound
+        recorded = record_loss(losses["bound"], model.bits * handle)
+        losses = losses | {"bound": recorded, "loss": recorded}
     return as_draw(noisy.interval, bound, losses), state
 
 
 def as_draw(interval: Interval, bound: Elbo, losses: dict[str, Reals]) -> TrainingDraw:
-    """Replace the matching term of a bound by each of the losses."""
+    """Return the draw of a bound whose matching term is replaced by the weighted losses."""
     return TrainingDraw(
         interval=interval,
         bound=bound._replace(matching=losses["bound"]),
@@ -110,66 +118,67 @@ def as_draw(interval: Interval, bound: Elbo, losses: dict[str, Reals]) -> Traini
 def sample_times(
     model: VDM, params: Params, key: Key, phase: Reals, state: PyTree = None
 ) -> tuple[TimeSample, PyTree]:
-    """Return the times of a batch, and the state of the time sampler that drew them."""
+    """Return the training times of a batch, and the state of the time sampler that drew them."""
     path = training_path(model, params)
     state = model.time_sampler.init(path) if state is None else state
     return model.time_sampler.sample(state, path, key, phase), state
 
 
 def training_path(model: VDM, params: Params) -> TrainingPath:
-    """Return the noise levels that training passes through."""
-    schedule, own = model.train_schedule, params["schedule"]
+    """Return the noise levels at the training times, and the losses there of a network with output zero."""
+    schedule, schedule_params = model.train_schedule, params["schedule"]
 
     def interval_at(t):
-        return training_interval(schedule, own, t, model.timesteps)
+        return training_interval(schedule, schedule_params, t, model.timesteps)
 
     def expected_loss(t):
         interval, time_weight = jax.vmap(interval_at)(t)
         deviation = model.denoiser.deviation(interval)
         return jax.vmap(partial(training_loss, model))(interval, time_weight, deviation)
 
-    return TrainingPath(model.timesteps, partial(schedule.gamma, own), expected_loss)
+    return TrainingPath(model.timesteps, partial(schedule.gamma, schedule_params), expected_loss)
 
 
 def corrupt_for_training(
     model: VDM, params: Params, keys: Keys, x0: Array, times: Array
 ) -> tuple[NoisySample, Array | None]:
-    """Draw the latents of a batch along the schedule of the training times.
+    """Draw the latents of a batch along the path of the training times.
 
     Returns:
-      The latents and, if the interior of the schedule is trained on the variance of the loss, the handle that
-      takes the losses: the interior has an axis of examples then.
+      The latents. If the interior of the schedule is trained on the variance of the loss, also the handle for
+      `record_loss`: each example then has its own copy of the interior.
     """
-    schedule, own = model.schedule, params["schedule"]
+    schedule, schedule_params = model.schedule, params["schedule"]
     if not model.by_variance:
-        return corrupt(model, model.train_schedule, own, keys, x0, times), None
-    interior, handle = per_example_params(own[schedule.interior], jnp.zeros(times.shape))
-    axes = {name: 0 if name == schedule.interior else None for name in own}
-    own = own | {schedule.interior: interior}
-    return corrupt(model, schedule, own, keys, x0, times, axes), handle
+        return corrupt(model, model.train_schedule, schedule_params, keys, x0, times), None
+    # eq. (26) multiplies the gradient of each example by its loss, which needs a copy for each example
+    interior, handle = per_example_params(
+        schedule_params[schedule.interior], jnp.zeros(times.shape)
+    )
+    axes = {name: 0 if name == schedule.interior else None for name in schedule_params}
+    per_example = schedule_params | {schedule.interior: interior}
+    return corrupt(model, schedule, per_example, keys, x0, times, axes), handle
 
 
 def weigh(model: VDM, noisy: NoisySample, error: Array, matching: Reals) -> dict[str, Reals]:
     """Return the bound, the loss and the network's squared error of the noisy samples, [B] each."""
 
-    def squared_error(
-        interval, error
-    ):  # of the output F, of which x_0 − x̂_0 is `out` times the error
+    def squared_error(interval: Interval, error: Array) -> Scalar:
+        # x_0 − x̂_0 = out · (target − F)
         scale = 1 / model.denoiser.parameterization(interval).out
         return weighted_square(jnp.ones_like(interval.delta), scale, error)
 
     if model.weighting.bound:
-        loss = matching  # the same number, to the bit
+        loss = matching  # equal in exact arithmetic: this way, loss and bound agree to the bit
     else:
-        weighted = jax.vmap(lambda *draw: training_loss(model, *draw))
-        loss = weighted(noisy.interval, noisy.time_weight, error)
-    plain = jax.vmap(squared_error)(noisy.interval, error)
-    return {"bound": matching, "loss": loss, "squared_error": plain}
+        loss = jax.vmap(partial(training_loss, model))(noisy.interval, noisy.time_weight, error)
+    squared_errors = jax.vmap(squared_error)(noisy.interval, error)
+    return {"bound": matching, "loss": loss, "squared_error": squared_errors}
 
 
 def training_loss(model: VDM, interval: Interval, time_weight: Scalar, error: Array) -> Scalar:
-    """Return the training loss of an error x_0 − x̂_0 of one example at one time."""
-    weight = training_weight(
+    """Return the training loss of an error x_0 − x̂_0 of one example at one time, nats."""
+    weight, scale = training_weight(
         interval, time_weight, model.denoiser.parameterization, model.loss_space, model.weighting
     )
-    return weighted_square(*weight, error)
+    return weighted_square(weight, scale, error)
