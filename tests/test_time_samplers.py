@@ -567,7 +567,7 @@ def test_mean_square_is_of_each_bin():
     ],
     ids=str,
 )
-def test_mistakes_are_one_line_with_their_place(times, message):
+def test_mistakes_are_one_line_with_their_place(times, message, as_users):
     with pytest.raises(ValueError, match=rf"^time_sampler(: |\.){message}") as error:
         gaussian_model(scaled(zero), time_sampler=times)
     assert "\n" not in str(error.value)

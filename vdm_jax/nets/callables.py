@@ -52,13 +52,11 @@ class _Readings:
         keys: Keys | None = None,
     ) -> Any:
         """Call on each example of a batch."""
-        # None, which has no examples to map over, is left to the callable's own default
-        keywords = {n: v for n, v in self._keywords(extra, keys).items() if v is not None}
-
         def call(xt, gamma_t, keywords):
             return self._call(params, xt, gamma_t, keywords)
 
-        return jax.vmap(call)(xt, gamma_t, keywords)
+        # None is a tree without leaves, which `vmap` passes on
+        return jax.vmap(call)(xt, gamma_t, self._keywords(extra, keys))
 
     def batched(
         self,
