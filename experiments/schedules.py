@@ -54,7 +54,9 @@ def run(spec: Any, options: argparse.Namespace) -> tuple[vdm.Comparison, np.ndar
     )
     schedule = vdm.build(vdm.schedules.SCHEDULES, spec)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), result.params["schedule"])
-    gamma = jax.vmap(lambda params: schedule.gamma(params, TIMES), axis_size=len(result.seeds))
+    gamma = jax.vmap(
+        lambda params: schedule.gamma(params, jnp.asarray(TIMES)), axis_size=len(result.seeds)
+    )
     return result, np.asarray(gamma(params))
 
 

@@ -12,7 +12,7 @@ One curve per loss is therefore enough to compare losses that are written in dif
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,9 +82,8 @@ def training_weight(
 def _exact_weight(interval: Interval, time_weight: Scalar, error_space: Parameterization) -> Scalar:
     """Return the weight in the bound of a squared error in a space; 0 where the schedule is flat."""
     weight = exact_weight(interval, error_space(interval), time_weight)
-    return jnp.where(
-        time_weight == 0, 0, weight
-    )  # there `out` of `mean` may overflow, and 0 · ∞ is NaN
+    # where the schedule is flat, `out` of `mean` may overflow, and 0 · ∞ is NaN
+    return jnp.where(time_weight == 0, 0, weight)
 
 
 def is_blind(
@@ -137,14 +136,12 @@ def effective_weights(
       >>> weights.eps.round(3).tolist()  # the bound, for every parameterization
       [0.5, 0.5]
     """
-    parameterization = cast(
-        Parameterization, build(PARAMETERIZATIONS, parameterization, "parameterization")
-    )
+    parameterization = build(PARAMETERIZATIONS, parameterization, "parameterization")
     if loss_space is None:
         loss_space = parameterization
-    loss_space = cast(Parameterization, build(PARAMETERIZATIONS, loss_space, "loss_space"))
+    loss_space = build(PARAMETERIZATIONS, loss_space, "loss_space")
     weighting = build_weighting(weighting)
-    schedule = cast(Schedule, build(SCHEDULES, schedule, "schedule"))
+    schedule = build(SCHEDULES, schedule, "schedule")
     check_timesteps(timesteps, parameterization)
     check_timesteps(timesteps, loss_space, "loss_space")
     check_schedule_params(schedule, schedule_params)

@@ -6,7 +6,7 @@ noise.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -202,10 +202,8 @@ def generate(
       >>> print(sample)
       [0.5 0.5 0.5]
     """
-    schedule = cast(Schedule, build(SCHEDULES, schedule, "schedule"))
-    parameterization = cast(
-        Parameterization, build(PARAMETERIZATIONS, parameterization, "parameterization")
-    )
+    schedule = build(SCHEDULES, schedule, "schedule")
+    parameterization = build(PARAMETERIZATIONS, parameterization, "parameterization")
     sampler = build_sampler(sampler)
     whole_number(steps, "steps", 1, MAX_STEPS)
     check_schedule_params(schedule, schedule_params)

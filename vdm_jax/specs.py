@@ -5,11 +5,13 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import jax
 
 from vdm_jax.checks import describe, takes
+
+Row = TypeVar("Row")
 
 
 @contextmanager
@@ -47,7 +49,7 @@ def _join(where: str, fields: Iterable[str], error: Exception) -> str:
     return f"{where}.{line}" if field and field[1] in fields else f"{where}: {line}"
 
 
-def choose(table: Mapping[str, Any], name: object, where: str) -> Any:
+def choose(table: Mapping[str, Row], name: object, where: str) -> Row:
     """Look `name` up in a table.
 
     Raises:
@@ -58,7 +60,9 @@ def choose(table: Mapping[str, Any], name: object, where: str) -> Any:
     return table[name]
 
 
-def build(table: Mapping[str, Callable], spec: object, where: str = "spec", **shared: Any) -> Any:
+def build(
+    table: Mapping[str, Callable[..., Row]], spec: object, where: str = "spec", **shared: Any
+) -> Row:
     """Build the object that a spec names.
 
     Args:
@@ -95,7 +99,7 @@ def build(table: Mapping[str, Callable], spec: object, where: str = "spec", **sh
                     f"{where}: expected the name {name!r} or what its factory returns, found the factory"
                 )
         _check_kind(table, spec, where)
-        return spec
+        return cast(Row, spec)
     arguments: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "name" not in arguments:
         raise ValueError(f"{where}: expected a 'name', found only {sorted(arguments)}")

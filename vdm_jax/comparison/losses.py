@@ -96,8 +96,8 @@ def parameterization_losses(
         statistics, likelihood = _minimal_statistics(x, likelihood, base, output_scale)
     likelihood = likelihood or ("gaussian" if statistics.levels is None else "softmax")
     base_denoiser = build(BASES, base, "base", **statistics._asdict())
-    built_schedule = build(SCHEDULES, schedule, "schedule")
-    check_schedule_params(built_schedule, schedule_params)
+    schedule = build(SCHEDULES, schedule, "schedule")
+    check_schedule_params(schedule, schedule_params)
     shared = None if network is None else network_of(as_spec(network), statistics.shape)
     losses, nets = {}, {}
     for name, denoiser in _by_row(denoisers_or_params, timesteps).items():
@@ -115,7 +115,7 @@ def parameterization_losses(
         model = vdm(
             statistics,
             network=net,
-            schedule=built_schedule,
+            schedule=schedule,
             parameterization=name,
             base=base_denoiser,
             output_scale=output_scale,

@@ -10,7 +10,6 @@
 """
 
 from collections.abc import Callable
-from typing import cast
 
 import jax.numpy as jnp
 
@@ -135,11 +134,9 @@ def negative_elbo(
       >>> print(f"{bound.matching:.3f}, {bound.prior:.3f}")
       3.627, 0.067
     """
-    schedule = cast(Schedule, build(SCHEDULES, schedule, "schedule"))
-    parameterization = cast(
-        Parameterization, build(PARAMETERIZATIONS, parameterization, "parameterization")
-    )
-    likelihood = cast(Likelihood, build(LIKELIHOODS, likelihood, "likelihood"))
+    schedule = build(SCHEDULES, schedule, "schedule")
+    parameterization = build(PARAMETERIZATIONS, parameterization, "parameterization")
+    likelihood = build(LIKELIHOODS, likelihood, "likelihood")
     estimate = choose(FORMS, form, "form") if isinstance(form, str) else form
     check_callable(estimate, FORM_ARGUMENTS, "form")
     check_timesteps(timesteps, parameterization)

@@ -206,23 +206,23 @@ def diffusion(
         base=base,
         output_scale=output_scale,
     )
-    built_schedule = build(SCHEDULES, schedule, "schedule")
+    schedule = build(SCHEDULES, schedule, "schedule")
     check_timesteps(timesteps, net.parameterization)
-    check_ends(built_schedule, net.parameterization)
+    check_ends(schedule, net.parameterization)
     if timesteps is None:
         raise ValueError("timesteps: a chain has at least 1 step, found None")
 
     def interval_below(params: Params, t: int) -> Interval:
         """Return the interval from z_{t−1} to z_t, where z_0 is the data and z_1 is x at time 0."""
         if t == 1:
-            return data_interval(built_schedule.gamma(params["schedule"], jnp.zeros(())))
+            return data_interval(schedule.gamma(params["schedule"], jnp.zeros(())))
         times = jnp.asarray([(t - 2) / timesteps, (t - 1) / timesteps])
-        return interval(built_schedule, params["schedule"], times[0], times[1])
+        return interval(schedule, params["schedule"], times[0], times[1])
 
     def init(key):
         check_key(key)
         network_key, schedule_key = jax.random.split(key)
-        return {"network": net.init(network_key), "schedule": built_schedule.init(schedule_key)}
+        return {"network": net.init(network_key), "schedule": schedule.init(schedule_key)}
 
     def predict(params: Params, z: Array, t: int, keys: Keys | None) -> Array:
         # one network serves all levels: without the fold, they would share dropout masks

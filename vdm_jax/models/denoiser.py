@@ -52,29 +52,29 @@ def denoiser(
 ) -> Denoiser:
     """Build a denoiser from names, specs or built components; the arguments are those of `vdm`."""
     net = network_of(network, statistics.shape)
-    built_parameterization = build(PARAMETERIZATIONS, parameterization, "parameterization")
-    built_base = build(BASES, base, "base", **statistics._asdict())
-    built_scale = build(OUTPUT_SCALES, output_scale, "output_scale")
+    parameterization = build(PARAMETERIZATIONS, parameterization, "parameterization")
+    base_denoiser = build(BASES, base, "base", **statistics._asdict())
+    output_scale = build(OUTPUT_SCALES, output_scale, "output_scale")
 
     def init(key):
         xt = jnp.zeros((1, *statistics.shape))
         # the estimate of an informative base, which has the shape of x_t, is a second input of the network
-        return net.init(key, xt, jnp.zeros((1,)), xt if built_base.informative else None)
+        return net.init(key, xt, jnp.zeros((1,)), xt if base_denoiser.informative else None)
 
     def output_gain(intervals: Interval) -> Array:
         def example_gain(interval):
-            preconditioning = built_parameterization(interval)
-            target = built_parameterization.target(interval)
-            scale = built_scale(built_base, interval.gamma_t, preconditioning, target)
+            preconditioning = parameterization(interval)
+            target = parameterization.target(interval)
+            scale = output_scale(base_denoiser, interval.gamma_t, preconditioning, target)
             return preconditioning.out * scale
 
         return jax.vmap(example_gain)(intervals)
 
     def deviation(intervals: Interval) -> Array:
         def example_deviation(interval):
-            preconditioning = built_parameterization(interval)
-            target = built_parameterization.target(interval)
-            return built_base.deviation(interval.gamma_t, preconditioning, target)
+            preconditioning = parameterization(interval)
+            target = parameterization.target(interval)
+            return base_denoiser.deviation(interval.gamma_t, preconditioning, target)
 
         return jax.vmap(example_deviation)(intervals)
 
@@ -82,9 +82,9 @@ def denoiser(
         params: Params, xt: Array, intervals: Interval, keys: Keys | None
     ) -> tuple[Array, Array]:
         """Return the base's estimate and the network's correction to it, [B, *d] both."""
-        preconditioning = jax.vmap(built_parameterization)(intervals)
-        estimate = jax.vmap(built_base.estimate)(xt, intervals.gamma_t, preconditioning)
-        extra = estimate if built_base.informative else None
+        preconditioning = jax.vmap(parameterization)(intervals)
+        estimate = jax.vmap(base_denoiser.estimate)(xt, intervals.gamma_t, preconditioning)
+        extra = estimate if base_denoiser.informative else None
         output = _checked_output(net.apply(params, xt, intervals.gamma_t, extra, keys), xt)
         return estimate, jax.vmap(jnp.multiply)(output_gain(intervals), output)
 
@@ -94,15 +94,15 @@ def denoiser(
 
     def error(params: Params, noisy: NoisySample, keys: Keys | None = None) -> Array:
         _, correction = estimate_and_correction(params, noisy.xt, noisy.interval, keys)
-        preconditioning = jax.vmap(built_parameterization)(noisy.interval)
-        target = jax.vmap(built_parameterization.target)(noisy.interval)
+        preconditioning = jax.vmap(parameterization)(noisy.interval)
+        target = jax.vmap(parameterization.target)(noisy.interval)
         # bases compute x_0 − b themselves: `zero` and `input` from x_0 and ε, without cancellation
-        base_error = jax.vmap(built_base.error)(
+        base_error = jax.vmap(base_denoiser.error)(
             noisy.x0, noisy.eps, noisy.xt, noisy.interval.gamma_t, preconditioning, target
         )
         return base_error - correction
 
-    return Denoiser(init, predict, error, output_gain, deviation, built_parameterization)
+    return Denoiser(init, predict, error, output_gain, deviation, parameterization)
 
 
 def _checked_output(output: Any, xt: Array) -> Array:

@@ -69,11 +69,11 @@ def fit_statistics(
     )
     if base is None:
         return statistics
-    built_base = build(BASES, base, "base", **statistics._asdict())
-    if not built_base.informative:  # its deviation has a closed form
+    base_denoiser = build(BASES, base, "base", **statistics._asdict())
+    if not base_denoiser.informative:  # its deviation has a closed form
         return statistics
     x0 = jnp.asarray(values[_draw_levels(counts, statistics.shape)], jnp.float32)
-    residual = measure_residual(built_base, x0, jax.random.key(0), RESIDUAL_GAMMAS)
+    residual = measure_residual(base_denoiser, x0, jax.random.key(0), RESIDUAL_GAMMAS)
     return statistics._replace(residual=residual)
 
 

@@ -52,6 +52,7 @@ class _Readings:
         keys: Keys | None = None,
     ) -> Any:
         """Call on each example of a batch."""
+
         def call(xt, gamma_t, keywords):
             return self._call(params, xt, gamma_t, keywords)
 

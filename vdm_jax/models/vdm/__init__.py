@@ -102,14 +102,14 @@ def vdm(
         base=base,
         output_scale=output_scale,
     )
-    built_schedule = build(SCHEDULES, schedule, "schedule")
+    schedule = build(SCHEDULES, schedule, "schedule")
     if loss_space is None:
         loss_space = net.parameterization
     model = VDM(
         statistics=statistics,
         denoiser=net,
-        schedule=built_schedule,
-        train_schedule=_training_path(built_schedule, train_schedule, timesteps),
+        schedule=schedule,
+        train_schedule=_training_path(schedule, train_schedule, timesteps),
         likelihood=likelihood_for(statistics, likelihood),
         loss_space=build(PARAMETERIZATIONS, loss_space, "loss_space"),
         weighting=build_weighting(weighting),
