@@ -1,4 +1,4 @@
-"""Every annotation of the package is checked at every call of every test."""
+"""Checks of every annotation of the package in every test, and the table of faults."""
 
 from jaxtyping import install_import_hook
 
@@ -20,7 +20,7 @@ settings.load_profile("deterministic")
 
 @pytest.fixture
 def as_users():
-    """Annotations, which the tests check, are not checked in a user's program."""
+    """Switch off the checks of annotations, as in a user's program."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -28,7 +28,7 @@ def as_users():
 
 @pytest.fixture
 def note(request, tmp_path):
-    """Note a row of the table of faults, which `--table` writes."""
+    """Return a function that adds a row to the table of faults, which `--table` writes."""
 
     def note(fault, **facts):
         row = json.dumps({"fault": fault, **facts}).replace(str(tmp_path), "FOLDER")
@@ -47,7 +47,7 @@ ROWS = []
 
 
 def pytest_runtest_logreport(report):
-    """Also in the process that collects those of several."""
+    """Collect the rows of a test, also in the process that gathers the reports of several."""
     if report.when == "call":
         ROWS.extend(
             row | {"passed": report.passed}

@@ -1,4 +1,4 @@
-"""Run by test_parallel.py in a process of its own, which has eight virtual devices: measures, prints JSON."""
+"""Measurements on eight virtual devices, which test_parallel.py runs in another process; prints JSON."""
 
 import json
 import runpy
@@ -75,11 +75,11 @@ class Digits:
         return dispatcher(layout, step, self.shapes, STACK)
 
     def train(self, layout, state, stop):
-        """Losses from the state's step to `stop`, the last state, how often the loss was traced."""
+        """Train to step `stop`; return the losses, the last state and the number of traces."""
         traces, losses = [], []
-        run_ = self.runner(layout, traces)
+        dispatch = self.runner(layout, traces)
         for stack in self.batches(step_of(state), stop):
-            state, metrics = run_(state, stack)
+            state, metrics = dispatch(state, stack)
             losses += np.asarray(metrics["loss"]).tolist()
         return losses, state, len(traces)
 
@@ -88,7 +88,7 @@ class Digits:
 
 
 def draws(key, batch):
-    """What is random about an example: noise, time, the key of its dropout."""
+    """Draw the random numbers of each example: noise, time and the key of its dropout."""
     time_key, key = jax.random.split(key)
     noise, drop = example_keys(key, batch.index, 2)
     eps = jax.vmap(lambda key: jax.random.normal(key, (3,)))(noise)
@@ -96,56 +96,58 @@ def draws(key, batch):
 
 
 def numbers(state):
-    """All that training changes, as one list."""
+    """Return all numbers that training changes, as one list."""
     leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(state._replace(key=None))]
     return np.concatenate(leaves).astype(np.float64).tolist()
 
 
 def side_by_side(digits, layout):
-    """Losses [4, 8] of eight runs: no axis of runs is divided."""
+    """Return the losses [4, 8] of a sweep of eight runs, whose axis is not divided."""
     runs = {"parameterizations": ["eps", "v"], "learning_rates": [], "seeds": [0, 1, 2, 3]}
-    many = Sweep(digits.config | {"sweep": runs}, digits.statistics)
-    shapes = jax.eval_shape(many.start)
+    sweep = Sweep(digits.config | {"sweep": runs}, digits.statistics)
+    shapes = jax.eval_shape(sweep.start)
     places = shardings(layout, shapes)
     assert places.step.is_fully_replicated
-    state, losses = jax.jit(many.start, out_shardings=places)(), []
-    run_ = dispatcher(layout, many.step(layout), shapes, 2)
-    for stack in many.batches(digits.data.train, batch_size=64, start_step=0, stop_step=4, stack=2):
-        state, metrics = run_(state, stack)
+    state, losses = jax.jit(sweep.start, out_shardings=places)(), []
+    dispatch = dispatcher(layout, sweep.step(layout), shapes, 2)
+    for stack in sweep.batches(
+        digits.data.train, batch_size=64, start_step=0, stop_step=4, stack=2
+    ):
+        state, metrics = dispatch(state, stack)
         losses += np.asarray(metrics["loss"]).tolist()
     return losses
 
 
 def drawn(layout):
-    """Of a global batch of 16, as bytes."""
+    """Return the random numbers of a global batch of 16, as hexadecimal bytes."""
     x = np.zeros((16, 1), np.uint8)
     index = np.arange(16, dtype=np.int32)
     batch, key = Batch(x, index, index.astype(np.float32) / 16), jax.random.key(7)
     if layout.axis_name is None:
-        compiled_ = jax.jit(draws, in_shardings=(replicated(layout), divided(layout)))
-        found = compiled_(key, put(layout, batch))
+        draw = jax.jit(draws, in_shardings=(replicated(layout), divided(layout)))
+        parts_drawn = draw(key, put(layout, batch))
     else:
         devices = list(layout.mesh.devices.flat)
         parts = jax.tree.map(lambda leaf: leaf.reshape(len(devices), -1, *leaf.shape[1:]), batch)
-        found = jax.pmap(draws, in_axes=(None, 0), devices=devices)(key, parts)
-    return [np.asarray(part).tobytes().hex() for part in found]
+        parts_drawn = jax.pmap(draws, in_axes=(None, 0), devices=devices)(key, parts)
+    return [np.asarray(part).tobytes().hex() for part in parts_drawn]
 
 
 def program(digits, layout, **model):
-    """A compiled dispatch of one step of the smoke config, with another network."""
+    """Compile one step of the smoke config with another network; return its text and the bytes of its state."""
     config = digits.config | {"model": digits.config["model"] | model}
     job = Run(config, digits.statistics)
     shapes = jax.eval_shape(job.start)
     stack = next(digits.batches(0, 1, 1))
     batch = sum(leaf.nbytes for leaf in stack)
-    run_ = compiled(layout, job.step(layout), shapes)
-    program_ = run_.lower(shapes, layout.arrange(layout, stack), np.int32(1)).compile()
-    state = program_.memory_analysis().argument_size_in_bytes - batch / layout.mesh.size - 4
-    return {"text": program_.as_text(), "state": state}
+    dispatch = compiled(layout, job.step(layout), shapes)
+    executable = dispatch.lower(shapes, layout.arrange(layout, stack), np.int32(1)).compile()
+    state = executable.memory_analysis().argument_size_in_bytes - batch / layout.mesh.size - 4
+    return {"text": executable.as_text(), "state": state}
 
 
 def sampling(digits, layout):
-    """FLOPs of a device that draws its part of 16 samples."""
+    """Return the FLOPs of a device that draws its part of 16 samples."""
 
     def draw(params, key):
         return digits.job.model.sample(params, key, 16, steps=2)
@@ -155,38 +157,40 @@ def sampling(digits, layout):
 
 
 def collectives(text):
-    """How many operations of each kind a compiled text has."""
+    """Count the operations of each kind in a compiled text."""
     kinds = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
     return {kind: text.count(f" {kind}(") + text.count(f" {kind}-start(") for kind in kinds}
 
 
 def main(folder):
-    digits, found = Digits(), {}
-    found["devices"] = jax.device_count()
+    digits, results = Digits(), {}
+    results["devices"] = jax.device_count()
     for name in LAYOUTS:
         layout = layout_of(name)
         losses, state, traces = digits.train(layout, digits.start(layout), STEPS)
-        found[name] = {"losses": losses, "traces": traces, "drawn": drawn(layout)}
-        found[name]["devices"] = len(state.step.devices())
-        found[name]["state"] = numbers(state)
+        results[name] = {"losses": losses, "traces": traces, "drawn": drawn(layout)}
+        results[name]["devices"] = len(state.step.devices())
+        results[name]["state"] = numbers(state)
 
-    half = digits.train(layout_of("mesh 8, fsdp 2"), digits.start(layout_of("mesh 8, fsdp 2")), 20)
+    halfway = digits.train(
+        layout_of("mesh 8, fsdp 2"), digits.start(layout_of("mesh 8, fsdp 2")), 20
+    )
     with CheckpointStore(folder / "half") as store:
-        store.save(half[1], {})
-    found["continued"] = {}
+        store.save(halfway[1], {})
+    results["continued"] = {}
     for name in ("jit", "pmap 2", "mesh 4", "mesh 8, fsdp 8"):
         layout = layout_of(name)
         with CheckpointStore(folder / "half") as store:
             state = store.restore(digits.shapes, shardings=shardings(layout, digits.shapes))
-        found["continued"][name] = digits.train(layout, state, STEPS)[0]
+        results["continued"][name] = digits.train(layout, state, STEPS)[0]
 
     wide = {"name": "mlp", "width": 512, "depth": 1}
     sizes = [
         program(digits, make_layout("mesh", n, devices=jax.devices()[:n]), network=wide)["state"]
         for n in (1, 2, 4, 8)
     ]
-    found["state bytes"] = sizes
-    found["collectives"] = {
+    results["state bytes"] = sizes
+    results["collectives"] = {
         name: {
             depth: collectives(
                 program(digits, layout_of(name), network=wide | {"depth": depth, "width": 64})[
@@ -198,26 +202,26 @@ def main(folder):
         for name in ("mesh 1", "mesh 8", "pmap 8")
     }
 
-    found["side by side"] = {
+    results["side by side"] = {
         name: side_by_side(digits, layout_of(name)) for name in ("jit", "pmap 8", "mesh 8, fsdp 8")
     }
-    found["sampling"] = [sampling(digits, layout_of(name)) for name in ("mesh 1", "mesh 8")]
+    results["sampling"] = [sampling(digits, layout_of(name)) for name in ("mesh 1", "mesh 8")]
 
     config = digits.config | {"train": digits.config["train"] | {"parallel": "mesh", "fsdp": 2}}
     config["train"] |= {"steps": 20, "batch_size": 16}
     config["optimizer"] = config["optimizer"] | {"accumulate": 2}
     trained = vdm.train(config, folder / "run", log=partial(print, file=sys.stderr))
-    found["test"] = trained.bits_per_dim()
+    results["test"] = trained.bits_per_dim()
     backwards = make_layout("mesh", devices=jax.devices()[::-1])
     state = jax.device_put(trained.state, replicated(backwards))
-    found["backwards"] = replace(
+    results["backwards"] = replace(
         trained, layout=backwards, state=state, _compiled={}
     ).bits_per_dim()
     config["train"] |= {"parallel": "jit", "fsdp": 1}
     alone = vdm.train(config, folder / "jit", log=partial(print, file=sys.stderr))
-    found["accumulated"] = [numbers(one.state) for one in (trained, alone)]
-    found["samples"] = np.asarray(trained.sample(jax.random.key(0), 5, steps=3)).tolist()
-    print(json.dumps(found))
+    results["accumulated"] = [numbers(run.state) for run in (trained, alone)]
+    results["samples"] = np.asarray(trained.sample(jax.random.key(0), 5, steps=3)).tolist()
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Several processes of one run on this machine, launched as a user launches them."""
+"""Several processes of one run on this machine, launched as a user would."""
 
 import os
 import socket
@@ -28,15 +28,15 @@ SMALL = {
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    with socket.socket() as connection:
+        connection.bind(("localhost", 0))
+        return connection.getsockname()[1]
 
 
 class Processes:
-    """`count` processes of one run; `flags` of all, `own` and `cwd` of each."""
+    """`count` processes of one run; `flags` of all, `process_flags` and `cwd` of each."""
 
-    def __init__(self, folder, config, *flags, count=2, own=(), cwd=()):
+    def __init__(self, folder, config, *flags, count=2, process_flags=(), cwd=()):
         address = f"localhost:{free_port()}"
         environment = os.environ | {
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -48,7 +48,7 @@ class Processes:
         for i in range(count):
             more = ["--distributed", f"--coordinator_address={address}"] if count > 1 else []
             more += [f"--num_processes={count}", f"--process_id={i}"] if count > 1 else []
-            more += own[i] if own else []
+            more += process_flags[i] if process_flags else []
             with (folder / f"out{i}").open("w") as out, (folder / f"err{i}").open("w") as err:
                 process = subprocess.Popen(
                     [*command, *more],
@@ -68,7 +68,7 @@ class Processes:
             process.wait()
 
     def wait(self, seconds=180):
-        """Exit statuses, within a time."""
+        """Return the exit statuses; raise if a process takes longer than `seconds`."""
         return [process.wait(seconds) for process in self.running]
 
     def text(self, name):

@@ -1,4 +1,4 @@
-"""Data whose every answer is known: Gaussians and mixtures of two, in float64 NumPy.
+"""Data for which every answer is known: Gaussians and mixtures of two, in float64 NumPy.
 
 The best denoiser is E[x_0 | x_t]; since every parameterization's target is linear in (x_0, ε), the best
 network is the same combination of E[x_0 | x_t] and E[ε | x_t], with no cancellation in any row. A Gaussian's
@@ -22,7 +22,7 @@ from vdm_jax.schedules import interval
 SHAPES = [(), (3,), (8, 8, 1), (2, 3, 4)]
 LOG_2PI = np.log(2 * np.pi)
 
-# most tests run once what they compile: a third of the time at this level
+# most tests run a compiled program once; this level takes a third of the time
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -34,14 +34,14 @@ class Law(NamedTuple):
     variances: np.ndarray  # [K, *d]
 
     def sample(self, seed: int, n: int) -> np.ndarray:
-        """n examples, float64 [n, *d]."""
+        """Draw n examples, float64 [n, *d]."""
         rng = np.random.default_rng(seed)
         k = rng.choice(len(self.weights), size=n, p=self.weights)
         noise = rng.standard_normal((n, *self.means.shape[1:]))
         return self.means[k] + np.sqrt(self.variances[k]) * noise
 
     def log_prob(self, x: np.ndarray) -> np.ndarray:
-        """Log-density in nats of examples [n, *d]."""
+        """Return the log-density in nats of examples [n, *d]."""
         axes = tuple(range(1, x.ndim))
         each = [
             np.log(w) - 0.5 * np.sum((x - m) ** 2 / v + np.log(v) + LOG_2PI, axis=axes)
@@ -50,7 +50,7 @@ class Law(NamedTuple):
         return np.logaddexp.reduce(each, axis=0)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean [d] and covariance [d, d] of the flattened data."""
+        """Return the mean [d] and covariance [d, d] of the flattened data."""
         means = self.means.reshape(len(self.weights), -1)
         spread = self.variances.reshape(len(self.weights), -1)
         mean = self.weights @ means
@@ -58,7 +58,7 @@ class Law(NamedTuple):
         return mean, np.diag(self.weights @ spread) + (off.T * self.weights) @ off
 
     def posterior_means(self, xt, gamma_t):
-        """E[x_0 | x_t] and E[ε | x_t] of one example, in its own float type."""
+        """Return E[x_0 | x_t] and E[ε | x_t] of one example, in the float type of x_t."""
         variance, signal = jax.nn.sigmoid(gamma_t), jnp.exp(0.5 * jax.nn.log_sigmoid(-gamma_t))
         logs, x0s, epss = [], [], []
         for w, m, v in zip(*jax.tree.map(lambda a: jnp.asarray(a, xt.dtype), self), strict=True):
@@ -73,7 +73,7 @@ class Law(NamedTuple):
         )
 
     def network(self, row, interval_of):
-        """The best network (xt, gamma_t) -> F of a parameterization; see `interval_of_step`."""
+        """Return the best network (xt, gamma_t) -> F of a parameterization; see `interval_of_step`."""
 
         def denoise(xt, gamma_t):
             x0_hat, eps_hat = self.posterior_means(xt, gamma_t)
@@ -83,7 +83,7 @@ class Law(NamedTuple):
 
 
 def interval_of_step(schedule, params=None, timesteps: int | None = None):
-    """gamma_t -> the interval it ends, so that `mean` can be read; from γ_0 the interval to the data."""
+    """Return gamma_t -> the interval that ends there, which `mean` needs; γ_0 ends the interval to the data."""
     if timesteps is None:
         return lambda gamma_t: Interval(gamma_t, gamma_t, jnp.zeros_like(gamma_t))
 
@@ -102,14 +102,14 @@ def interval_of_step(schedule, params=None, timesteps: int | None = None):
 
 
 def gaussian(shape: tuple[int, ...], *, shift: float = 0.0, scale: float = 1.0) -> Law:
-    """A Gaussian whose mean and variance differ at every position."""
+    """Return a Gaussian whose mean and variance differ at every position."""
     rng = np.random.default_rng(7)
     mean = 0.5 * np.sin(1 + np.arange(np.prod(shape, dtype=int))).reshape(shape) + shift
     return Law(np.ones(1), mean[None], scale * rng.uniform(0.1, 0.6, (1, *shape)))
 
 
 def mixture(shape: tuple[int, ...]) -> Law:
-    """Two Gaussians on either side of zero: its positions depend on each other."""
+    """Return two Gaussians on either side of zero, which make the positions dependent."""
     one = gaussian(shape)
     means = np.concatenate([0.8 + 0.2 * one.means, -0.6 - 0.2 * one.means])
     variances = np.concatenate([0.2 * one.variances, 0.4 * one.variances])
@@ -119,11 +119,11 @@ def mixture(shape: tuple[int, ...]) -> Law:
 LAWS = {"gaussian": gaussian, "mixture": mixture}
 
 
-# A chain γ_0 < … < γ_T with the denoiser of a Gaussian `law`, all in NumPy and per position.
+# Below: a chain γ_0 < … < γ_T with the denoiser of a Gaussian `law`, all in NumPy and per position.
 
 
 def affine(law: Law, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """x̂_0 = offset + gain · x_t."""
+    """Return offset and gain of x̂_0 = offset + gain · x_t."""
     (mean,), (variance,) = law.means, law.variances
     signal, noise = np.sqrt(expit(-gamma)), expit(gamma)
     spread = signal**2 * variance + noise
@@ -131,20 +131,20 @@ def affine(law: Law, gamma: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def squared_error(law: Law, gamma: float, x0: np.ndarray) -> np.ndarray:
-    """E‖x_0 − x̂_0‖² over the noise, for examples [n, *d]."""
+    """Return E‖x_0 − x̂_0‖² over the noise, for examples [n, *d]."""
     offset, gain = affine(law, gamma)
     bias = x0 - offset - gain * np.sqrt(expit(-gamma)) * x0
     return np.sum(bias**2 + gain**2 * expit(gamma), axis=tuple(range(1, x0.ndim)))
 
 
 def matching(law: Law, gammas: np.ndarray, x0: np.ndarray) -> np.ndarray:
-    """The matching terms of eq. (13), summed over the chain, for examples [n, *d]."""
+    """Return the matching terms of eq. (13), summed over the chain, for examples [n, *d]."""
     steps = itertools.pairwise(gammas)
     return sum(0.5 * np.exp(-t) * np.expm1(t - s) * squared_error(law, t, x0) for s, t in steps)
 
 
 def matching_continuous(law: Law, first: float, last: float, x0: np.ndarray) -> np.ndarray:
-    """Its limit, eq. (14), by Gauss–Legendre quadrature in γ."""
+    """Return the limit of `matching`, eq. (14), by Gauss–Legendre quadrature in γ."""
     nodes, weights = np.polynomial.legendre.leggauss(200)
     gammas = first + (last - first) * (nodes + 1) / 2
     parts = (
@@ -154,7 +154,7 @@ def matching_continuous(law: Law, first: float, last: float, x0: np.ndarray) -> 
 
 
 def ends(first: float, last: float, x0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reconstruction under the `gaussian` likelihood, and prior, for examples [n, *d]."""
+    """Return reconstruction (`gaussian` likelihood) and prior, for examples [n, *d]."""
     axes = tuple(range(1, x0.ndim))
     reconstruction = 0.5 * np.sum(np.full_like(x0, 1 + first + LOG_2PI), axis=axes)
     variance, mean = expit(last), np.sqrt(expit(-last)) * x0
@@ -163,13 +163,13 @@ def ends(first: float, last: float, x0: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def ancestral_step(s: float, t: float) -> tuple[float, float, float]:
-    """x_s = keep · x_t + new · x̂_0 + noise of that variance, eq. (19)."""
+    """Return keep, new and variance of x_s = keep · x_t + new · x̂_0 + noise, eq. (19)."""
     keep = np.sqrt(expit(-s) / expit(-t)) * np.exp(s - t)
     return keep, -np.sqrt(expit(-s)) * np.expm1(s - t), -expit(s) * np.expm1(s - t)
 
 
 def ddim_step(s: float, t: float) -> tuple[float, float, float]:
-    """The same for eq. (20), from x_s = α_s x̂_0 + σ_s (x_t − α_t x̂_0)/σ_t."""
+    """Return keep, new and variance for eq. (20), from x_s = α_s x̂_0 + σ_s (x_t − α_t x̂_0)/σ_t."""
     keep = np.sqrt(expit(s) / expit(t))
     return keep, np.sqrt(expit(-s)) - keep * np.sqrt(expit(-t)), 0.0
 
@@ -178,7 +178,7 @@ STEPS = {"ancestral": ancestral_step, "ddim": ddim_step}
 
 
 def chain_law(law: Law, gammas: np.ndarray, step=ancestral_step) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of x_{t=0} when x_{t=1} ~ N(0, I) runs down a chain."""
+    """Return mean and variance of x_{t=0} when x_{t=1} ~ N(0, I) runs down a chain."""
     mean, variance = np.zeros_like(law.means[0]), np.ones_like(law.means[0])
     for s, t in reversed(list(itertools.pairwise(gammas))):
         offset, gain = affine(law, t)
@@ -190,7 +190,7 @@ def chain_law(law: Law, gammas: np.ndarray, step=ancestral_step) -> tuple[np.nda
 
 
 def chain_log_prob(law: Law, gammas: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """log p(x) of that chain under the `gaussian` likelihood: what its bound must stay below."""
+    """Return log p(x) of that chain under the `gaussian` likelihood, an upper bound of its ELBO."""
     mean, variance = chain_law(law, gammas)
     signal, noise = np.sqrt(expit(-gammas[0])), expit(gammas[0])
     model = Law(np.ones(1), (mean / signal)[None], ((variance + noise) / signal**2)[None])
@@ -198,7 +198,7 @@ def chain_log_prob(law: Law, gammas: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def flow(law: Law, first: float, last: float, x1: np.ndarray) -> np.ndarray:
-    """Where the probability flow (21) of a Gaussian takes x_{t=1} at t = 0: standard scores are kept."""
+    """Map x_{t=1} to t = 0 by the probability flow (21) of a Gaussian, which keeps standard scores."""
     (mean,), (variance,) = law.means, law.variances
 
     def at(gamma):
@@ -209,7 +209,7 @@ def flow(law: Law, first: float, last: float, x1: np.ndarray) -> np.ndarray:
 
 
 def printed_excess(law: Law, gammas: np.ndarray) -> float:
-    """How far the printed consistency terms are above the right ones, docs/equations.md §5."""
+    """Return the excess of the printed consistency terms over the right terms, docs/equations.md §5."""
     total = 0.0
     before = np.inf
     for s, t in itertools.pairwise(gammas):
@@ -223,7 +223,7 @@ def printed_excess(law: Law, gammas: np.ndarray) -> float:
 
 
 def marginal_cdf(law: Law, gamma: float, xt: np.ndarray) -> np.ndarray:
-    """P(x_t ≤ xt) of a one-dimensional law; the probability flow keeps it."""
+    """Return P(x_t ≤ xt) of a one-dimensional law, which the probability flow keeps."""
     signal, noise = np.sqrt(expit(-gamma)), expit(gamma)
     each = (
         w * norm.cdf(xt, signal * m, np.sqrt(signal**2 * v + noise))
@@ -233,23 +233,23 @@ def marginal_cdf(law: Law, gamma: float, xt: np.ndarray) -> np.ndarray:
 
 
 def expit(x):
-    """The logistic function in NumPy."""
+    """Return the logistic function in NumPy."""
     return np.exp(-np.logaddexp(0, -x))
 
 
 def float64(tree):
-    """The leaves as NumPy arrays."""
+    """Return the tree with its leaves as float64 NumPy arrays."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
 def standard_error(values) -> np.ndarray:
-    """Of the mean over the first axis."""
+    """Return the standard error of the mean over the first axis."""
     values = np.asarray(values, np.float64)
     return values.std(axis=0, ddof=1) / np.sqrt(values.shape[0])
 
 
 def assert_moments(samples, mean, covariance, *, slack=0.0):
-    """Mean and covariance of [n, *d] agree within 4.5 standard errors of a Gaussian's, plus `slack`."""
+    """Assert that mean and covariance of [n, *d] are a Gaussian's within 4.5 standard errors plus `slack`."""
     flat = samples.reshape(len(samples), -1)
     variance = np.diag(covariance)
     mean_error = 4.5 * np.sqrt(variance / len(flat)) + slack

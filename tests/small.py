@@ -17,11 +17,11 @@ def register(images, levels):
         test=Split(images[TRAIN:], "test"),
     )
 
-    def own(*, data_dir=None, train_split=None, test_split=None):
+    def load(*, data_dir=None, train_split=None, test_split=None):
         del data_dir, train_split, test_split
         return data
 
-    vdm.data.DATASETS["own"] = own
+    vdm.data.DATASETS["own"] = load
 
 
 def small_config(*, steps=2, draws=1, seed=0, runs=None):

@@ -1,4 +1,4 @@
-"""A callable is one network or is refused: none is trained as another than its author wrote."""
+"""A callable that could be read as two networks is refused; others are trained as their authors wrote them."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ def inputs(shape=SHAPE, batch=3):
 
 
 class Attention(nnx.Module):
-    """Written for batches; on one example it attends within rows."""
+    """A network for batches that attends within rows when applied to one example."""
 
     def __init__(self, scale=1.0):
         self.scale = nnx.Param(jnp.full((), scale))
@@ -45,7 +45,7 @@ class Pointwise(eqx.Module):
 
 
 class ZeroAtStart(eqx.Module):
-    """Its readings differ only after the first step of training."""
+    """A network whose readings differ only after the first step of training."""
 
     out: jax.Array
 
@@ -54,7 +54,7 @@ class ZeroAtStart(eqx.Module):
 
 
 class Dropped(eqx.Module):
-    """Runs on batches as long as nothing is dropped."""
+    """A network for single examples that runs on batches while nothing is dropped."""
 
     scale: jax.Array
 
@@ -79,7 +79,7 @@ def with_noise(xt, gamma_t):
 
 
 def by_size(xt, gamma_t):
-    """Takes a batch that is as large as a dimension for one example."""
+    """Treat a batch that is as large as a dimension as one example."""
     return xt - xt.mean(0, keepdims=True) if xt.shape[0] == SHAPE[0] else xt
 
 
@@ -99,7 +99,7 @@ AMBIGUOUS = {
     "half precision": lambda xt, gamma_t: (xt - xt.mean(0, keepdims=True)).astype(HALF),
     "partial": partial(lambda a, xt, gamma_t: xt - a * xt.mean(0, keepdims=True), 1.0),
 }
-CLEAR = {  # what the network is, on a batch
+CLEAR = {  # a callable and its network on a batch
     "pointwise": (Pointwise(ONE), lambda xt, g: jnp.tanh(xt)),
     "zero": (lambda xt, g: 0 * xt, lambda xt, g: 0 * xt),
     "scalar gamma": (lambda xt, g: g * xt, lambda xt, g: g[:, None, None, None] * xt),
@@ -122,7 +122,7 @@ CLEAR = {  # what the network is, on a batch
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_two_meanings_are_refused(name):
+def test_ambiguous_callables_are_refused(name):
     with pytest.raises(
         ValueError, match=r"^runs on single .*from_callable\(f, batched=True\)"
     ) as caught:
@@ -131,7 +131,7 @@ def test_two_meanings_are_refused(name):
 
 
 @pytest.mark.parametrize("name", CLEAR)
-def test_one_meaning_is_taken(name):
+def test_unambiguous_callables_are_accepted(name):
     given, expected = CLEAR[name]
     xt, gamma_t, _ = inputs()
     for batch in (3, SHAPE[0]):
@@ -143,21 +143,23 @@ def test_one_meaning_is_taken(name):
         )
 
 
-def test_an_ambiguous_callable_is_the_one_that_is_said():
+def test_from_callable_resolves_the_ambiguity():
     xt, gamma_t, extra = inputs()
     for name, function in AMBIGUOUS.items():
         others = {"extra": extra} if name == "second input" else {}
         whole = from_callable(function, batched=True)
         single = from_callable(function, batched=False)
-        found = [net.apply(net.init(None, xt), xt, gamma_t, extra, None) for net in (whole, single)]
+        outputs = [
+            net.apply(net.init(None, xt), xt, gamma_t, extra, None) for net in (whole, single)
+        ]
         expected = function(xt, gamma_t, **others)
         each = jax.vmap(lambda x, g, others, f=function: f(x, g, **others))(xt, gamma_t, others)
-        for a, b in zip(found, (expected, each), strict=True):
+        for a, b in zip(outputs, (expected, each), strict=True):
             np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), atol=1e-5)
 
 
-def test_dropout_for_single_examples_is_seen():
-    """Without keys both readings run and agree; with keys only one of them does."""
+def test_dropout_for_single_examples_is_detected():
+    """Without keys both readings run and agree; with keys only one of them runs."""
     net = as_network(Dropped(ONE), SHAPE)
     xt, gamma_t, _ = inputs()
     keys = jax.random.split(jax.random.key(0), 3)
@@ -172,8 +174,8 @@ def test_traced_weights_are_checked_too():
     @jax.jit
     def loss(scale):
         given = {"eps": Pointwise(scale), "v": lambda xt, gamma_t: scale * jnp.tanh(xt)}
-        found = vdm.parameterization_losses(given, x, jax.random.key(0))
-        return sum(one.bits_per_dim.mean() for one in found.values())
+        losses = vdm.parameterization_losses(given, x, jax.random.key(0))
+        return sum(row.bits_per_dim.mean() for row in losses.values())
 
     assert np.isfinite(jax.grad(loss)(1.0))
 
@@ -186,7 +188,7 @@ def test_traced_weights_are_checked_too():
         ambiguous(1.0)
 
 
-def test_what_is_said_is_taken_at_every_door():
+def test_from_callable_is_accepted_everywhere():
     x, key = np.linspace(-1, 1, 96, dtype=np.float32).reshape(8, 4, 3), jax.random.key(0)
     statistics = vdm.Statistics((4, 3), None, 1.0)
 
@@ -198,10 +200,10 @@ def test_what_is_said_is_taken_at_every_door():
     bits = []
     for batched in (False, True):
         net = from_callable(both, batched=batched)
-        found = vdm.parameterization_losses({"eps": net}, x, key)["eps"].bits_per_dim
+        bits_per_network = vdm.parameterization_losses({"eps": net}, x, key)["eps"].bits_per_dim
         model = vdm.models.vdm(statistics, network=net, likelihood="gaussian")
         assert np.isfinite(model.loss(model.init(key), key, x)[0])
-        bits.append(found)
+        bits.append(bits_per_network)
     assert np.all(bits[0] != bits[1])
     model = vdm.models.vdm(statistics, network=Pointwise(ONE), likelihood="gaussian")
     assert jax.tree.leaves(model.init(key)["network"]) == [1.0]
@@ -253,12 +255,12 @@ class Own(nn.Module):
         return nn.Dense(xt.shape[-1])(h) * gamma_t[:, None]
 
 
-def test_a_linen_module_gets_what_it_has_arguments_for():
+def test_a_linen_module_gets_only_the_arguments_it_takes():
     xt, gamma_t, extra = inputs((4,))
     net, module = from_linen(Own()), Own()
     params = net.init(jax.random.key(0), xt, gamma_t, extra)
-    found = net.apply(params, xt, gamma_t, extra, jax.random.split(jax.random.key(0), 3))
-    np.testing.assert_array_equal(found, module.apply({"params": params}, xt, gamma_t, extra))
+    output = net.apply(params, xt, gamma_t, extra, jax.random.split(jax.random.key(0), 3))
+    np.testing.assert_array_equal(output, module.apply({"params": params}, xt, gamma_t, extra))
 
 
 def test_both_readings_are_checked_with_double_precision():

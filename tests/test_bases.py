@@ -40,7 +40,7 @@ def step(gamma_t, delta=0.5) -> Interval:
 
 
 def draw(seed):
-    """Data on the levels, and noise."""
+    """Draw data on the levels, and noise."""
     rng = np.random.default_rng(seed)
     x0 = level_values(LEVELS)[rng.integers(0, LEVELS, SHAPE)]
     return jnp.asarray(x0), jnp.asarray(rng.normal(size=SHAPE))
@@ -51,7 +51,7 @@ def latent(x0, eps, gamma_t):
 
 
 def posterior_mean(xt, gamma_t, log_counts):
-    """Σ_k ℓ_k p(ℓ_k | x_t), one position at a time, float64."""
+    """Return Σ_k ℓ_k p(ℓ_k | x_t), one position at a time, in float64."""
     a, variance = 1 / np.sqrt(1 + np.exp(gamma_t)), 1 / (1 + np.exp(-gamma_t))
     values, result = level_values(log_counts.shape[-1]), np.zeros(xt.shape)
     for place in np.ndindex(xt.shape):
@@ -75,9 +75,9 @@ def test_discrete_bases_are_posterior_means(name, seed, gamma_t):
     with jax.enable_x64(True):
         # halfway between levels too, where neighbours weigh the same
         xt = latent(*draw(seed), gamma_t) + 0.1 * draw(seed + 1)[1]
-        found = estimate[name](xt, jnp.asarray(gamma_t))
+        estimates = estimate[name](xt, jnp.asarray(gamma_t))
         expected = posterior_mean(np.asarray(xt), gamma_t, prior)
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(estimates, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -99,28 +99,32 @@ def test_bases_treat_each_position_alone(name):
 @jax.jit
 def errors_and_estimates(x0, eps, at):
     xt = latent(x0, eps, at.gamma_t)
-    found = {}
+    results = {}
     for (base_name, base), (name, row) in itertools.product(
         ((name, make(name)) for name in BASES), ROWS.items()
     ):
         preconditioning, target = row(at), row.target(at)
         b = base.estimate(xt, at.gamma_t, preconditioning)
         error = base.error(x0, eps, xt, at.gamma_t, preconditioning, target)
-        found[base_name, name] = error, x0 - b, 1 + jnp.max(jnp.abs(b))
-    return [found[key] for key in itertools.product(BASES, ROWS)]
+        results[base_name, name] = error, x0 - b, 1 + jnp.max(jnp.abs(b))
+    return [results[key] for key in itertools.product(BASES, ROWS)]
 
 
 @given(seed=seeds, gamma_t=st.floats(-13.3, 10))
-def test_error_is_what_the_estimate_lacks(seed, gamma_t):
+def test_error_is_data_minus_estimate(seed, gamma_t):
     with jax.enable_x64(True):
-        found = errors_and_estimates(*draw(seed), step(gamma_t))
-        for key, (error, lack, size) in zip(itertools.product(BASES, ROWS), found, strict=True):
-            np.testing.assert_allclose(error, lack, rtol=1e-9, atol=1e-14 * size, err_msg=str(key))
+        results = errors_and_estimates(*draw(seed), step(gamma_t))
+        for key, (error, difference, size) in zip(
+            itertools.product(BASES, ROWS), results, strict=True
+        ):
+            np.testing.assert_allclose(
+                error, difference, rtol=1e-9, atol=1e-14 * size, err_msg=str(key)
+            )
 
 
 @pytest.mark.parametrize("name", BASES)
 def test_all_rows_share_every_base_but_zero(name):
-    """b is the same denoiser whatever the network outputs; `zero` means F = net in each row."""
+    """The estimate does not depend on the network's output; `zero` means F = net in each row."""
     base, at = make(name), step(-2.0)
     xt = latent(*draw(0), at.gamma_t).astype(jnp.float32)
     estimates = {row: base.estimate(xt, at.gamma_t, ROWS[row](at)) for row in ROWS}
@@ -136,7 +140,7 @@ def test_all_rows_share_every_base_but_zero(name):
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_informative_bases_are_those_that_are_no_multiple_of_the_latent(name):
+def test_informative_bases_are_no_multiple_of_the_latent(name):
     base, at = make(name), step(-1.0)
     xt = latent(*draw(1), at.gamma_t).astype(jnp.float32)
     ratio = np.asarray(base.estimate(xt, at.gamma_t, ROWS["eps"](at)) / xt)
@@ -147,7 +151,7 @@ def test_informative_bases_are_those_that_are_no_multiple_of_the_latent(name):
 @pytest.mark.parametrize("second_moment", [1 / 3, 0.04, 2.0])
 @pytest.mark.parametrize("gamma_t", [-13.3, -2.0, 0.0, 5.0])
 def test_deviation_of_linear_bases_is_measured(name, second_moment, gamma_t):
-    """The root mean square over all signs of x_0 and ε, which have exactly the moments of the formula."""
+    """The deviation is the root mean square over all signs of x_0 and ε, whose moments are exact."""
     base, at = make(name, second_moment=second_moment), step(gamma_t)
     signs = np.array(list(itertools.product([1, -1], repeat=2)), np.float32)
     x0, eps = jnp.asarray(np.sqrt(second_moment) * signs[:, 0]), jnp.asarray(signs[:, 1])
@@ -163,17 +167,17 @@ def test_deviation_of_linear_bases_is_measured(name, second_moment, gamma_t):
 
 
 @pytest.mark.parametrize("name", ["levels", "histogram"])
-def test_deviation_without_a_measurement_is_a_gaussians(name):
-    """The posterior deviation of N(0, second moment) data: σ² m / (α² m + σ²) is its variance."""
+def test_unmeasured_deviation_is_that_of_a_gaussian(name):
+    """Data of N(0, m) have the posterior variance σ² m / (α² m + σ²)."""
     for gamma_t in (-13.3, 0.0, 5.0):
         a, variance = 1 / (1 + np.exp(gamma_t)), 1 / (1 + np.exp(-gamma_t))
         expected = np.sqrt(variance * 0.3 / (a * 0.3 + variance))
-        found = make(name, second_moment=0.3).deviation(jnp.asarray(gamma_t), *UNUSED)
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        unmeasured = make(name, second_moment=0.3).deviation(jnp.asarray(gamma_t), *UNUSED)
+        np.testing.assert_allclose(unmeasured, expected, rtol=1e-6)
 
 
 def test_measured_residual_is_the_error_of_two_levels():
-    """x_0 = ±½: E(x_0 − b)² is a one-dimensional integral over the noise."""
+    """For x_0 = ±½ the error E(x_0 − b)² is a one-dimensional integral over the noise."""
     base = BASES["levels"](levels=2)
     signs = np.where(np.random.default_rng(0).random((4000, 2, 3)) < 0.5, -0.5, 0.5)
     gammas, measured = measure_residual(
@@ -181,12 +185,12 @@ def test_measured_residual_is_the_error_of_two_levels():
     )
     assert gammas.dtype == measured.dtype == np.float32
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-    for gamma, found in zip(gammas[1:], measured[1:], strict=True):
+    for gamma, value in zip(gammas[1:], measured[1:], strict=True):
         noise, signal = 1 / np.sqrt(1 + np.exp(-gamma)), 1 / np.sqrt(1 + np.exp(gamma))
         b = 0.5 * np.tanh(0.5 * signal * (0.5 * signal + noise * nodes) / noise**2)
         expected = np.sqrt((0.5 - b) ** 2 @ weights / weights.sum())
-        np.testing.assert_allclose(np.exp(found), expected, rtol=0.03)
-    # no error at all: the floor 10⁻³ σ keeps the logarithm finite
+        np.testing.assert_allclose(np.exp(value), expected, rtol=0.03)
+    # where the error is zero the floor 10⁻³ σ keeps the logarithm finite
     np.testing.assert_allclose(measured[0], np.log(1e-3) - 10, rtol=1e-4)
 
     for name in ("levels", "histogram"):
@@ -196,13 +200,13 @@ def test_measured_residual_is_the_error_of_two_levels():
             (1.0, (measured[2] + measured[3]) / 2),
             (50.0, measured[-1]),
         ):
-            found = fitted.deviation(jnp.asarray(at, jnp.float32), *UNUSED)
-            np.testing.assert_allclose(found, np.exp(log_deviation), rtol=1e-5)
+            value = fitted.deviation(jnp.asarray(at, jnp.float32), *UNUSED)
+            np.testing.assert_allclose(value, np.exp(log_deviation), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_heads_scale_the_networks_target(name):
-    """`none` is one; `unit_variance` times |out| is the deviation of what the network corrects."""
+def test_output_scales_of_every_base(name):
+    """`none` is 1; `unit_variance` times |out| is the deviation of the error that the network corrects."""
     assert set(OUTPUT_SCALES) == {"none", "unit_variance"}
     base, at = make(name), step(-3.0)
     for row in ROWS.values():
@@ -214,19 +218,19 @@ def test_heads_scale_the_networks_target(name):
 
 
 def test_estimates_at_both_ends_of_the_noise():
-    """Almost no noise: the nearest level. Nothing but noise: the mean of the prior."""
+    """Without noise the estimate is the nearest level, without signal the mean of the prior."""
     x0, eps = draw(2)
     nothing = np.exp(LOG_COUNTS) @ level_values(LEVELS)
     for name, far in (("levels", np.zeros(SHAPE)), ("histogram", nothing)):
         for gamma_t, expected in ((-60.0, x0), (60.0, far)):
             xt = latent(x0, eps, gamma_t).astype(jnp.float32)
-            found = estimate[name](xt, jnp.asarray(gamma_t))
-            np.testing.assert_allclose(found, expected, atol=1e-6)
+            estimates = estimate[name](xt, jnp.asarray(gamma_t))
+            np.testing.assert_allclose(estimates, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("range_", [20.0, 40.0, 50.0, 70.0, np.inf])
 def test_rare_levels_of_a_histogram(range_):
-    """Log-counts of any range and of positions that are not normalised alike: values and slopes, float32."""
+    """Values and slopes are right in float32 for log-counts of any range and normalization."""
     levels, places = 16, 32
     counts = np.where(np.arange(levels) % 3 == 0, 0.0, -range_) * np.ones((places, 1))
     counts = (counts - np.linspace(0, 300, places)[:, None]).astype(np.float32)
@@ -238,17 +242,17 @@ def test_rare_levels_of_a_histogram(range_):
         return jnp.sum(b), b
 
     for gamma_t in (-30.0, -6.0, 0.0):
-        (_, found), slopes = jax.value_and_grad(total, (0, 1), has_aux=True)(
+        (_, estimates), slopes = jax.value_and_grad(total, (0, 1), has_aux=True)(
             jnp.asarray(xt), jnp.asarray(gamma_t)
         )
         expected = posterior_mean(xt.astype(float), gamma_t, counts.astype(float))
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+        np.testing.assert_allclose(estimates, expected, atol=2e-5)
         assert all(np.isfinite(slope).all() for slope in slopes)
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_between_two_levels_with_hardly_any_noise(levels):
-    """At the edges of bins and next to them rounding may take a neighbour for the nearest level."""
+    """Values stay close and slopes finite at the edges of bins, where rounding may select a neighbour."""
     edges = np.linspace(-1, 1, levels + 1).astype(np.float32)
     near = [np.nextafter(edges, np.float32(side)) for side in (-9, 9)]
     base = BASES["levels"](levels=levels)
@@ -264,7 +268,7 @@ def test_between_two_levels_with_hardly_any_noise(levels):
 
 
 def test_a_level_that_never_occurs_has_no_mass():
-    """log 0 = −∞ in the histogram gives neither NaN nor mass, also in gradients."""
+    """A log-count of −∞ gives neither NaN nor mass, also in gradients."""
     counts = np.where(np.arange(LEVELS) == 2, -np.inf, LOG_COUNTS)
     base = BASES["histogram"](levels=LEVELS, log_counts=counts)
     xt = jnp.zeros(SHAPE)  # where level 2 is
@@ -308,8 +312,8 @@ def values_and_slopes(gamma_t, x0, eps, net):
 
 def test_values_and_gradients_are_finite_at_extremes():
     x0, eps = (x.astype(jnp.float32) for x in draw(3))
-    found = values_and_slopes(jnp.asarray(EXTREMES), x0, eps, 0.5 * eps)
-    for name, values in found.items():
+    results = values_and_slopes(jnp.asarray(EXTREMES), x0, eps, 0.5 * eps)
+    for name, values in results.items():
         for leaf in jax.tree.leaves(values):
             assert np.isfinite(leaf).all(), name
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back bit for bit, and what does not fit is one line."""
+"""Checkpoints: a restored state is bit-equal, and one that does not fit is an error of one line."""
 
 import json
 import os
@@ -55,15 +55,15 @@ def numbers(state):
     return [np.array(leaf) for leaf in jax.tree.leaves(plain)]
 
 
-def assert_same(one, other):
-    for a, b in zip(one, other, strict=True):
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder with the states of steps 1 to 3, the numbers of each, and the last state."""
+    """Save steps 1 to 3; return the folder, the numbers of each step and the last state."""
     folder = tmp_path_factory.mktemp("checkpoints")
     step = jax.jit(make_step(loss, OPTIMIZER, ema_decay=0.9), donate_argnums=0)
     state, seen = start(), {}
@@ -76,7 +76,7 @@ def saved(tmp_path_factory):
     return folder, seen, state
 
 
-def test_what_is_saved_comes_back_bit_for_bit(saved):
+def test_restored_state_is_bit_equal(saved):
     folder, seen, last = saved
     with CheckpointStore(folder) as store:
         for step, restored in ((3, store.restore(shapes())), (2, store.restore(shapes(), 2))):
@@ -98,7 +98,7 @@ def test_the_two_newest_are_kept(saved):
             store.restore(shapes(), 1)
 
 
-def test_a_checkpoint_says_what_it_is(saved):
+def test_checkpoint_describes_itself(saved):
     folder, _, _ = saved
     with CheckpointStore(folder) as store:
         about = store.about(3)
@@ -109,8 +109,8 @@ def test_a_checkpoint_says_what_it_is(saved):
     assert about["arrays"][".params['w']"] == "float32[3, 2]"
 
 
-def test_an_unfinished_save_is_no_checkpoint_and_in_nobodys_way(tmp_path):
-    left = tmp_path / "3.orbax-checkpoint-tmp"  # of a killed run
+def test_unfinished_save_is_ignored(tmp_path):
+    left = tmp_path / "3.orbax-checkpoint-tmp"  # left by a killed run
     (left / "state").mkdir(parents=True)
     state = start()
     with CheckpointStore(tmp_path) as store:
@@ -148,11 +148,11 @@ def test_nothing_to_restore(tmp_path):
             store.restore(shapes())
 
 
-# ---------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------- errors, annotations and damage
 
 
-def test_a_file_that_cannot_be_read_says_nothing_of_the_step(saved, tmp_path, monkeypatch):
-    """An error of the file system is no damage: nothing is set aside."""
+def test_read_error_is_not_damage(saved, tmp_path, monkeypatch):
+    """A step that the file system cannot read is not set aside as damaged."""
     folder = tmp_path / "copy"
     shutil.copytree(saved[0], folder)
 
@@ -163,13 +163,13 @@ def test_a_file_that_cannot_be_read_says_nothing_of_the_step(saved, tmp_path, mo
     with pytest.raises(OSError, match="Input/output error"):
         CheckpointStore(folder)
     monkeypatch.undo()
-    with CheckpointStore(folder) as store:  # nor is it locked
+    with CheckpointStore(folder) as store:  # and it is not locked
         assert store.latest() == 3
         assert_same(numbers(store.restore(shapes())), saved[1][3])
 
 
-def test_a_reader_of_a_run_that_goes_on(saved, tmp_path, monkeypatch):
-    """Whose newest step is deleted while it is verified, or before it is restored."""
+def test_reader_of_a_running_run(saved, tmp_path, monkeypatch):
+    """The newest step may be deleted while it is verified, or before it is restored."""
     folder, whole = tmp_path / "copy", manifest.verify
     shutil.copytree(saved[0], folder)
 
@@ -196,15 +196,15 @@ def copied(saved, tmp_path):
     return folder
 
 
-def at(state, step):
+def with_step(state, step):
     return state._replace(step=jnp.asarray(step, jnp.int32))
 
 
-def test_older_steps_are_not_saved_nor_the_same_one_again(saved, copied):
+def test_older_and_repeated_steps_are_not_saved(saved, copied):
     last = saved[2]
     with CheckpointStore(copied) as store:
         with pytest.raises(ValueError, match="step 2 is older than 3"):
-            store.save(at(last, 2), {})
+            store.save(with_step(last, 2), {})
         store.save(last, {"note": "not"})
     with CheckpointStore(copied) as store:
         assert store.whole() == [2, 3] and store.about(3)["note"] == 3
@@ -214,13 +214,13 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_becomes_known_is_noted_and_nothing_is_written_again(saved, copied):
+def test_annotations_change_no_other_file(saved, copied):
     before = contents(copied / "3")
     with CheckpointStore(copied) as store:
         for bound in (2.5, 1.5):
             store.annotate(3, {"note": "later", "bound": bound})
             assert store.about(3)["bound"] == bound
-        store.annotate(2, {"bound": 1.0})  # its save is over, and what is noted of it with it
+        store.annotate(2, {"bound": 1.0})  # only the newest step can be annotated
     after = contents(copied / "3")
     assert after.pop(manifest.ANNOTATIONS) and after == before
     with CheckpointStore(copied) as store:
@@ -230,57 +230,57 @@ def test_what_becomes_known_is_noted_and_nothing_is_written_again(saved, copied)
         assert_same(numbers(store.restore(shapes())), numbers(saved[2]))
 
 
-@pytest.mark.parametrize("noted", [None, 2.0])
-def test_a_note_that_is_not_written_loses_nothing(saved, copied, monkeypatch, noted):
-    """For the disk is full, or the process is killed in it; what was noted before stays."""
-    said, whole = [], type(copied).replace
-    with CheckpointStore(copied, log=said.append) as store:
-        if noted is not None:
-            store.annotate(3, {"bound": noted})
+@pytest.mark.parametrize("earlier", [None, 2.0])
+def test_failed_annotation_loses_nothing(saved, copied, monkeypatch, earlier):
+    """Earlier annotations survive a full disk and a kill during a write."""
+    lines, whole = [], type(copied).replace
+    with CheckpointStore(copied, log=lines.append) as store:
+        if earlier is not None:
+            store.annotate(3, {"bound": earlier})
 
-    def full(folder, noted):
+    def full(folder, annotations):
         raise OSError(28, "No space left on device", str(folder))
 
     def killed(path, target):
         raise KeyboardInterrupt
 
-    with CheckpointStore(copied, log=said.append) as store:
+    with CheckpointStore(copied, log=lines.append) as store:
         with monkeypatch.context() as patched:
             patched.setattr(checkpoint, "write_annotations", full)
             store.annotate(3, {"bound": 1.0})
-        assert said == [f"{store.failure}; the checkpoint itself is whole"]
-        assert "annotations.json of checkpoint 3 in" in said[0] and "No space left" in said[0]
-        assert store.best() == (3 if noted else None) and store.latest() == 3
+        assert lines == [f"{store.failure}; the checkpoint itself is whole"]
+        assert "annotations.json of checkpoint 3 in" in lines[0] and "No space left" in lines[0]
+        assert store.best() == (3 if earlier else None) and store.latest() == 3
         with monkeypatch.context() as patched:
             patched.setattr(type(copied), "replace", killed)
             with pytest.raises(KeyboardInterrupt):
                 store.annotate(3, {"bound": 1.0})
     assert type(copied).replace is whole
     with CheckpointStore(copied) as store:
-        assert store.whole() == [2, 3] and store.about(3).get("bound") == noted
-        store.annotate(3, {"bound": 0.5})  # what was left is in nobody's way
-        store.save(at(saved[2], 4), {})
+        assert store.whole() == [2, 3] and store.about(3).get("bound") == earlier
+        store.annotate(3, {"bound": 0.5})  # a leftover file does not matter
+        store.save(with_step(saved[2], 4), {})
         store.wait()
         assert store.best() == 3 and store.failure is None
 
 
 @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:20], lambda b: b"[1, 2]"])
-def test_a_damaged_note_is_passed_over(saved, copied, damage):
-    """It is said once, and the step is that which was saved."""
+def test_damaged_annotation_is_ignored(saved, copied, damage):
+    """The damage is reported once, and the step itself stays valid."""
     with CheckpointStore(copied) as store:
         store.annotate(3, {"note": "later", "bound": 1.5})
-    path, said = copied / "3" / manifest.ANNOTATIONS, []
+    path, lines = copied / "3" / manifest.ANNOTATIONS, []
     path.write_bytes(damage(path.read_bytes()))
-    with CheckpointStore(copied, log=said.append) as store:
+    with CheckpointStore(copied, log=lines.append) as store:
         assert store.latest() == 3 and store.about(3)["note"] == 3 and store.best() is None
         assert_same(numbers(store.restore(shapes())), numbers(saved[2]))
-    assert said == [
+    assert lines == [
         f"checkpoint 3 in {copied}: annotations.json cannot be read or has another checksum; it is "
         "ignored"
     ]
 
 
-def test_bits_of_a_note_are_noticed(copied):
+def test_flipped_bits_of_annotations_are_detected(copied):
     with CheckpointStore(copied) as store:
         store.annotate(3, {"note": "later", "bound": 1.5, "nan": float("nan")})
     path = copied / "3" / manifest.ANNOTATIONS
@@ -293,51 +293,53 @@ def test_bits_of_a_note_are_noticed(copied):
         assert manifest.read_annotations(copied / "3")[1] is not None, bit
 
 
-def test_the_lowest_bound_stays_though_no_more_are_evaluated(saved, tmp_path):
-    """The config of a run that is continued may ask for none."""
+def test_best_checkpoint_is_kept_without_evaluations(saved, tmp_path):
+    """A resumed run may have evaluations switched off."""
     bounds = {1: 1.0, 2: 2.0, 3: 3.0}
     with CheckpointStore(tmp_path) as store:
         for step, bound in bounds.items():
-            store.save(at(saved[2], step), {})
+            store.save(with_step(saved[2], step), {})
             store.annotate(step, {"bound": bound})
-    (tmp_path / "0").mkdir()  # deleted by half; nobody's best
+    (tmp_path / "0").mkdir()  # half deleted, so it cannot be the best
     (tmp_path / "0" / "state").write_text("")
     manifest.write_manifest(tmp_path / "0")
     (tmp_path / "0" / "state").unlink()
-    said = []
-    with CheckpointStore(tmp_path, log=said.append) as store:
+    lines = []
+    with CheckpointStore(tmp_path, log=lines.append) as store:
         for step in (4, 5, 6):
-            store.save(at(saved[2], step), {})
-    assert not said
+            store.save(with_step(saved[2], step), {})
+    assert not lines
     with CheckpointStore(tmp_path) as store:
         assert store.steps() == [1, 5, 6] and store.best() == 1
 
 
-def test_a_best_that_is_damaged_is_said_before_another_takes_its_place(saved, copied):
-    said = []
+def test_damaged_best_is_reported_before_it_is_replaced(saved, copied):
+    lines = []
     with CheckpointStore(copied) as store:
         store.annotate(3, {"bound": 1.0})
-        store.save(at(saved[2], 4), {})
+        store.save(with_step(saved[2], 4), {})
         store.annotate(4, {"bound": 2.0})
-        store.save(at(saved[2], 5), {})
+        store.save(with_step(saved[2], 5), {})
     (copied / "3" / "about" / "metadata").write_text("{}")
-    with CheckpointStore(copied, log=said.append) as store:
+    with CheckpointStore(copied, log=lines.append) as store:
         for step in (6, 7):
-            store.save(at(saved[2], step), {})
-    (line,) = said
+            store.save(with_step(saved[2], step), {})
+    (line,) = lines
     assert line.startswith(f"checkpoint 3 in {copied} is damaged: about/metadata has 2 bytes")
     with CheckpointStore(copied) as store:
         assert store.steps() == [4, 6, 7] and store.best() == 4
 
 
-def test_a_damaged_best_is_said(saved, tmp_path):
-    said, folder = [], tmp_path / "copy"
+def test_damaged_best_is_reported(saved, tmp_path):
+    lines, folder = [], tmp_path / "copy"
     shutil.copytree(saved[0], folder)
     (folder / "2" / "about" / "metadata").write_text("{}")
-    with CheckpointReader(folder, log=said.append) as store:
+    with CheckpointReader(folder, log=lines.append) as store:
         assert store.best() is None
     assert (
-        len(said) == 1 and "checkpoint 2 in" in said[0] and "about/metadata has 2 bytes" in said[0]
+        len(lines) == 1
+        and "checkpoint 2 in" in lines[0]
+        and "about/metadata has 2 bytes" in lines[0]
     )
 
 
@@ -354,18 +356,18 @@ RENAMED = {
 @pytest.mark.parametrize("change", RENAMED.values(), ids=RENAMED)
 def test_step_under_another_number_is_damaged(saved, copied, change):
     change(copied)
-    said = []
-    with CheckpointReader(copied, log=said.append) as store:
+    lines = []
+    with CheckpointReader(copied, log=lines.append) as store:
         newest = store.latest()
-    with CheckpointStore(copied, log=said.append) as store:
+    with CheckpointStore(copied, log=lines.append) as store:
         assert store.latest() == newest < 7
-        store.save(at(saved[2], 8), {})  # nothing blocks the run
-    assert len(said) == 2 and all("renamed or copied" in line for line in said)
+        store.save(with_step(saved[2], 8), {})  # nothing blocks the run
+    assert len(lines) == 2 and all("renamed or copied" in line for line in lines)
     assert (copied / "7.damaged").exists()
 
 
 def sealed(folder, change):
-    """Change a step, and its manifest accordingly."""
+    """Change a step and update its manifest."""
     change(folder)
     (folder / manifest.MANIFEST).unlink()
     manifest.write_manifest(folder)
@@ -401,11 +403,11 @@ HOSTILE = {
 @pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_description_falls_back(saved, copied, change):
     sealed(copied / "3", change)
-    said = []
-    with CheckpointReader(copied, log=said.append) as store:
+    lines = []
+    with CheckpointReader(copied, log=lines.append) as store:
         assert store.latest() == 2
         assert_same(numbers(store.restore(shapes())), saved[1][2])
-    assert len(said) == 1 and "checkpoint 3" in said[0] and "damaged" in said[0]
+    assert len(lines) == 1 and "checkpoint 3" in lines[0] and "damaged" in lines[0]
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/dev/zero", "fifo", "link", "folder"])
@@ -444,25 +446,25 @@ GONE = {
 
 
 @pytest.mark.parametrize("word", GONE)
-def test_folder_gone_under_a_running_run(saved, copied, word):
+def test_folder_deleted_during_a_run(saved, copied, word):
     with CheckpointStore(copied) as store:
         store.poll()
         GONE[word](copied)
-        doors = store.poll, store.check_owner, lambda: store.save(at(saved[2], 4), {})
+        doors = store.poll, store.check_owner, lambda: store.save(with_step(saved[2], 4), {})
         for door in (*doors, lambda: store.annotate(3, {"bound": 1.0})):
             with pytest.raises(OSError, match=word):
                 door()
 
 
-def test_run_that_prunes_is_read(saved, copied, monkeypatch):
-    """The best and the newest step are deleted between being chosen and being restored."""
+def test_reader_of_a_run_that_prunes(saved, copied, monkeypatch):
+    """The best and the newest step may be deleted between their choice and their restoration."""
     with CheckpointStore(copied) as store:
         store.annotate(3, {"bound": 1.0})
     for method in ("restore", "restore_best"):
         folder = copied.with_name(method)
         shutil.copytree(copied, folder)
         with CheckpointStore(folder) as store:
-            store.save(at(saved[2], 4), {})
+            store.save(with_step(saved[2], 4), {})
             store.annotate(4, {"bound": 2.0})
         with CheckpointReader(folder) as store:
             if method == "restore_best":

@@ -44,7 +44,7 @@ def shipped(name):
 
 
 def changed(path, value):
-    """The default config as dictionaries, with one field changed, or taken out."""
+    """Return the default config as dictionaries, with one field changed or removed."""
     plain = default().to_dict()
     *sections, field = path.split(".")
     tree = plain
@@ -63,7 +63,7 @@ MISSING = object()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_shipped_configs_load_and_say_how_to_run_them(name):
+def test_shipped_configs_load_and_document_their_command(name):
     module = shipped(name)
     plain = to_dict(module["get_config"]())
     assert json.loads(json.dumps(plain)) == plain
@@ -73,7 +73,7 @@ def test_shipped_configs_load_and_say_how_to_run_them(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shipped_configs_are_built_initialised_and_stepped(name):
-    """On shapes alone, at full size; only the step of the CIFAR-10 network is of fewer blocks."""
+    """Configs are traced at full size; only the CIFAR-10 network is stepped with fewer blocks."""
     config = to_dict(shipped(name)["get_config"]())
     shape, levels = DATA[config["data"]["name"]]
     log_counts = np.zeros((*shape, levels), np.float32)
@@ -112,11 +112,11 @@ def fields(section):
     return set(default()[section].keys())
 
 
-def test_every_field_is_an_argument_of_what_reads_it():
+def test_every_field_is_an_argument_of_its_reader():
     assert fields("optimizer") == keywords(make_optimizer)
     assert fields("data") == {"name"} | keywords(load_dataset)
     assert fields("model") == {"name"} | keywords(MODELS["vdm"])
-    given = {
+    from_the_run = {  # arguments that come from the run, not from the config
         "store",
         "metrics_log",
         "about",
@@ -125,12 +125,11 @@ def test_every_field_is_an_argument_of_what_reads_it():
         "process_count",
         "prefetch",
     }
-    given |= {"seed", "start_step", "stop_step", "stack", "names", "profiler", "devices"}
-    given |= {"evaluate", "ema_every"}
-    # `given` is of the run, not of the config's section
+    from_the_run |= {"seed", "start_step", "stop_step", "stack", "names", "profiler", "devices"}
+    from_the_run |= {"evaluate", "ema_every"}
     read = keywords(fit) | keywords(make_step) | keywords(train_batches)
     read |= set(inspect.signature(make_layout).parameters)
-    assert fields("train") == read - given | {"steps_per_dispatch", "keep_checkpoints"}
+    assert fields("train") == read - from_the_run | {"steps_per_dispatch", "keep_checkpoints"}
     assert set(default().keys()) == {
         "seed",
         "sweep",
@@ -144,7 +143,7 @@ def test_every_field_is_an_argument_of_what_reads_it():
 
 
 class Recording(dict):
-    """Remembers which of its fields were read."""
+    """A dictionary that records which of its fields were read."""
 
     def __init__(self, values):
         super().__init__(values)
@@ -165,18 +164,18 @@ def test_every_field_of_evaluate_and_sample_is_read(monkeypatch, tmp_path):
     shape, levels = DATA["digits"]
     statistics = Statistics(shape, levels, log_counts=np.zeros((*shape, levels), np.float32))
     model = build_model(config["model"], statistics)
-    asked = {}
+    arguments = {}
 
     def sample(params, key, n, first=0, sampler="", steps=0):
-        asked.update(n=n, sampler=sampler, steps=steps)
+        arguments.update(n=n, sampler=sampler, steps=steps)
         return jax.numpy.zeros((n, *shape), np.uint8)
 
     def make_evaluator(model, draws, importance_samples, layout):
-        asked.update(draws=draws, importance_samples=importance_samples)
+        arguments.update(draws=draws, importance_samples=importance_samples)
 
     def evaluate(*args, **kwargs):
         batch, _ = next(args[3])
-        asked.update(batch_size=len(batch.x))
+        arguments.update(batch_size=len(batch.x))
         return Evaluation(*[0.0] * 5, 297, "", "", 0)
 
     monkeypatch.setattr(runs, "make_evaluator", make_evaluator)
@@ -187,8 +186,8 @@ def test_every_field_of_evaluate_and_sample_is_read(monkeypatch, tmp_path):
     trained.evaluate()
     report.draw_samples(trained, tmp_path / "samples.png")
     assert config["sample"].read == fields("sample")
-    assert fields("evaluate") <= asked.keys()
-    assert asked == {
+    assert fields("evaluate") <= arguments.keys()
+    assert arguments == {
         "draws": config["evaluate"]["draws"],
         "importance_samples": config["evaluate"]["importance_samples"],
         "batch_size": config["evaluate"]["batch_size"],
@@ -198,7 +197,7 @@ def test_every_field_of_evaluate_and_sample_is_read(monkeypatch, tmp_path):
     }
 
 
-def test_rules_and_freedoms_are_about_fields_that_exist():
+def test_rules_name_existing_fields():
     fields = dict(leaves(to_plain(default())))
     for path in (*ROWS, *FREE_TO_CHANGE):
         assert path in {*fields, *default().keys()}
@@ -324,18 +323,18 @@ def test_mistakes(path, value, message):
     assert "\n" not in str(caught.value)
 
 
-def test_every_rule_is_tried():
+def test_every_rule_is_tested():
     ruled = {path for path, row in ROWS.items() if row.rule is not None}
     assert ruled <= {path for path, _, _ in BAD}
 
 
 @pytest.mark.parametrize("config", [3, None, "vdm", []])
-def test_what_is_no_config(config):
+def test_invalid_configs(config):
     with pytest.raises(ValueError, match=re.escape(f"found {config!r}")):
         to_dict(config)
 
 
-def test_what_is_right_passes():
+def test_valid_configs_pass():
     plain = to_dict(default())
     assert (
         plain
@@ -362,8 +361,8 @@ def test_what_is_right_passes():
 
 def test_home_folder_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
-    found = to_dict(changed("data.data_dir", "~/tfds"))["data"]["data_dir"]
-    assert found == "/home/someone/tfds"
+    folder = to_dict(changed("data.data_dir", "~/tfds"))["data"]["data_dir"]
+    assert folder == "/home/someone/tfds"
 
 
 def test_to_dict_leaves_its_argument_alone():
@@ -391,11 +390,11 @@ def test_difference_names_what_matters():
         assert len(difference(saved, to_dict(changed(path, 9)))) == 1
 
 
-def test_difference_survives_json_and_ignores_what_may_change():
+def test_difference_ignores_json_and_free_fields():
     saved = json.loads(json.dumps(to_dict(default())))
-    asked = default()
-    asked.train.steps = asked.train.log_every = asked.train.checkpoint_every = 9
-    asked.evaluate.draws = asked.sample.steps = 9
-    asked.sample.sampler = "ddim"
-    asked.data.data_dir = "elsewhere"
-    assert difference(saved, to_dict(asked)) == []
+    requested = default()
+    requested.train.steps = requested.train.log_every = requested.train.checkpoint_every = 9
+    requested.evaluate.draws = requested.sample.steps = 9
+    requested.sample.sampler = "ddim"
+    requested.data.data_dir = "elsewhere"
+    assert difference(saved, to_dict(requested)) == []

@@ -43,7 +43,7 @@ def column(values):
 
 
 def ddpm_mean(output: str) -> np.ndarray:
-    """μ_θ(x_t, t) of the three outputs that the paper compares, [T, d]."""
+    """Return μ_θ(x_t, t) of the three outputs that the paper compares, [T, d]."""
     if output == "mean":
         return OUTPUT
     if output == "x0":
@@ -53,7 +53,7 @@ def ddpm_mean(output: str) -> np.ndarray:
 
 
 def ddpm_x0(output: str) -> np.ndarray:
-    """x̂_0 that the output stands for, [T, d]."""
+    """Return the x̂_0 of an output, [T, d]."""
     if output == "mean":
         return (OUTPUT - column(COEF_XT) * XT) / column(COEF_X0)
     if output == "x0":
@@ -62,21 +62,21 @@ def ddpm_x0(output: str) -> np.ndarray:
 
 
 def ddpm_kl(mean1, variance1, mean2, variance2) -> np.ndarray:
-    """KL of two Gaussians as the paper's code has it, summed over the dimensions."""
+    """Return the KL of two Gaussians as in the paper's code, summed over the dimensions."""
     log1, log2 = np.log(variance1), np.log(variance2)
     terms = -1 + log2 - log1 + np.exp(log1 - log2) + (mean1 - mean2) ** 2 * np.exp(-log2)
     return 0.5 * np.sum(terms, axis=-1)
 
 
 def ddpm_terms(output: str) -> np.ndarray:
-    """L_{t−1} for t = 2…T, eq. (5), with the variance β̃_t."""
+    """Return L_{t−1} for t = 2…T, eq. (5), with the variance β̃_t."""
     target = column(COEF_X0) * X0 + column(COEF_XT) * XT
     variance = column(BETA_TILDE[1:])
     return ddpm_kl(target[1:], variance, ddpm_mean(output)[1:], variance)
 
 
 def chain():
-    """This package's interval of every step t = 2…T."""
+    """Return this package's interval of every step t = 2…T."""
     times = jnp.arange(T) / (T - 1)
     return interval(from_betas(betas=BETA), {}, times[:-1], times[1:])
 
@@ -119,7 +119,7 @@ def test_posterior_of_every_step():
 
 
 def test_prior_term():
-    """L_T = KL(q(x_T | x_0) ‖ N(0, I))."""
+    """The prior term equals L_T = KL(q(x_T | x_0) ‖ N(0, I))."""
     expected = ddpm_kl(np.sqrt(BAR[-1]) * X0, np.full(DIM, 1 - BAR[-1]), 0.0, np.ones(DIM))
     with jax.enable_x64(True):
         gamma_1 = from_betas(betas=BETA).gamma({}, 1.0)
@@ -131,15 +131,15 @@ def test_the_simple_loss_drops_the_weight():
     weight = BETA**2 / (2 * BETA_TILDE * ALPHA * (1 - BAR) + (BETA_TILDE == 0))
     with jax.enable_x64(True):
         row = PARAMETERIZATIONS["eps"]()
-        found = over_steps(lambda step, xt, eps, F: exact_weight(step, row(step)))
-        np.testing.assert_allclose(found, weight[1:], rtol=1e-8)
+        weights = over_steps(lambda step, xt, eps, F: exact_weight(step, row(step)))
+        np.testing.assert_allclose(weights, weight[1:], rtol=1e-8)
 
 
 # --- L_0: the decoder --------------------------------------------------------------------------------
 
 
 def ddpm_decoder(k, mean, variance, levels):
-    """−log p(x_0 | x_1) of eq. (13), as the paper's code has it, on this package's levels."""
+    """Return −log p(x_0 | x_1) of eq. (13), as in the paper's code, on this package's levels."""
     erf = np.vectorize(math.erf)
     x, half = (2 * k + 1) / levels - 1, 1 / levels
 
@@ -151,18 +151,18 @@ def ddpm_decoder(k, mean, variance, levels):
     return -np.sum(np.log(upper - lower))
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_decoder_with_ddpms_variance(own):
-    """Its variance is β̃_2 where β̃_1 is 0; without one ours is that of the least noisy latent, β_1."""
+@pytest.mark.parametrize("package_variance", [False, True])
+def test_decoder_with_ddpms_variance(package_variance):
+    """DDPM takes β̃_2 since β̃_1 is 0; by default this package takes that of the least noisy latent, β_1."""
     k = np.asarray([0, 3, 128, 254, 255])
     mean = (2 * k + 1) / 256 - 1 + np.asarray([0.001, -0.004, 0.01, 0.002, -0.003])
-    spec = {"levels": 256} | ({} if own else {"variance": BETA_TILDE[1]})
+    spec = {"levels": 256} | ({} if package_variance else {"variance": BETA_TILDE[1]})
     with jax.enable_x64(True):
         likelihood, x0_hat = discretized_gaussian(**spec), jnp.asarray(mean)
         gamma_0 = from_betas(betas=BETA).gamma({}, 0.0)
-        found = -likelihood.log_prob(k, *observation(likelihood, x0_hat, x0_hat, gamma_0))
-    expected = ddpm_decoder(k, mean, BETA[0] if own else BETA_TILDE[1], 256)
-    np.testing.assert_allclose(found, expected, rtol=1e-8)
+        nats = -likelihood.log_prob(k, *observation(likelihood, x0_hat, x0_hat, gamma_0))
+    expected = ddpm_decoder(k, mean, BETA[0] if package_variance else BETA_TILDE[1], 256)
+    np.testing.assert_allclose(nats, expected, rtol=1e-8)
 
 
 def test_samples_of_the_decoder_have_its_variance():
@@ -183,7 +183,7 @@ def test_a_decoder_without_a_variance_is_refused(variance):
 
 
 def rescaled(betas):
-    """Algorithm 1 of Lin et al. 2023: √ᾱ shifted and scaled, so that the last is 0."""
+    """Shift and scale √ᾱ so that the last is 0, Algorithm 1 of Lin et al. 2023."""
     root = np.sqrt(np.cumprod(1 - betas))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     bar = root**2
@@ -197,8 +197,8 @@ def linear_network(xt, gamma_t):
 
 @pytest.mark.parametrize("output", ["x0", "v", "mean"])
 @pytest.mark.parametrize("double", [True, False])
-def test_terms_and_ancestral_steps_of_a_chain_without_signal_at_its_end(output, double):
-    """DDPM's formulas in ᾱ, with ᾱ_T = 0."""
+def test_terms_and_steps_of_a_chain_with_zero_terminal_snr(output, double):
+    """DDPM's formulas in ᾱ hold with ᾱ_T = 0."""
     n = 20
     betas = rescaled(np.linspace(1e-3, 0.3, n))
     assert betas[-1] == 1
@@ -223,7 +223,7 @@ def test_terms_and_ancestral_steps_of_a_chain_without_signal_at_its_end(output, 
         schedule, row = from_betas(betas=betas), PARAMETERIZATIONS[output]()
         dtype = jnp.result_type(float)
 
-        def of(i, eps):
+        def terms_of(i, eps):
             step, rate = training_interval(schedule, {}, i, n - 1)
             q = marginal(jnp.asarray(x0, dtype), step.gamma_t)
             xt = q.mean + jnp.exp(0.5 * q.log_var) * eps
@@ -232,15 +232,15 @@ def test_terms_and_ancestral_steps_of_a_chain_without_signal_at_its_end(output, 
             error = preconditioning.out * (
                 regression_target(jnp.asarray(x0, dtype), eps, row.target(step)) - output
             )
-            at = NoisySample(jnp.asarray(x0, dtype), eps, xt, step, rate)
+            noisy = NoisySample(jnp.asarray(x0, dtype), eps, xt, step, rate)
             p = posterior(xt, to_x0(output, xt, preconditioning), step)
-            return matching(at, error) / (n - 1), p.mean, p.log_var
+            return matching(noisy, error) / (n - 1), p.mean, p.log_var
 
-        found = jax.jit(jax.vmap(of))(jnp.arange(n - 1), jnp.asarray(eps[1:], dtype))
+        results = jax.jit(jax.vmap(terms_of))(jnp.arange(n - 1), jnp.asarray(eps[1:], dtype))
         tolerance = {"rtol": 1e-8, "atol": 1e-10} if double else {"rtol": 2e-4, "atol": 1e-5}
-        np.testing.assert_allclose(found[0], expected, **tolerance)
-        np.testing.assert_allclose(found[1], means[1:], **tolerance)
-        np.testing.assert_allclose(jnp.exp(found[2]), variance[1:], **tolerance)
+        np.testing.assert_allclose(results[0], expected, **tolerance)
+        np.testing.assert_allclose(results[1], means[1:], **tolerance)
+        np.testing.assert_allclose(jnp.exp(results[2]), variance[1:], **tolerance)
         assert prior(jnp.asarray(x0, dtype), schedule.gamma({}, 1.0)) < 1e-20
 
 
@@ -249,8 +249,8 @@ def test_terms_and_ancestral_steps_of_a_chain_without_signal_at_its_end(output, 
 )
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.slow
-def test_samples_of_a_chain_without_signal_at_its_end(output, sampler, steps):
-    """A network that is right about its only example, whatever its parameterization, samples that example."""
+def test_samples_of_a_chain_with_zero_terminal_snr(output, sampler, steps):
+    """A network that predicts its only example samples that example in every parameterization."""
     schedule, row = (
         from_betas(betas=rescaled(np.linspace(1e-3, 0.3, 20))),
         PARAMETERIZATIONS[output](),
@@ -266,19 +266,19 @@ def test_samples_of_a_chain_without_signal_at_its_end(output, sampler, steps):
         preconditioning = row(step)
         return (x0 - preconditioning.skip * xt) / preconditioning.out
 
-    found = jax.jit(
+    sample = jax.jit(
         lambda: generate(
             denoise, jax.random.key(0), (3,), schedule=schedule, parameterization=output,
             sampler=sampler, steps=steps,
         )
     )()  # fmt: skip
-    np.testing.assert_allclose(found, x0, atol=1e-5)
+    np.testing.assert_allclose(sample, x0, atol=1e-5)
 
 
 @pytest.mark.parametrize("output", ["x0", "v", "mean"])
 @pytest.mark.parametrize("weighting", ["elbo", "simple", "min_snr", "sigmoid", "p2"])
 @pytest.mark.slow
-def test_models_train_on_a_chain_without_signal_at_its_end(output, weighting):
+def test_models_train_on_a_chain_with_zero_terminal_snr(output, weighting):
     model = vdm(
         Statistics((3,), 8), network={"name": "mlp", "width": 4, "depth": 1}, weighting=weighting,
         parameterization=output, schedule={"name": "from_betas", "betas": rescaled(BETA[::50])},
@@ -286,12 +286,14 @@ def test_models_train_on_a_chain_without_signal_at_its_end(output, weighting):
     )  # fmt: skip
     x = jnp.asarray(RNG.integers(0, 8, (19, 3)), jnp.uint8)  # each step is drawn once
     params = model.init(jax.random.key(0))
-    found = jax.jit(jax.value_and_grad(model.loss, has_aux=True))(params, jax.random.key(1), x)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    loss_and_gradient = jax.jit(jax.value_and_grad(model.loss, has_aux=True))(
+        params, jax.random.key(1), x
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loss_and_gradient))
 
 
 @pytest.mark.parametrize("output", ["eps", "score"])
-def test_outputs_that_divide_by_the_signal_are_refused_there(output):
+def test_outputs_that_divide_by_the_signal_are_refused(output):
     spec = {"name": "from_betas", "betas": rescaled(BETA[::50])}
     statistics, key = Statistics((3,), None), jax.random.key(0)
     settings = {"schedule": spec, "parameterization": output}

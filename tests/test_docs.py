@@ -36,7 +36,7 @@ NAME = re.compile(r"(?<!`)`(vdm_jax(?:\.\w+)+)`(?!`)|^::: (vdm_jax(?:\.\w+)*)$",
 # --- pages -------------------------------------------------------------------------------------------
 
 
-def test_the_pages_are_there():
+def test_pages_exist():
     for folder, names in {
         "derivation": ["vae", "mhvae", "vdm", "losses"],
         "parameterizations": vdm.parameterizations.PARAMETERIZATIONS,
@@ -50,20 +50,18 @@ def test_the_pages_are_there():
 
 @pytest.fixture
 def tables():
-    """The tables as they were, after a page has put its own rows in."""
-    found = [*public.tables().values()]
-    before = [dict(table) for table in found]
-    yield found
-    for table, rows in zip(found, before, strict=True):
+    """Restore the tables after a page has added rows."""
+    all_tables = [*public.tables().values()]
+    before = [dict(table) for table in all_tables]
+    yield all_tables
+    for table, rows in zip(all_tables, before, strict=True):
         table.clear()
         table.update(rows)
 
 
 @pytest.mark.parametrize("page", RUN)
 @pytest.mark.slow
-def test_python_blocks_run_in_order_and_print_what_is_shown(
-    page, tmp_path, monkeypatch, capsys, tables
-):
+def test_python_blocks_print_what_is_shown(page, tmp_path, monkeypatch, capsys, tables):
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "page"}
     text = PAGES[page]
@@ -74,22 +72,22 @@ def test_python_blocks_run_in_order_and_print_what_is_shown(
         assert printed == (block[2] or ""), f"{page}, line {line}"
 
 
-def test_every_block_is_seen():
+def test_every_block_is_found():
     for page in RUN:
         assert len(CODE.findall(PAGES[page])) == PAGES[page].count("```python"), page
 
 
 def resolve(name: str) -> Any:
-    """What a full dotted name stands for."""
+    """Return the object of a full dotted name."""
     parts = name.split(".")
     for n in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:n]))
+            resolved = importlib.import_module(".".join(parts[:n]))
         except ModuleNotFoundError:
             continue
         for part in parts[n:]:
-            found = getattr(found, part)
-        return found
+            resolved = getattr(resolved, part)
+        return resolved
     raise AttributeError(name)
 
 
@@ -101,12 +99,12 @@ def test_names_and_tests_that_a_page_mentions_exist(page):
     for name in re.findall(r"(?<![\w./])vdm\.(?!md\b)(\w+)", PAGES[page]):
         assert name in vdm.__all__, name
     for file, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", PAGES[page]):
-        found = ast.parse((ROOT / file).read_text()).body
-        assert name in [node.name for node in found if isinstance(node, ast.FunctionDef)], name
+        statements = ast.parse((ROOT / file).read_text()).body
+        assert name in [node.name for node in statements if isinstance(node, ast.FunctionDef)], name
 
 
 @pytest.mark.parametrize("name", ["vdm_jax.gaussian.nothing", "vdm_jax.nothing"])
-def test_a_name_that_is_not_there_is_seen(name):
+def test_missing_name_is_an_error(name):
     with pytest.raises(AttributeError, match="nothing"):
         resolve(name)
 
@@ -114,7 +112,7 @@ def test_a_name_that_is_not_there_is_seen(name):
 STEP = re.compile(r"^### (?P<steps>[\d, –+]+) · .*?(?=^##|\Z)", re.S | re.M)
 
 
-def test_every_step_of_the_derivation_has_an_equation_a_function_and_a_test():
+def test_every_derivation_step_is_complete():
     seen: list[int | str] = []
     for page in ("vae", "mhvae", "vdm", "losses"):
         for section in STEP.finditer(PAGES[f"derivation/{page}.md"]):
@@ -127,7 +125,7 @@ def test_every_step_of_the_derivation_has_an_equation_a_function_and_a_test():
     assert "+" in seen
 
 
-def test_every_link_to_an_equation_says_its_number():
+def test_equation_links_show_their_numbers():
     tags = re.findall(r"\\tag\{(\d+)\}", PAGES["equations.md"])
     assert len(tags) == len(set(tags)) > 20
     anchors = re.findall(r'<a id="eq-(\d+)"></a>\n\n\$\$.*?\$\$', PAGES["equations.md"], re.S)
@@ -155,7 +153,7 @@ LOADED = re.compile(
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """Path of a page in the built site -> its HTML."""
+    """Build the site; return path -> HTML of each page."""
     for name in ("material", "math_core", "mkdocstrings"):
         pytest.importorskip(name, reason="needs vdm_jax[docs]")
     folder = tmp_path_factory.mktemp("site")
@@ -188,7 +186,7 @@ def test_public_names_have_an_entry_in_the_reference(site):
         assert f'id="{path}"' in reference, path
 
 
-def test_raw_latex_and_other_hosts_are_seen():
+def test_raw_latex_and_other_hosts_are_detected():
     assert LATEX.search(r"a \(x_0\)") and LATEX.search(r"\alpha")
     assert not LATEX.search(NOT_TEXT.sub("", r"<code>\d</code> costs 5 $"))
     assert LOADED.findall('<script defer src="https://a.org/x.js">') == [("https://a.org/x.js", "")]
@@ -199,24 +197,26 @@ def test_raw_latex_and_other_hosts_are_seen():
 
 
 def modules() -> dict[str, Any]:
-    found = pkgutil.walk_packages(vdm.__path__, "vdm_jax.")
-    return {"vdm_jax": vdm} | {one.name: importlib.import_module(one.name) for one in found}
+    packages = pkgutil.walk_packages(vdm.__path__, "vdm_jax.")
+    return {"vdm_jax": vdm} | {
+        module.name: importlib.import_module(module.name) for module in packages
+    }
 
 
 def described():
-    """Everything in the package that has a docstring of its own: (full name, object).
+    """Yield (full name, object) of everything in the package that may have a docstring.
 
-    Not by `DocTestFinder` alone: under the import hook it takes functions for those of another module.
+    `DocTestFinder` alone does not do: under the import hook it assigns functions to another module.
     """
     for module_name, module in modules().items():
         yield module_name, module
-        for name, thing in vars(module).items():
-            own = getattr(thing, "__module__", None) == module_name
-            if not (own and (inspect.isclass(thing) or inspect.isroutine(thing))):
+        for name, value in vars(module).items():
+            defined_here = getattr(value, "__module__", None) == module_name
+            if not (defined_here and (inspect.isclass(value) or inspect.isroutine(value))):
                 continue
-            yield f"{module_name}.{name}", thing
-            if inspect.isclass(thing):
-                for part, member in vars(thing).items():
+            yield f"{module_name}.{name}", value
+            if inspect.isclass(value):
+                for part, member in vars(value).items():
                     if inspect.isroutine(member) or isinstance(member, property):
                         yield f"{module_name}.{name}.{part}", member
 
@@ -244,19 +244,19 @@ EXPECTED = {
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_of_docstrings_hold(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = io.StringIO()
+    output = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
-    result = runner.run(EXAMPLES[name], out=said.write)
+    result = runner.run(EXAMPLES[name], out=output.write)
     assert result.attempted == len(EXAMPLES[name].examples) > 0
-    assert result.failed == 0, said.getvalue()
+    assert result.failed == 0, output.getvalue()
 
 
-def test_what_is_public_has_an_example():
+def test_public_functions_have_examples():
     assert len(EXPECTED) >= 20
     assert EXPECTED - set(EXAMPLES) == set()
 
 
-def test_a_wrong_example_is_seen():
+def test_wrong_example_is_detected():
     test = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, None)
     runner = doctest.DocTestRunner(verbose=False)
     assert runner.run(test, out=lambda line: None).failed == 1
@@ -266,12 +266,12 @@ OPENINGS = re.compile(r"(What|Of|Whether|How|That|Such|The same)\b")
 
 
 def test_docstrings_open_with_a_verb_or_a_noun():
-    """No docstring of the package, of constants too, opens as a subordinate clause."""
-    found = []
+    """No docstring of the package, constants included, opens with a subordinate clause."""
+    bad_openings = []
     for path in sorted(Path(vdm.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            text = str(node.value.value).strip() if alone else ""
+            is_string = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            text = str(node.value.value).strip() if is_string else ""
             if OPENINGS.match(text):
-                found.append(f"{path}: {text.splitlines()[0]}")
-    assert found == []
+                bad_openings.append(f"{path}: {text.splitlines()[0]}")
+    assert bad_openings == []

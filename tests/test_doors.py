@@ -37,7 +37,7 @@ def loss(params, key, batch):
 
 
 def of_model(name, statistics=STATISTICS, **settings):
-    """The functions of a small model and its parameters."""
+    """Build a small model and initialise its parameters."""
     model = vdm.models.MODELS[name](statistics, **settings)
     return model, jax.jit(model.init)(KEY)
 
@@ -427,7 +427,7 @@ def test_rows(name):
 
 
 def refused(call, message):
-    """One clear line of the right kind, whatever is jitted."""
+    """Check that a call raises a ValueError or TypeError of one line, not an error of JAX."""
     with pytest.raises((ValueError, TypeError)) as caught:
         call()
     line = str(caught.value)
@@ -435,8 +435,8 @@ def refused(call, message):
     assert re.search(message, line) and "\n" not in line, line
 
 
-def test_what_is_right_is_accepted():
-    """The rows refuse mistakes, not everything."""
+def test_correct_calls_are_accepted():
+    """Correct arguments pass the checks."""
     for call in (bound, generate, losses, step, weights):
         call()
     for schedule in map(schedule_of, vdm.schedules.SCHEDULES):

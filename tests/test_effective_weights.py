@@ -1,4 +1,4 @@
-"""Effective weights against the curvature of the model's own loss, quadrature, and what papers printed."""
+"""Effective weights against the curvature of the model's loss, quadrature, and formulas of papers."""
 
 import math
 from functools import partial
@@ -29,7 +29,7 @@ EVERY_SCHEDULE = [{"name": name} | ENDS if name != "from_betas" else BETAS for n
 CONTINUOUS = [name for name, row in PARAMETERIZATIONS.items() if row().continuous]
 
 ANGLES = math.atan(math.exp(FIRST / 2)), math.atan(math.exp(LAST / 2))
-GAMMA = {  # of time, in NumPy
+GAMMA = {  # γ of time, in NumPy
     "linear": lambda t: FIRST + (LAST - FIRST) * t,
     "cosine": lambda t: 2 * np.log(np.tan(ANGLES[0] + (ANGLES[1] - ANGLES[0]) * t)),
 }
@@ -40,7 +40,7 @@ SLOPE = {  # its derivative, as a function of γ
 
 
 def squared_out(name, gamma_s, gamma_t):
-    """What an error of x_0 is in units of an error of the row's own, squared: the rows solved by hand."""
+    """Return the squared error of x_0 per squared error of the row's output, derived by hand."""
     snr, signal = np.exp(-gamma_t), 1 / (1 + np.exp(gamma_t))
     noise = 1 - signal
     with np.errstate(divide="ignore"):
@@ -50,7 +50,7 @@ def squared_out(name, gamma_s, gamma_t):
 
 
 def times_by_hand(path, times, timesteps):
-    """γ_s, γ_t, and what turns a weight per unit of log-SNR into one per unit of time."""
+    """Return γ_s, γ_t, and the factor from a weight per unit of log-SNR to one per unit of time."""
     name = PATHS[path].get("train_schedule", PATHS[path]["schedule"])["name"]
     gamma = GAMMA[name]
     if timesteps is None:
@@ -68,7 +68,7 @@ OUTPUT = Network(  # its parameters are its output
     init=lambda key, xt, gamma_t, extra=None: jnp.zeros(xt.shape[1:]),
     apply=lambda params, xt, gamma_t, extra=None, keys=None: jnp.broadcast_to(params, xt.shape),
 )
-PATHS = {  # the curve by which training draws its times, and how a model is told
+PATHS = {  # the curve by which training draws its times, and the settings of the model
     "linear": {"schedule": LINEAR},
     "cosine": {"schedule": COSINE},
     "another path": {"schedule": LINEAR, "train_schedule": COSINE},
@@ -80,9 +80,9 @@ CASES += [("another path", None)]  # is for continuous time
 
 
 def curvature(key, x, phase, **settings):
-    """∂²loss/∂F² for the output F of the network, per bit and dimension; and the time of the draw.
+    """Return ∂²loss/∂F² for the output F of the network, per bit and dimension, and the time of the draw.
 
-    The loss is a quadratic in F: what multiplies ‖F − target‖² is half of it, wherever the target is.
+    The loss is a quadratic in F: the factor of ‖F − target‖² is half of it, wherever the target is.
     """
     with jax.ensure_compile_time_eval():  # the ends of the schedules are compared
         model = vdm(Statistics(SHAPE, None), network=OUTPUT, likelihood="gaussian", **settings)
@@ -99,13 +99,13 @@ def curvature(key, x, phase, **settings):
 
 
 def curvatures_and_weights(path, timesteps, weightings, dtype, n=7):
-    """Of all outputs and spaces, n times: curvatures, times and weights [rows, spaces, n, …] by weighting."""
+    """Return curvatures, times and weights [rows, spaces, n, …] of all outputs and spaces, by weighting."""
     names = CONTINUOUS if timesteps is None else list(PARAMETERIZATIONS)
     rows, each = [PARAMETERIZATIONS[name]() for name in names], jnp.arange(len(names))
     x, phases = jnp.asarray([0.3, -0.8], dtype), jnp.arange(n, dtype=dtype) / n
     used = PATHS[path].get("train_schedule", PATHS[path]["schedule"])
 
-    def one(weighting, i, j, phase):
+    def at_time(weighting, i, j, phase):
         row, loss_space = stacked(rows, i), stacked(rows, j)
         loss = {"parameterization": row, "loss_space": loss_space, "weighting": weighting}
         loss |= {"timesteps": timesteps}
@@ -114,34 +114,34 @@ def curvatures_and_weights(path, timesteps, weightings, dtype, n=7):
         return second, time, jax.tree.map(jnp.squeeze, weights)
 
     @jit
-    def found():
+    def evaluate():
         grid = {}
         for weighting in weightings:
-            at_times = jax.vmap(partial(one, weighting), (None, None, 0))
+            at_times = jax.vmap(partial(at_time, weighting), (None, None, 0))
             in_spaces = jax.vmap(at_times, (None, 0, None))
             grid[weighting] = jax.vmap(in_spaces, (0, None, None))(each, each, phases)
         return grid
 
-    return names, jax.tree.map(np.asarray, found())
+    return names, jax.tree.map(np.asarray, evaluate())
 
 
 @pytest.mark.parametrize(("path", "timesteps"), CASES)
 @pytest.mark.slow
 def test_the_effective_weights_are_the_curvature_of_the_loss(path, timesteps):
     with jax.enable_x64(True):
-        names, found = curvatures_and_weights(path, timesteps, WEIGHTINGS, jnp.float64)
-    assert_weights_are_curvatures(path, timesteps, names, found, rtol=1e-10)
+        names, results = curvatures_and_weights(path, timesteps, WEIGHTINGS, jnp.float64)
+    assert_weights_are_curvatures(path, timesteps, names, results, rtol=1e-10)
 
 
 @pytest.mark.parametrize("timesteps", [1000, None])
 @pytest.mark.slow
-def test_in_single_precision_too(timesteps):
-    names, found = curvatures_and_weights("cosine", timesteps, ["elbo", "min_snr"], jnp.float32)
-    assert_weights_are_curvatures("cosine", timesteps, names, found, rtol=1e-4)
+def test_effective_weights_in_single_precision(timesteps):
+    names, results = curvatures_and_weights("cosine", timesteps, ["elbo", "min_snr"], jnp.float32)
+    assert_weights_are_curvatures("cosine", timesteps, names, results, rtol=1e-4)
 
 
-def assert_weights_are_curvatures(path, timesteps, names, found, rtol):
-    for weighting, (second, times, weights) in found.items():
+def assert_weights_are_curvatures(path, timesteps, names, results, rtol):
+    for weighting, (second, times, weights) in results.items():
         times = times[0, 0]
         assert len(np.unique(times)) == 7
         gamma_s, gamma_t, per_time = times_by_hand(path, times, timesteps)
@@ -166,91 +166,91 @@ def assert_weights_are_curvatures(path, timesteps, names, found, rtol):
                     np.testing.assert_allclose(value * out[row], half, rtol=rtol, err_msg=case)
 
 
-# --- what they have to be ----------------------------------------------------------------------------
+# --- identities --------------------------------------------------------------------------------------
 
 
 def in_double(*loss, **settings):
-    """The weights in double precision, as NumPy."""
+    """Return the weights in double precision, as NumPy."""
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, effective_weights(*loss, **settings))
 
 
 def built(spec):
-    """A schedule and its params."""
+    """Return a schedule and its params."""
     schedule = build(SCHEDULES, spec)
     return {"schedule": schedule, "schedule_params": schedule.init(jax.random.key(0))}
 
 
 @pytest.mark.parametrize("spec", EVERY_SCHEDULE, ids=name_of)
-def test_of_the_bound_they_know_neither_row_nor_space_nor_schedule(spec):
+def test_weights_of_the_bound_are_constant(spec):
     at, rows = built(spec), [PARAMETERIZATIONS[name]() for name in CONTINUOUS]
 
     @jax.vmap
-    def found(i, j):
+    def weights_of(i, j):
         times = jnp.linspace(0.0, 1.0, 9)
         return effective_weights(stacked(rows, i), loss_space=stacked(rows, j), times=times, **at)
 
-    weights = jit(found)(*(jnp.asarray(i.ravel()) for i in np.indices((4, 4))))
+    weights = jit(weights_of)(*(jnp.asarray(i.ravel()) for i in np.indices((4, 4))))
     np.testing.assert_allclose(weights.eps, 0.5, rtol=2e-5)
     np.testing.assert_allclose(weights.relative, 1, rtol=2e-5)
-    # a chain's is a little more, as its Riemann sum is
+    # a chain's weight is a little larger, like its Riemann sum
     chain = effective_weights("mean", timesteps=50, **at)
     delta = -jnp.diff(chain.log_snr)
     np.testing.assert_allclose(chain.eps[1:], 0.5 * jnp.expm1(delta) / delta, rtol=2e-4)
 
 
 @pytest.mark.parametrize("timesteps", [7, 1000, None])
-def test_the_plain_error_of_the_noise_is_flat_under_a_linear_schedule(timesteps):
-    found = in_double("v", "simple", loss_space="eps", schedule=LINEAR, timesteps=timesteps)
-    np.testing.assert_allclose(found.eps, 1 / (LAST - FIRST), rtol=1e-10)
-    np.testing.assert_allclose(found.per_time, 1, rtol=1e-10)
+def test_simple_in_eps_is_flat_under_a_linear_schedule(timesteps):
+    weights = in_double("v", "simple", loss_space="eps", schedule=LINEAR, timesteps=timesteps)
+    np.testing.assert_allclose(weights.eps, 1 / (LAST - FIRST), rtol=1e-10)
+    np.testing.assert_allclose(weights.per_time, 1, rtol=1e-10)
 
 
 @pytest.mark.parametrize("timesteps", [7, None])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_the_three_spaces_are_one_loss(weighting, timesteps):
-    found = in_double("v", weighting, schedule=COSINE, timesteps=timesteps)
-    snr = np.exp(found.log_snr)
-    np.testing.assert_allclose(found.x0, snr * found.eps, rtol=1e-12)
-    np.testing.assert_allclose(found.v, snr / (1 + snr) * found.eps, rtol=1e-12)
+    weights = in_double("v", weighting, schedule=COSINE, timesteps=timesteps)
+    snr = np.exp(weights.log_snr)
+    np.testing.assert_allclose(weights.x0, snr * weights.eps, rtol=1e-12)
+    np.testing.assert_allclose(weights.v, snr / (1 + snr) * weights.eps, rtol=1e-12)
 
 
 def error_of_x0(log_snr):
-    """E‖x_0 − x̂_0‖² of the best denoiser of a normal of variance 0.3."""
+    """Return E‖x_0 − x̂_0‖² of the best denoiser of a normal of variance 0.3."""
     return 0.3 / (1 + 0.3 * np.exp(log_snr))
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=name_of)
-def test_integrated_over_log_snr_they_are_the_loss(schedule, weighting):
+def test_integral_over_log_snr_is_the_loss(schedule, weighting):
     nodes, masses = np.polynomial.legendre.leggauss(400)
-    for own_space in CONTINUOUS:
-        loss = {"loss_space": own_space, "schedule": schedule}
-        found = in_double("x0", weighting, times=(nodes + 1) / 2, **loss)
-        gamma = -found.log_snr
-        own_error = error_of_x0(-gamma) / squared_out(own_space, gamma, gamma)
-        expected = 0.5 * masses @ (found.per_time * own_error)
-        found = in_double("x0", weighting, times=np.linspace(0, 1, 4001), **loss)
-        gamma = -found.log_snr
+    for given_space in CONTINUOUS:
+        loss = {"loss_space": given_space, "schedule": schedule}
+        weights = in_double("x0", weighting, times=(nodes + 1) / 2, **loss)
+        gamma = -weights.log_snr
+        given_error = error_of_x0(-gamma) / squared_out(given_space, gamma, gamma)
+        expected = 0.5 * masses @ (weights.per_time * given_error)
+        weights = in_double("x0", weighting, times=np.linspace(0, 1, 4001), **loss)
+        gamma = -weights.log_snr
         for loss_space in ("x0", "eps", "v"):
             values = (
-                getattr(found, loss_space)
+                getattr(weights, loss_space)
                 * error_of_x0(-gamma)
                 / squared_out(loss_space, gamma, gamma)
             )
-            case = f"{loss_space} of {own_space}"
+            case = f"{loss_space} of {given_space}"
             integral = np.trapezoid(values, gamma)
             np.testing.assert_allclose(integral, expected, rtol=1e-4, err_msg=case)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_summed_over_the_steps_of_a_chain_they_are_the_loss(weighting):
+def test_sum_over_the_steps_of_a_chain_is_the_loss(weighting):
     gammas = GAMMA["cosine"](np.linspace(0, 1, 14))
     errors = error_of_x0(-gammas[1:])
     for loss_space in PARAMETERIZATIONS:
-        found = in_double("v", weighting, loss_space=loss_space, schedule=COSINE, timesteps=13)
-        loss = np.mean(found.per_time * errors / squared_out(loss_space, gammas[:-1], gammas[1:]))
-        total = np.sum(np.diff(gammas) * found.x0 * errors)
+        weights = in_double("v", weighting, loss_space=loss_space, schedule=COSINE, timesteps=13)
+        loss = np.mean(weights.per_time * errors / squared_out(loss_space, gammas[:-1], gammas[1:]))
+        total = np.sum(np.diff(gammas) * weights.x0 * errors)
         np.testing.assert_allclose(total, loss, rtol=1e-12)
 
 
@@ -267,15 +267,15 @@ def test_chains_become_continuous_at_first_order(loss_space, weighting):
     np.testing.assert_allclose(np.divide(errors[:-1], errors[1:]), 2, rtol=0.02)
 
 
-# --- what papers printed -----------------------------------------------------------------------------
+# --- formulas of papers ------------------------------------------------------------------------------
 
 
 def as_printed(loss):
-    """A weighting that is a formula of the SNR, of the error in the model's space."""
+    """Return the weighting of a formula of the SNR, of the error in the loss space."""
     return lambda log_snr, exact: loss(jnp.exp(log_snr))
 
 
-PRINTED = [  # a name and its arguments; the space in which a paper prints a form of it, and that form
+PRINTED = [  # a name and its arguments; the space in which a paper prints a formula, and the formula
     ({"name": "min_snr"}, "x0", lambda snr: jnp.minimum(snr, 5)),  # Hang et al. 2023, all three
     ({"name": "min_snr", "limit": 1.5}, "eps", lambda snr: jnp.minimum(snr, 1.5) / snr),
     ({"name": "min_snr", "limit": 1.5}, "v", lambda snr: jnp.minimum(snr, 1.5) / (snr + 1)),
@@ -287,16 +287,14 @@ PRINTED = [  # a name and its arguments; the space in which a paper prints a for
 @pytest.mark.parametrize("timesteps", [7, None])
 @pytest.mark.parametrize("spec", EVERY_SCHEDULE, ids=name_of)
 @pytest.mark.slow
-def test_published_losses_of_uniform_times_are_one_loss_in_every_row_space_and_schedule(
-    spec, timesteps
-):
+def test_published_losses_agree_in_every_space_and_schedule(spec, timesteps):
     with jax.enable_x64(True):
         at = built(spec) | {"timesteps": timesteps}
         times = jnp.arange(7) if timesteps else jnp.linspace(0.0, 1.0, 9)
         spaces = list(PARAMETERIZATIONS) if timesteps else CONTINUOUS
 
         @jit
-        def found():
+        def evaluate():
             pairs = []
             for name, printed_in, loss in PRINTED:
                 theirs = effective_weights(printed_in, as_printed(loss), times=times, **at)
@@ -306,41 +304,41 @@ def test_published_losses_of_uniform_times_are_one_loss_in_every_row_space_and_s
                     pairs.append((ours._replace(per_time=theirs.per_time), theirs))
             return pairs
 
-        for ours, theirs in found():
-            for one, other in zip(ours, theirs, strict=True):
-                np.testing.assert_allclose(one, other, rtol=1e-9)
+        for ours, theirs in evaluate():
+            for our_weight, their_weight in zip(ours, theirs, strict=True):
+                np.testing.assert_allclose(our_weight, their_weight, rtol=1e-9)
 
 
 @pytest.mark.parametrize("timesteps", [7, None])
 @pytest.mark.parametrize("spec", EVERY_SCHEDULE, ids=name_of)
 def test_sigmoid_weighs_the_log_snr_alike_under_every_schedule(spec, timesteps):
-    """Kingma & Gao 2023, Hoogeboom et al. 2024: ½ ∫ sigmoid(b − λ) ‖ε − ε̂‖² dλ."""
+    """The loss is ½ ∫ sigmoid(b − λ) ‖ε − ε̂‖² dλ, Kingma & Gao 2023, Hoogeboom et al. 2024."""
     with jax.enable_x64(True):
         at = built(spec) | {"timesteps": timesteps}
         times = jnp.arange(7) if timesteps else jnp.linspace(0.0, 1.0, 9)
         spaces = list(PARAMETERIZATIONS) if timesteps else CONTINUOUS
         for loss_space in spaces:
             loss = {"loss_space": loss_space, "times": times} | at
-            found = effective_weights("v", {"name": "sigmoid", "bias": 1.5}, **loss)
+            weights = effective_weights("v", {"name": "sigmoid", "bias": 1.5}, **loss)
             bound = effective_weights("v", "elbo", **loss)
-            theirs = np.exp(1.5) / (np.exp(1.5) + np.exp(np.asarray(found.log_snr)))
-            np.testing.assert_allclose(found.relative, theirs, rtol=1e-9)
-            np.testing.assert_allclose(found.eps, theirs * bound.eps, rtol=1e-9)
-            np.testing.assert_allclose(found.per_time, theirs * bound.per_time, rtol=1e-9)
+            theirs = np.exp(1.5) / (np.exp(1.5) + np.exp(np.asarray(weights.log_snr)))
+            np.testing.assert_allclose(weights.relative, theirs, rtol=1e-9)
+            np.testing.assert_allclose(weights.eps, theirs * bound.eps, rtol=1e-9)
+            np.testing.assert_allclose(weights.per_time, theirs * bound.per_time, rtol=1e-9)
 
 
 @pytest.mark.parametrize("loss_space", CONTINUOUS)
 def test_simple_is_the_plain_error_of_the_space(loss_space):
-    """Ho et al. 2020 in eps: the one weighting that the space decides."""
-    found = in_double("v", "simple", loss_space=loss_space, schedule=COSINE)
-    np.testing.assert_allclose(found.per_time, 1, rtol=1e-12)
-    gamma = -found.log_snr
+    """Only this weighting depends on the space; in eps it is that of Ho et al. 2020."""
+    weights = in_double("v", "simple", loss_space=loss_space, schedule=COSINE)
+    np.testing.assert_allclose(weights.per_time, 1, rtol=1e-12)
+    gamma = -weights.log_snr
     in_x0 = 1 / squared_out(loss_space, gamma, gamma) / SLOPE["cosine"](gamma)
-    np.testing.assert_allclose(found.x0, in_x0, rtol=1e-10)
+    np.testing.assert_allclose(weights.x0, in_x0, rtol=1e-10)
 
 
 def test_the_error_of_v_is_that_of_x0_times_one_and_the_snr():
-    """Salimans & Ho 2022: their "SNR+1" weighting."""
+    """The ratio is the "SNR+1" weighting of Salimans & Ho 2022."""
     v, x0 = (in_double(row, "simple", schedule=COSINE) for row in ("v", "x0"))
     np.testing.assert_allclose(v.x0 / x0.x0, 1 + np.exp(v.log_snr), rtol=1e-10)
 
@@ -353,11 +351,11 @@ def test_the_error_of_v_is_that_of_x0_times_one_and_the_snr():
     ],
     ids=["eps", "v"],
 )
-def test_under_a_cosine_schedule_they_are_those_of_kingma_and_gao(row, printed):
-    """Kingma & Gao 2023, up to a constant; their cosine schedule has no ends."""
+def test_cosine_weights_match_kingma_and_gao(row, printed):
+    """The weights equal those of Kingma & Gao 2023 up to a constant; their cosine schedule has no ends."""
     wide = {"name": "cosine", "gamma_min": -30.0, "gamma_max": 30.0}
-    found = in_double(row, "simple", schedule=wide)
-    ratio = found.eps / printed(found.log_snr)
+    weights = in_double(row, "simple", schedule=wide)
+    ratio = weights.eps / printed(weights.log_snr)
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
 
 
@@ -365,22 +363,22 @@ def test_under_a_cosine_schedule_they_are_those_of_kingma_and_gao(row, printed):
 
 
 @pytest.mark.parametrize("spec", EVERY_SCHEDULE, ids=name_of)
-def test_by_default_they_are_even_from_end_to_end(spec):
+def test_default_times_are_even_in_log_snr(spec):
     at = built(spec)
 
     def log_snr(t):
         return -np.asarray(at["schedule"].gamma(at["schedule_params"], jnp.asarray(t)))
 
-    found, fine, few = jit(
+    continuous, fine, few = jit(
         lambda: [effective_weights(timesteps=T, **at) for T in (None, 50_000, 3)]
     )()
     even = np.linspace(*log_snr([0.0, 1.0]), LEVELS)
-    np.testing.assert_allclose(found.log_snr, even, atol=2e-3)
+    np.testing.assert_allclose(continuous.log_snr, even, atol=2e-3)
     np.testing.assert_allclose(fine.log_snr, even, atol=0.01)
     np.testing.assert_allclose(few.log_snr, log_snr([1 / 3, 2 / 3, 1.0]), rtol=1e-5)
 
 
-def test_a_time_is_that_of_the_step_it_falls_in():
+def test_a_time_selects_the_step_that_contains_it():
     at = {"weighting": "p2", "timesteps": 4}
     for a, b in zip(
         effective_weights(times=[0.1, 0.3, 0.9], **at),
@@ -390,14 +388,14 @@ def test_a_time_is_that_of_the_step_it_falls_in():
         np.testing.assert_array_equal(a, b)
 
 
-# --- the picture -------------------------------------------------------------------------------------
+# --- plots -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("losses", "timesteps"), [(["elbo"], None), (WEIGHTINGS, 7), ([*WEIGHTINGS] * 3, 1000)]
 )
 @pytest.mark.slow
-def test_curves_are_of_every_loss_in_three_spaces(losses, timesteps, tmp_path):
+def test_curves_show_every_loss_in_three_spaces(losses, timesteps, tmp_path):
     weights = {
         f"{name} {i}": effective_weights("x0", name, timesteps=timesteps)
         for i, name in enumerate(losses)
@@ -412,10 +410,10 @@ def test_curves_are_of_every_loss_in_three_spaces(losses, timesteps, tmp_path):
         np.testing.assert_allclose(bound.get_ydata(), exact, rtol=1e-4)
         assert [line.get_label() for line in lines] == [*weights]
         styles = {(line.get_color(), line.get_linestyle(), line.get_linewidth()) for line in lines}
-        assert len(styles) == len(lines)  # those that coincide are told apart
-        for line, found in zip(lines, weights.values(), strict=True):
-            np.testing.assert_array_equal(line.get_ydata(), getattr(found, loss_space))
-            np.testing.assert_array_equal(line.get_xdata(), found.log_snr)
+        assert len(styles) == len(lines)  # curves that coincide remain distinguishable
+        for line, loss_weights in zip(lines, weights.values(), strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), getattr(loss_weights, loss_space))
+            np.testing.assert_array_equal(line.get_xdata(), loss_weights.log_snr)
         every = np.concatenate([line.get_ydata() for line in axes.lines])
         assert axes.get_ylim()[0] < every.min() and every.max() < axes.get_ylim()[1]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -451,6 +449,6 @@ def test_mistakes_are_named(settings, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_single_time_is_no_list_of_them():
+def test_a_scalar_time_is_refused():
     with pytest.raises(ValueError, match=r"times: expected a list of them, found shape \(\)"):
         effective_weights(times=0.5)

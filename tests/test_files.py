@@ -60,7 +60,7 @@ def test_append_refuses_links_and_special_files(tmp_path, outside):
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
-def test_read_refuses_what_is_no_file_at_once(read, tmp_path, outside):
+def test_read_refuses_special_files_at_once(read, tmp_path, outside):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to(outside)
     (tmp_path / "device").symlink_to("/dev/zero")
@@ -102,7 +102,7 @@ def test_large_files_are_refused_by_their_size(tmp_path):
             read(path)
 
 
-def test_json_has_null_for_what_is_not_finite(tmp_path):
+def test_json_has_null_for_nonfinite_numbers(tmp_path):
     path = tmp_path / "file.json"
     files.write_json(path, {"a": [1.5, float("nan")], "b": (float("inf"), -float("inf"), "nan")})
     strict = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
@@ -117,14 +117,14 @@ def test_npz_round_trip(tmp_path):
         "c": np.zeros((0, 2), np.uint8),
     }
     files.write_file(path, lambda file: np.savez(file, **arrays))
-    found = npz.read_npz(path)
-    assert found.keys() == arrays.keys()
+    loaded = npz.read_npz(path)
+    assert loaded.keys() == arrays.keys()
     for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array, strict=True)
+        np.testing.assert_array_equal(loaded[name], array, strict=True)
 
 
 def _promise(path: Path, shape: str, dtype: str = "<f8", compression=zipfile.ZIP_STORED):
-    """An archive whose header promises an array that the file does not hold."""
+    """Write an archive whose header promises an array that the file does not hold."""
     header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -159,11 +159,11 @@ def test_flipped_npz_is_damaged_or_equal(tmp_path):
         flipped[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
         try:
-            found = npz.read_npz(path)
+            loaded = npz.read_npz(path)
         except ValueError:
             continue
         # the names of members have no checksum
-        assert all(np.array_equal(value, array) for value in found.values())
+        assert all(np.array_equal(value, array) for value in loaded.values())
 
 
 def test_tree_without_links(tmp_path, outside):

@@ -1,4 +1,4 @@
-"""Schedules that are flat in places, as clamped ones are: a draw there adds nothing to the bound."""
+"""Schedules with flat stretches, such as clamped schedules, where a draw adds nothing to the bound."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ BOUNDS = {"elbo", "sigmoid"}  # relative to the bound, whose weight is 0 in a fl
 
 
 def line(*, low=-np.inf, high=np.inf, slope=30.0):
-    """γ = −slope·⅔ + slope·t, kept between low and high."""
+    """Return the schedule γ = −slope·⅔ + slope·t, clamped to [low, high]."""
 
     def gamma(params, t):
         del params
@@ -46,7 +46,7 @@ def all_finite(tree):
 @pytest.mark.parametrize("ends", [(FIRST, LAST, 30.0), (-40.0, 60.0, 300.0)], ids=str)
 @pytest.mark.slow
 def test_every_row_space_and_weighting_is_finite(timesteps, ends):
-    """Loss, gradient, metrics, draws and effective weights."""
+    """Loss, gradient, metrics, draws and effective weights are finite."""
     low, high, slope = ends
     schedule, rows = line(low=low, high=high, slope=slope), rows_of(timesteps)
     weightings = [build() for build in WEIGHTINGS.values()]
@@ -63,11 +63,13 @@ def test_every_row_space_and_weighting_is_finite(timesteps, ends):
         loss |= {"schedule": schedule, "timesteps": timesteps}
         model = vdm(Statistics(SHAPE, LEVELS), network=NETWORK, time_sampler="learned", **loss)
         params = jax.tree.map(lambda leaf: leaf + 0.05, model.init(jax.random.key(0)))
-        found = jax.value_and_grad(model.loss, has_aux=True)(params, jax.random.key(1), X)
+        loss_and_gradient = jax.value_and_grad(model.loss, has_aux=True)(
+            params, jax.random.key(1), X
+        )
         draw = model.per_noise_level.draw(params, jax.random.key(1), X)
         times = jnp.linspace(0, 1, 33) if timesteps is None else jnp.arange(timesteps)
         weights = effective_weights(**loss, times=times)
-        return jnp.stack([all_finite(part) for part in (*found, draw, weights)])
+        return jnp.stack([all_finite(part) for part in (*loss_and_gradient, draw, weights)])
 
     shape = len(rows), len(rows), len(weightings)
     every = finite(*(jnp.asarray(i.ravel()) for i in np.indices(shape)))
@@ -76,22 +78,22 @@ def test_every_row_space_and_weighting_is_finite(timesteps, ends):
 
 @pytest.mark.parametrize("timesteps", [None, 100])
 @pytest.mark.slow
-def test_the_draws_of_the_rest_are_those_of_the_line(timesteps):
-    """The bound is that of the same line where it is not clamped; uniform times count the flat part."""
+def test_draws_outside_flat_stretches_are_unchanged(timesteps):
+    """Between the clamps the bound equals that of the whole line; uniform times also fall on flat parts."""
     rows = rows_of(timesteps)
 
     def draws(schedule):
         @jit
         @jax.vmap
-        def found(i):
-            one = {"parameterization": stacked(rows, i), "schedule": schedule}
+        def draws_of(i):
+            common = {"parameterization": stacked(rows, i), "schedule": schedule}
             models = {
                 name: vdm(
                     Statistics(SHAPE, LEVELS),
                     network=NETWORK,
                     weighting=name,
                     timesteps=timesteps,
-                    **one,
+                    **common,
                 )
                 for name in WEIGHTINGS
             }
@@ -101,7 +103,7 @@ def test_the_draws_of_the_rest_are_those_of_the_line(timesteps):
                 for name, model in models.items()
             }
 
-        return found(jnp.arange(len(rows)))
+        return draws_of(jnp.arange(len(rows)))
 
     clamped, free = draws(line(low=FIRST, high=LAST)), draws(line())
     for name, draw in clamped.items():
@@ -121,7 +123,7 @@ def test_the_draws_of_the_rest_are_those_of_the_line(timesteps):
 
 
 @pytest.mark.parametrize("timesteps", [None, 100])
-def test_effective_weights_of_the_bound_are_a_half_there_too(timesteps):
+def test_effective_weights_in_flat_stretches(timesteps):
     times = jnp.linspace(0, 1, 21) if timesteps is None else None
     at = {"schedule": line(low=FIRST, high=LAST), "timesteps": timesteps, "times": times}
     bound, sigmoid = (effective_weights("v", name, **at) for name in ("elbo", "sigmoid"))
@@ -140,14 +142,14 @@ def test_effective_weights_of_the_bound_are_a_half_there_too(timesteps):
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samples_are_those_of_the_chain_without_the_flat_steps(name, sampler):
-    """A flat step returns x_t: under DDIM the same chain is left."""
+    """A flat step returns x_t, so that under DDIM the chain without flat steps remains."""
     full = 30  # of the steps of size 1 from −20 to 10 those between −10 and 5 are left
 
     def denoise(xt, gamma_t):
         return jnp.tanh(xt) * jnp.exp(-0.01 * gamma_t)
 
     options = {"parameterization": name, "sampler": sampler}
-    found = jit(
+    samples = jit(
         lambda: generate(
             denoise,
             jax.random.key(0),
@@ -157,7 +159,7 @@ def test_samples_are_those_of_the_chain_without_the_flat_steps(name, sampler):
             **options,
         )
     )()
-    assert np.isfinite(found).all()
+    assert np.isfinite(samples).all()
     if sampler == "ddim":
         short = Schedule(
             lambda key: {},
@@ -167,7 +169,7 @@ def test_samples_are_those_of_the_chain_without_the_flat_steps(name, sampler):
         expected = jit(
             lambda: generate(denoise, jax.random.key(0), (3,), schedule=short, steps=15, **options)
         )()
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(samples, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_laws_of_a_flat_step():

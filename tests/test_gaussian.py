@@ -23,14 +23,14 @@ divergences = jax.jit(lambda q, p: (kl(q, p), cross_entropy(q, p), cross_entropy
 
 
 def draw(seed, shape, scalar_variance):
-    """A Gaussian whose log-variances are one number or one per element."""
+    """Return a Gaussian whose log-variances are one number or one per element."""
     rng = np.random.default_rng(seed)
     log_var = rng.uniform(-4, 4, () if scalar_variance else shape)
     return Gaussian(jnp.asarray(rng.normal(size=shape)), jnp.asarray(log_var))
 
 
 @given(shape=shapes, seed=seeds, scalar=st.booleans())
-def test_log_prob_is_scipys(shape, seed, scalar):
+def test_log_prob_matches_scipy(shape, seed, scalar):
     with jax.enable_x64(True):
         q = draw(seed, shape, scalar)
         x = np.random.default_rng(seed + 1).normal(size=shape)
@@ -40,7 +40,7 @@ def test_log_prob_is_scipys(shape, seed, scalar):
 
 @given(shape=shapes, seed=seeds, scalar=st.booleans())
 def test_kl_and_cross_entropy_are_integrals(shape, seed, scalar):
-    """−E_q log p by Gauss-Hermite quadrature, exact for a quadratic; KL = cross-entropy − entropy."""
+    """Gauss-Hermite quadrature is exact for the quadratic log p; KL is cross-entropy minus entropy."""
     with jax.enable_x64(True):
         q, p = draw(seed, shape, scalar), draw(seed + 1, shape, not scalar)
         divergence, cross, entropy = divergences(q, p)
@@ -65,14 +65,14 @@ def test_kl_of_equals_is_zero(shape):
 
 @pytest.mark.parametrize("gap", [2.0**-k for k in range(1, 24, 3)])
 def test_kl_keeps_relative_accuracy_as_two_gaussians_meet(gap):
-    """In float32, down to a KL of 1e-15, where e^ρ − 1 − ρ as written has no digit left."""
+    """The accuracy holds in float32 down to a KL of 1e-15, where the plain e^ρ − 1 − ρ has no digit left."""
     q, p = (Gaussian(jnp.ones((3,)), jnp.asarray(log_var)) for log_var in (gap, 0.0))
     expected = 3 * 0.5 * float(taylor(gap))
     np.testing.assert_allclose(kl(q, p), expected, rtol=1e-6)
 
 
 def taylor(x: float) -> Fraction:
-    """e^x − 1 − x in rational arithmetic."""
+    """Return e^x − 1 − x in rational arithmetic."""
     term, total = Fraction(x), Fraction(0)
     for n in range(2, 60):
         term *= Fraction(x) / n
@@ -91,7 +91,7 @@ def test_expm1_minus_is_exact_everywhere(x64, rtol):
 
 
 def test_expm1_minus_is_differentiable_everywhere():
-    """Its derivative is expm1, on both sides of the switch and where one side overflows."""
+    """The derivative is expm1, on both sides of the switch and where one side overflows."""
     x = jnp.asarray([-200.0, -60.0, -0.6, -0.5, -0.4, -1e-4, 0.0, 1e-4, 0.4, 0.5, 0.6, 60.0])
     slopes = jax.vmap(jax.grad(expm1_minus))(x)
     np.testing.assert_allclose(slopes, np.expm1(np.asarray(x, np.float64)), rtol=2e-6, atol=1e-30)
@@ -99,7 +99,7 @@ def test_expm1_minus_is_differentiable_everywhere():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_sample_moves_with_mean_and_log_variance(shape):
-    """Reparameterized: ∂x/∂mean = 1 and ∂x/∂log v = ½ (x − mean)."""
+    """Samples are reparameterized: ∂x/∂mean = 1 and ∂x/∂log v = ½ (x − mean)."""
     key, mean, log_var = jax.random.key(1), jnp.full(shape, 0.5), jnp.full(shape, -1.0)
 
     def total(mean, log_var):
@@ -152,9 +152,9 @@ def test_values_and_gradients_are_finite_at_extreme_variances():
     ],
 )
 def test_shapes_that_would_broadcast_are_refused(call, message):
-    """Also where they are traced and mapped: the shapes are those of one example."""
-    one = standard_normal((3,))
-    many = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), one)
-    for function, q in ((call, one), (jax.jit(jax.vmap(call)), many)):
+    """The message names the shapes of one example, also in traced and mapped calls."""
+    single = standard_normal((3,))
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), single)
+    for function, q in ((call, single), (jax.jit(jax.vmap(call)), many)):
         with pytest.raises(ValueError, match=message):
             function(q)

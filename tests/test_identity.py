@@ -1,4 +1,4 @@
-"""Which data, config and step a number is of, checked at every door of a run's folder."""
+"""The identity of a run: its data, config and step are checked wherever its folder is read."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A single run, a sweep, and a run with another seed."""
+    """Train a run, a sweep and a run with another seed; return their folder."""
     folder = tmp_path_factory.mktemp("runs")
     register(IMAGES, 4)
     vdm.train(small_config(), folder / "run", log=silent)
@@ -108,7 +108,7 @@ def test_changed_settings_of_the_config_are_reported(copied, capsys):
     path.write_text(json.dumps(config))
     assert vdm.load(copied / "run").config["evaluate"]["draws"] == 2
     assert "config.evaluate.draws: 1 there, 2 here" in capsys.readouterr().err
-    # a command that asks for them makes them the run's own
+    # a command with these settings stores them in the run
     vdm.train(small_config(draws=2), copied / "run", log=silent)
     assert vdm.load(copied / "run").config["evaluate"]["draws"] == 2
     assert "here" not in capsys.readouterr().err
@@ -123,8 +123,8 @@ def test_checkpoints_of_another_run_are_refused(copied):
 
 
 @pytest.mark.parametrize("left", ["checkpoints moved away", "killed before the first"])
-def test_run_begun_anew_on_other_data(copied, tmp_path, left):
-    """Nothing of the old data is left in the statistics or in the reported bound."""
+def test_run_restarted_on_other_data(copied, tmp_path, left):
+    """Statistics and reported bound do not depend on the old data."""
     images = OTHERS["inverted"][0]
     if left == "checkpoints moved away":
         shutil.rmtree(copied / "run" / "checkpoints")
@@ -133,14 +133,14 @@ def test_run_begun_anew_on_other_data(copied, tmp_path, left):
         for name in ("evaluation.json", "samples.png", "loss.png"):
             (copied / "run" / name).unlink()
     register(images, 4)
-    said, expected = [], []
-    again = vdm.train(small_config(), copied / "run", log=said.append)
-    clean = vdm.train(small_config(), tmp_path / "clean", log=expected.append)
-    assert said[0] == expected[0] and said[0].startswith("test: ")
-    for mine, theirs in zip(
+    lines, clean_lines = [], []
+    again = vdm.train(small_config(), copied / "run", log=lines.append)
+    clean = vdm.train(small_config(), tmp_path / "clean", log=clean_lines.append)
+    assert lines[0] == clean_lines[0] and lines[0].startswith("test: ")
+    for a, b in zip(
         jax.tree.leaves(again.statistics), jax.tree.leaves(clean.statistics), strict=True
     ):
-        np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(a, b)
 
 
 def evaluation(folder):
@@ -148,7 +148,7 @@ def evaluation(folder):
 
 
 def poisoned(folder, **changes):
-    """A whole evaluation with a false bound."""
+    """Write a false bound into a valid evaluation."""
     saved = evaluation(folder)
     saved["test"] |= {"bits_per_dim": 0.25}
     write_checked(folder / "evaluation.json", saved | changes)
@@ -170,18 +170,18 @@ FALSE = {
 
 
 @pytest.mark.parametrize("change", FALSE.values(), ids=FALSE)
-def test_false_evaluation_is_made_again(finished, copied, change, capsys):
+def test_false_evaluation_is_repeated(finished, copied, change, capsys):
     expected = evaluation(finished / "run")
     change(copied / "run")
-    said = []
-    vdm.train(small_config(), copied / "run", log=said.append)
-    assert f"{expected['test']['bits_per_dim']:.4f}" in said[1]
+    lines = []
+    vdm.train(small_config(), copied / "run", log=lines.append)
+    assert f"{expected['test']['bits_per_dim']:.4f}" in lines[1]
     assert evaluation(copied / "run") == expected
     reported = "evaluation.json is damaged" in capsys.readouterr().err
     assert reported == (change in (FALSE["flipped"], FALSE["empty"], FALSE["deep"]))
 
 
-def test_false_evaluation_of_a_sweep_is_made_again(finished, copied):
+def test_false_evaluation_of_a_sweep_is_repeated(finished, copied):
     expected = evaluation(finished / "sweep")
     false = json.loads(json.dumps(expected))
     false["of"]["seed0"]["of"]["data"] = "0" * 16
@@ -192,7 +192,7 @@ def test_false_evaluation_of_a_sweep_is_made_again(finished, copied):
 
 
 def test_folder_deleted_under_a_run(tmp_path, monkeypatch):
-    """The run ends; nothing is written into a folder that is gone."""
+    """A run whose folder is deleted ends with an error and writes nothing."""
     whole = train.dispatcher
 
     def dispatcher(*arguments):
@@ -217,9 +217,9 @@ def test_evaluation_of_one_example_is_strict_json(tmp_path):
     text = (tmp_path / "run" / "evaluation.json").read_text()
     saved = json.loads(text, parse_constant=lambda word: pytest.fail(word))
     assert saved["test"]["examples"] == 1 and saved["test"]["standard_error"] is None
-    said = []
-    vdm.train(small_config(), tmp_path / "run", log=said.append)
-    assert "± nan" in said[1]
+    lines = []
+    vdm.train(small_config(), tmp_path / "run", log=lines.append)
+    assert "± nan" in lines[1]
 
 
 def test_data_folder_of_a_stored_config_is_reported(copied, capsys):
@@ -234,6 +234,6 @@ def test_data_folder_of_a_stored_config_is_reported(copied, capsys):
 @pytest.mark.parametrize("step", [1.5, -1, True, None, "newset"])
 @pytest.mark.usefixtures("as_users")
 @pytest.mark.parametrize("door", [vdm.load, vdm.replay], ids=["load", "replay"])
-def test_steps_that_are_none(finished, door, step):
+def test_invalid_steps(finished, door, step):
     with pytest.raises(ValueError, match=r"step: (expected|unknown name)"):
         door(finished / "run", step)

@@ -1,4 +1,4 @@
-"""Decoders: K levels sum to one, densities are SciPy's, data go in and come out unchanged, eq. (12)."""
+"""Likelihoods, eq. (12): K levels sum to one, densities are SciPy's, and data round-trip unchanged."""
 
 import math
 
@@ -26,20 +26,20 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def made(name: str, levels: int = 256) -> Likelihood:
-    """A row for data of so many levels; the histogram is one for all positions, and far from flat."""
+    """Build a likelihood of `levels` levels; the histogram is the same at all positions, and far from flat."""
     counts = np.log(np.random.default_rng(levels).dirichlet(np.full(levels, 0.3)) + 1e-6)
     return build(LIKELIHOODS, name, levels=levels, log_counts=counts)
 
 
 def of_latent(likelihood: Likelihood):
-    """log p as a diffusion model has it: (x, latent, x0_hat, gamma_0) -> nats."""
+    """Return log p as a diffusion model evaluates it: (x, latent, x0_hat, gamma_0) -> nats."""
     return lambda x, latent, x0_hat, gamma_0: likelihood.log_prob(
         x, *observation(likelihood, latent, x0_hat, gamma_0)
     )
 
 
 def over_levels(likelihood: Likelihood):
-    """log p of every level, [n, K], at latents and predictions [n]."""
+    """Return a function for log p of every level, [n, K], at latents and predictions [n]."""
 
     @jax.jit
     def table(latent, x0_hat, gamma_0):
@@ -52,7 +52,7 @@ def over_levels(likelihood: Likelihood):
 
 @pytest.mark.parametrize(("name", "levels"), OF_K)
 def test_levels_sum_to_one(name, levels):
-    """Inside the range and beyond it, in both precisions."""
+    """The sum is one inside the range and beyond it, in both precisions."""
     table = over_levels(made(name, levels))
     points = np.linspace(-1.3, 1.3, 53)
     for x64, atol in ((True, 1e-10), (False, 1e-5)):
@@ -67,22 +67,22 @@ def test_levels_sum_to_one(name, levels):
 
 @pytest.mark.parametrize("gamma_0", GAMMAS)
 def test_softmax_is_bayes_rule(gamma_0):
-    """The exact posterior of equally likely levels given x_{t=0} ~ N(α_0 ℓ, σ_0²)."""
+    """The softmax equals the posterior of equally likely levels given x_{t=0} ~ N(α_0 ℓ, σ_0²)."""
     with jax.enable_x64(True):
         latent = np.linspace(-1.1, 1.1, 7)
-        found = over_levels(LIKELIHOODS["softmax"](levels=17))
+        softmax_table = over_levels(LIKELIHOODS["softmax"](levels=17))
         joint = scipy.stats.norm.logpdf(
             latent[:, None], alpha(gamma_0) * level_values(17), sigma(gamma_0)
         )
         expected = joint - logsumexp(joint, axis=1, keepdims=True)
-        table = found(jnp.asarray(latent), jnp.asarray(latent), jnp.asarray(gamma_0))
+        table = softmax_table(jnp.asarray(latent), jnp.asarray(latent), jnp.asarray(gamma_0))
         np.testing.assert_allclose(table, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("x64", [True, False])
 @pytest.mark.parametrize("name", ["softmax", "histogram"])
-def test_the_near_levels_are_enough_where_they_alone_are_summed(name, x64):
-    """Values and slopes through the variances at which the sum over all levels begins."""
+def test_near_levels_suffice_at_small_variances(name, x64):
+    """Values and slopes are exact on both sides of the variance at which all levels are summed."""
     levels, tight = 17, {"rtol": 1e-9, "atol": 1e-9} if x64 else {"rtol": 2e-5, "atol": 2e-5}
     values, counts = level_values(levels), np.zeros(levels)
     likelihood = made(name, levels)
@@ -101,14 +101,14 @@ def test_the_near_levels_are_enough_where_they_alone_are_summed(name, x64):
         means = jnp.concatenate([values, jnp.linspace(-1.2, 1.2, 40)]).astype(float)
         for log_var in jnp.linspace(-9.0, -4.0, 41):
             for x in (0, 3, 16):
-                found = run(x, means, log_var)
+                values_and_slopes = run(x, means, log_var)
                 expected = oracle(x, np.asarray(means, np.float64), float(log_var))
-                for one, other in zip(found, expected, strict=True):
-                    np.testing.assert_allclose(one, other, **tight)
+                for actual, exact in zip(values_and_slopes, expected, strict=True):
+                    np.testing.assert_allclose(actual, exact, **tight)
 
 
-def test_all_levels_are_summed_where_the_near_ones_are_rare():
-    """A histogram's own range counts: levels that are far away may weigh more than five rare ones nearby."""
+def test_all_levels_are_summed_where_near_levels_are_rare():
+    """Distant levels of a histogram may have more mass than five rare levels nearby."""
     counts = np.full((3, 17), -30.0)
     counts[:, ::6] = 0
     likelihood = LIKELIHOODS["histogram"](levels=17, log_counts=counts)
@@ -116,13 +116,13 @@ def test_all_levels_are_summed_where_the_near_ones_are_rare():
     for log_var in (-9.0, -7.0, -6.2, -5.0):  # enough at −7 if all levels were alike
         logits = counts - 0.5 * np.square(mean[:, None] - level_values(17)) * np.exp(-log_var)
         for level in (0, 6, 9):
-            found = likelihood.log_prob(jnp.full(3, level), jnp.asarray(mean), jnp.asarray(log_var))
+            nats = likelihood.log_prob(jnp.full(3, level), jnp.asarray(mean), jnp.asarray(log_var))
             expected = np.sum(logits[:, level] - logsumexp(logits, axis=1))
-            np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+            np.testing.assert_allclose(nats, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_few_levels_are_summed_at_the_noise_of_a_fixed_schedule():
-    """The compiler knows which, and the program of a learned one keeps both and no residuals of all levels."""
+    """The compiler selects a branch; a learned schedule keeps both, without residuals of all levels."""
     levels, pixels = 256, 100
     log_prob = LIKELIHOODS["softmax"](levels=levels).log_prob
     x, mean = jnp.zeros(pixels, int), jnp.zeros(pixels)
@@ -143,7 +143,7 @@ def test_few_levels_are_summed_at_the_noise_of_a_fixed_schedule():
 
 
 def bin_masses(x0_hat, deviation, levels):
-    """log of the normal mass of every bin, in the tail where log Φ keeps its digits."""
+    """Return the log of the normal mass of every bin, in the tail where log Φ keeps its digits."""
     edges = (np.linspace(-1, 1, levels + 1)[None, :] - x0_hat[:, None]) / deviation
     edges[:, 0], edges[:, -1] = -np.inf, np.inf
     low, high = edges[:, :-1], edges[:, 1:]
@@ -155,33 +155,33 @@ def bin_masses(x0_hat, deviation, levels):
 @pytest.mark.parametrize("levels", KS)
 @pytest.mark.parametrize("gamma_0", GAMMAS)
 def test_discretized_gaussian_is_the_mass_of_each_bin(levels, gamma_0):
-    """Down to log-probabilities of −10⁶, in float64 and in float32."""
+    """The masses agree down to log-probabilities of −10⁶, in float64 and in float32."""
     table = over_levels(LIKELIHOODS["discretized_gaussian"](levels=levels))
     points = np.linspace(-1.3, 1.3, 11).astype(np.float32)
     expected = bin_masses(points.astype(float), float(sigma(gamma_0)), levels)
-    found = table(jnp.asarray(points), jnp.asarray(points), jnp.asarray(gamma_0))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    log_mass = table(jnp.asarray(points), jnp.asarray(points), jnp.asarray(gamma_0))
+    np.testing.assert_allclose(log_mass, expected, rtol=1e-4, atol=1e-4)
     with jax.enable_x64(True):
         expected = bin_masses(points.astype(float), float(sigma(gamma_0)), levels)
         points = jnp.asarray(points, float)
-        found = table(points, points, jnp.asarray(gamma_0))
-        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+        log_mass = table(points, points, jnp.asarray(gamma_0))
+        np.testing.assert_allclose(log_mass, expected, rtol=1e-7, atol=1e-9)
 
 
 @given(seed=seeds, gamma_0=st.floats(-13.3, 5), shape=st.sampled_from([(), (2, 3)]))
-def test_gaussian_is_scipys(seed, gamma_0, shape):
+def test_gaussian_matches_scipy(seed, gamma_0, shape):
     with jax.enable_x64(True):
         x, latent = np.random.default_rng(seed).normal(size=(2, *shape))
         mean, deviation = latent / alpha(gamma_0), sigma(gamma_0) / alpha(gamma_0)
         expected = scipy.stats.norm.logpdf(x, mean, deviation).sum()
         arguments = jnp.asarray(x), jnp.asarray(latent), None, jnp.asarray(gamma_0)
-        found = of_latent(LIKELIHOODS["gaussian"]())(*arguments)
-        np.testing.assert_allclose(found, expected, rtol=1e-11)
+        log_prob = of_latent(LIKELIHOODS["gaussian"]())(*arguments)
+        np.testing.assert_allclose(log_prob, expected, rtol=1e-11)
 
 
 @pytest.mark.parametrize("log_var", [-9.0, -1.0, 4.0])
 def test_histogram_is_bayes_rule_position_by_position(log_var):
-    """Each position's own prior; an observation without information leaves it."""
+    """Each position has its own prior, which an observation without information leaves unchanged."""
     with jax.enable_x64(True):
         priors = np.random.default_rng(0).dirichlet(np.full(5, 0.5), (2, 3))
         likelihood = LIKELIHOODS["histogram"](levels=5, log_counts=np.log(priors))
@@ -195,8 +195,8 @@ def test_histogram_is_bayes_rule_position_by_position(log_var):
         arguments = jnp.asarray(mean), jnp.asarray(np.log(variance))
         for level in range(5):
             x = np.full((2, 3), level)
-            found = likelihood.log_prob(x, *arguments)
-            np.testing.assert_allclose(found, expected[..., level].sum(), rtol=1e-9)
+            nats = likelihood.log_prob(x, *arguments)
+            np.testing.assert_allclose(nats, expected[..., level].sum(), rtol=1e-9)
         vague = likelihood.log_prob(np.full((2, 3), 2), arguments[0], jnp.asarray(60.0))
         log_priors = np.log(priors / priors.sum(-1, keepdims=True))
         np.testing.assert_allclose(vague, log_priors[..., 2].sum(), rtol=1e-9)
@@ -207,13 +207,13 @@ def test_bernoulli_has_log_odds_of_mean_over_variance():
     odds = np.asarray(mean * jnp.exp(-log_var), np.float64)
     for x in ([0, 1, 1], [1, 0, 0]):
         expected = -np.logaddexp(0, np.where(x, -odds, odds)).sum()
-        found = LIKELIHOODS["bernoulli"]().log_prob(jnp.asarray(x), mean, log_var)
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        nats = LIKELIHOODS["bernoulli"]().log_prob(jnp.asarray(x), mean, log_var)
+        np.testing.assert_allclose(nats, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "levels"), [*((n, 17) for n in MANY), ("bernoulli", 2)])
 def test_samples_have_the_probabilities(name, levels):
-    """By chi-square, and the expectation by its standard error."""
+    """The frequencies pass a chi-square test, the mean is the expectation within its standard error."""
     n, mean, log_var = 20_000, jnp.asarray(0.23), jnp.asarray(-2.5)
     likelihood = made(name, levels)
     key = jax.random.key(3)
@@ -266,7 +266,7 @@ def test_levels_round_trip(name, levels):
     np.testing.assert_array_equal(ends, [0, 0, levels - 1, levels - 1])
 
 
-def test_continuous_data_stay_as_they_are():
+def test_continuous_data_are_unchanged():
     likelihood = LIKELIHOODS["gaussian"]()
     x = jnp.asarray([-3.0, 0.25, 17.0])
     assert likelihood.levels is None
@@ -279,27 +279,27 @@ def test_continuous_data_stay_as_they_are():
 @pytest.mark.parametrize("name", MANY)
 def test_floats_are_refused_where_levels_are_expected(name, x):
     likelihood = made(name, 17)
-    found = rf"{name}.*integers 0\.\.16, found {describe(x)}".replace("(", r"\(").replace(
+    message = rf"{name}.*integers 0\.\.16, found {describe(x)}".replace("(", r"\(").replace(
         ")", r"\)"
     )
-    with pytest.raises(TypeError, match=found):
+    with pytest.raises(TypeError, match=message):
         likelihood.encode(x)
     latent = jnp.zeros(np.shape(x))
-    with pytest.raises(TypeError, match=found):
+    with pytest.raises(TypeError, match=message):
         likelihood.log_prob(x, latent, jnp.zeros(()))
 
 
 @pytest.mark.parametrize("x", [np.zeros((2, 3), np.uint8), np.zeros((2, 3), bool), 5])
 def test_integers_are_refused_where_floats_are_expected(x):
     likelihood = LIKELIHOODS["gaussian"]()
-    found = rf"'gaussian': expected floats, found {jnp.asarray(x).dtype} of shape"
-    with pytest.raises(TypeError, match=found):
+    message = rf"'gaussian': expected floats, found {jnp.asarray(x).dtype} of shape"
+    with pytest.raises(TypeError, match=message):
         likelihood.encode(x)
-    with pytest.raises(TypeError, match=found):
+    with pytest.raises(TypeError, match=message):
         likelihood.log_prob(x, jnp.zeros(np.shape(x)), jnp.zeros(()))
 
 
-def test_counts_that_are_not_there_are_asked_for():
+def test_missing_log_counts_are_refused():
     with pytest.raises(
         ValueError, match=r"log_counts: expected those of the training split.*found None"
     ):
@@ -323,7 +323,7 @@ def test_a_histogram_in_which_a_level_is_impossible_is_refused(bad):
 
 
 @pytest.mark.parametrize("name", MANY)
-def test_integers_that_are_no_level(name):
+def test_integers_beyond_the_levels(name):
     encode, x = made(name, 4).encode, jnp.asarray([-1, 0, 3, 4, 300])
     with pytest.raises(ValueError, match=r"expected integers 0\.\.3, found values in \[-1, 300\]"):
         encode(x)
@@ -339,8 +339,8 @@ def test_continuous_data_of_half_precision_are_noised_in_float32(dtype):
 
 
 @pytest.mark.parametrize("log_var", [-13.0, -1.0, -0.5, 0.0, 5.0, 25.0, 60.0])
-def test_discretized_gaussian_of_bins_far_narrower_than_the_noise(log_var):
-    """The mass is the density times the width, with derivatives; by quadrature where it is not."""
+def test_discretized_gaussian_with_narrow_bins(log_var):
+    """Values and derivatives equal a quadrature over the bin."""
     likelihood, mean = LIKELIHOODS["discretized_gaussian"](levels=256), 0.3
     place = (level_values(256)[170] - mean) * math.exp(-log_var / 2)
     width = 2 / 256 * math.exp(-log_var / 2)
@@ -372,7 +372,7 @@ def test_a_histogram_of_other_levels_is_refused():
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_denoised_says_which_input_is_read(name):
+def test_uses_prediction_names_the_input(name):
     likelihood = made(name)
     x = jnp.asarray([1, 0, 1]) if likelihood.levels else jnp.asarray([0.1, 0.2, 0.3])
     point = likelihood.encode(x) + 0.01
@@ -391,7 +391,7 @@ def test_denoised_says_which_input_is_read(name):
     ("name", "k"), [*((n, k) for n in MANY for k in (17, 256)), ("gaussian", 0)]
 )
 def test_values_and_gradients_are_finite_at_extremes(name, k):
-    """Right, next to right and as wrong as can be; the outer levels and an inner one."""
+    """Predictions are right, nearly right and as wrong as possible, at outer and inner levels."""
     likelihood = made(name, k)
     levels = jnp.asarray([0, 1, k // 2, k - 2, k - 1])
     x = levels if likelihood.levels else jnp.linspace(0, 1, 5)

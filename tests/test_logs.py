@@ -1,4 +1,4 @@
-"""Metrics on disk, through kills and resumes, and the pictures."""
+"""Metrics on disk, through kills and resumes, and the plots."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def test_a_line_is_on_disk_when_it_is_written(tmp_path):
         assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
 
 
-def test_resuming_drops_what_will_be_written_again(tmp_path):
+def test_resuming_drops_later_lines(tmp_path):
     write(tmp_path, [10, 20, 30])
     path = tmp_path / "metrics.jsonl"
     with path.open("a") as file:
@@ -45,7 +45,7 @@ def test_resuming_drops_what_will_be_written_again(tmp_path):
 
 
 class Full:
-    """A file that fails for a while, having written a part."""
+    """A file whose first writes fail halfway."""
 
     def __init__(self, file, times):
         self.file, self.times = file, times
@@ -64,7 +64,7 @@ class Full:
         return self.file.write(line)
 
 
-def test_lines_wait_until_there_is_room(tmp_path, capsys):
+def test_lines_wait_for_disk_space(tmp_path, capsys):
     with MetricsLog(tmp_path) as log:
         log.write(1, {"loss": 0.5})
         log.file = Full(log.file, times=2)
@@ -73,27 +73,30 @@ def test_lines_wait_until_there_is_room(tmp_path, capsys):
             assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
         log.write(4, {"loss": 0.5})
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
-    said = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert [line.split("; ")[1] for line in said] == ["1 lines are waiting", "2 lines are waiting"]
-    assert "metrics.jsonl cannot be written: No space left on device" in said[0]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert [line.split("; ")[1] for line in warnings] == [
+        "1 lines are waiting",
+        "2 lines are waiting",
+    ]
+    assert "metrics.jsonl cannot be written: No space left on device" in warnings[0]
 
 
 def board(folder):
-    """Scalars by (tag, step) as TensorBoard shows them: a start event purges the steps from its own on."""
+    """Return (tag, step) -> scalar as TensorBoard shows them: a start event purges all later steps."""
     shown = {}
     for path in sorted((folder / "tensorboard").iterdir()):
-        content, at = path.read_bytes(), 0
-        while at < len(content):  # length, its checksum, the event, its checksum
-            (length,) = struct.unpack_from("<Q", content, at)
-            event = Event.FromString(content[at + 12 : at + 12 + length])
-            at += 16 + length
+        content, position = path.read_bytes(), 0
+        while position < len(content):  # length, its checksum, the event, its checksum
+            (length,) = struct.unpack_from("<Q", content, position)
+            event = Event.FromString(content[position + 12 : position + 12 + length])
+            position += 16 + length
             if event.HasField("session_log"):
                 shown = {key: value for key, value in shown.items() if key[1] < event.step}
             shown |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
     return shown
 
 
-def test_tensorboard_shows_the_same(tmp_path, monkeypatch):
+def test_tensorboard_shows_the_same_numbers(tmp_path, monkeypatch):
     clock = iter(range(10**9, 2 * 10**9))
     monkeypatch.setattr("time.time", lambda: next(clock))  # files are named by the second
     write(tmp_path, [10, 20, 25, 30])  # of a run that logged more often
@@ -108,7 +111,7 @@ def test_tensorboard_shows_the_same(tmp_path, monkeypatch):
             np.testing.assert_allclose(shown[name, row["step"]], row[name], rtol=1e-6)
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- plots
 
 
 def test_tile():
@@ -124,7 +127,7 @@ def test_tile():
 @pytest.mark.parametrize(
     ("shape", "size"), [((7,), (1, 7)), ((2, 3), (3, 2)), ((2, 3, 2, 2), (12, 2))]
 )
-def test_tile_of_what_is_no_image(shape, size):
+def test_tile_of_other_shapes(shape, size):
     width, height = size
     assert tile(np.zeros((1, *shape), np.uint8), levels=2).shape == (height + 2, width + 2, 3)
 
@@ -153,7 +156,7 @@ def test_loss_curve_of_any_length(tmp_path, rows, test):
         assert picture.size == (700, 420)
 
 
-def test_a_loss_that_is_not_the_bound_has_a_panel_of_its_own(tmp_path):
+def test_other_loss_gets_a_second_panel(tmp_path):
     widths = []
     for weight in (1, 2):
         rows = [{"step": i, "bits_per_dim": 4 / i, "loss": weight * 4 / i} for i in range(1, 30)]
@@ -163,7 +166,7 @@ def test_a_loss_that_is_not_the_bound_has_a_panel_of_its_own(tmp_path):
     assert widths[1] == 2 * widths[0]
 
 
-def test_flipped_bits_of_a_line_are_noticed(tmp_path, capsys):
+def test_flipped_bits_of_a_line_are_detected(tmp_path, capsys):
     with MetricsLog(tmp_path) as log:
         for step in (1, 2):
             log.write(step, {"loss": 0.5, "kl": 1e-7})
@@ -175,11 +178,11 @@ def test_flipped_bits_of_a_line_are_noticed(tmp_path, capsys):
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         assert read_metrics(path) in (rows, rows[1:])
-    said = capsys.readouterr().err
-    assert said.count("1 damaged lines are ignored") > 7 * first
+    warnings = capsys.readouterr().err
+    assert warnings.count("1 damaged lines are ignored") > 7 * first
 
 
-def test_numbers_that_are_not_finite_are_null(tmp_path):
+def test_nonfinite_numbers_are_null(tmp_path):
     with MetricsLog(tmp_path) as log:
         log.write(1, {"loss": math.nan, "grad_norm": math.inf})
     path = tmp_path / "metrics.jsonl"
@@ -190,7 +193,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
 
 IMAGES = np.zeros((2, 4, 4, 1), np.uint8)
 ROWS = [{"step": 1, "bits_per_dim": 3.0}, {"step": 2, "bits_per_dim": None}]  # null in the file
-PICTURES = {
+PLOTS = {
     "sample_grid": lambda path: sample_grid(
         path, IMAGES, IMAGES, levels=4, samples_title="a", real_title="b"
     ),
@@ -203,8 +206,8 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES)
-def test_pictures_follow_no_links(draw, tmp_path):
+@pytest.mark.parametrize("draw", PLOTS.values(), ids=PLOTS)
+def test_plots_follow_no_links(draw, tmp_path):
     victim, path = tmp_path / "victim", tmp_path / "picture.png"
     victim.write_text("mine")
     path.symlink_to(victim)
@@ -216,7 +219,7 @@ def test_pictures_follow_no_links(draw, tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])
-def test_curves_of_numbers_that_were_not_finite(value, tmp_path):
+def test_curves_of_nonfinite_numbers(value, tmp_path):
     rows = [{"step": i, "bits_per_dim": value if i % 3 else 2.0} for i in range(1, 20)]
     for shown in (rows, [row | {"bits_per_dim": value} for row in rows]):
         loss_curve(tmp_path / "loss.png", shown, test=RESULT._replace(bits_per_dim=float("nan")))
@@ -224,7 +227,7 @@ def test_curves_of_numbers_that_were_not_finite(value, tmp_path):
 
 
 def test_missing_lines_are_reported(tmp_path, capsys):
-    """The checkpoint knows how many lines there were, wherever the file was cut."""
+    """The number of lines in the checkpoint reveals a file that was cut anywhere."""
     with MetricsLog(tmp_path) as log:
         for step in range(1, 6):
             log.write(step, {"loss": 1.0})

@@ -1,4 +1,4 @@
-"""The loop: lines and checkpoints of a run do not depend on its dispatches, and divergence stops it."""
+"""The loop: lines and checkpoints do not depend on the dispatches, and divergence ends the run."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ def start(optimizer=SGD):
 
 
 def stacks(first, last, size, poison=()):
-    """Batches of steps first..last−1, in stacks; those of the steps `poison` have NaNs."""
+    """Yield stacks of batches of the steps first..last−1; those of the steps `poison` hold NaNs."""
     for low in range(first, last, size):
         steps = np.arange(low, min(low + size, last))
         x = np.cos(steps[:, None, None] + np.arange(6.0).reshape(3, 2)).astype(np.float32)
@@ -60,7 +60,7 @@ def run(
     evaluate_every=None,
     evaluate=None,
 ):
-    """Fit to step `last` from what the folder has; return the state."""
+    """Train to step `last` from the newest checkpoint of the folder; return the state."""
     with CheckpointStore(folder / "checkpoints") as store:
         if store.latest() is not None:
             state = store.restore(jax.eval_shape(lambda: start(optimizer)))
@@ -91,12 +91,12 @@ def checkpoints(folder):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """By the steps of a dispatch: the last state, its lines and the folder."""
-    found = {}
+    """Return steps per dispatch -> the last state, the logged lines and the folder."""
+    runs = {}
     for size in (1, 3, 5):
         folder = tmp_path_factory.mktemp("unbroken")
-        found[size] = run(folder, 12, size=size), read_metrics(folder / "metrics.jsonl"), folder
-    return found
+        runs[size] = run(folder, 12, size=size), read_metrics(folder / "metrics.jsonl"), folder
+    return runs
 
 
 def test_lines_are_means_at_the_multiples(unbroken):
@@ -126,7 +126,7 @@ def leaves(state):
 
 @pytest.mark.parametrize(("stops", "size"), [([12], 5), ([5, 12], 1), ([4, 7, 12], 3)])
 def test_stops_change_nothing(unbroken, tmp_path, stops, size):
-    """Neither in step with the lines nor with the checkpoints."""
+    """Stops may fall between lines and between checkpoints."""
     for last in stops:
         state = run(tmp_path, last, size=size)
     expected, rows, _ = unbroken[size]
@@ -141,23 +141,23 @@ def test_dispatches_change_nothing_but_rounding(unbroken):
             np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-# ---------------------------------------------------------------- what is not finite
+# ---------------------------------------------------------------- nonfinite steps
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_a_bad_step_is_passed_over(tmp_path, capsys, size):
-    """Nothing of it is applied or averaged; two in a row are not the end, nor are four apart."""
+def test_nonfinite_step_is_skipped(tmp_path, capsys, size):
+    """A bad update is neither applied nor averaged; two in a row, or four apart, do not end the run."""
     state = run(tmp_path, 12, size=size, poison=[2, 3, 6, 9])
     assert np.all(np.isfinite(state.params["w"])) and int(state.step) == 12
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["skipped"] for row in rows] == [1, 1, 1, 1]
     assert all(np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"]) for row in rows)
-    said = [line for line in capsys.readouterr().err.splitlines() if "not applied" in line]
-    assert said[:2] == [
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "not applied" in line]
+    assert warnings[:2] == [
         "loss is nan at step 3: update not applied (1 in a row, the run ends at 3)",
         "loss is nan at step 4: update not applied (2 in a row, the run ends at 3)",
     ]
-    assert len(said) == 4 and "step 7" in said[2] and "1 in a row" in said[3]
+    assert len(warnings) == 4 and "step 7" in warnings[2] and "1 in a row" in warnings[3]
 
 
 def test_an_interval_of_bad_steps_has_no_means(tmp_path):
@@ -182,23 +182,23 @@ def test_too_many_in_a_row_end_the_run(tmp_path, size, latest):
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [3]
 
 
-def test_a_streak_goes_on_where_the_run_was_interrupted(tmp_path):
+def test_streak_continues_after_a_restart(tmp_path):
     run(tmp_path, 5, size=1, poison=[3, 4])
     with pytest.raises(NonFinite, match="loss is nan at step 6"):
         run(tmp_path, 12, size=1, poison=[3, 4, 5])
 
 
-def test_a_streak_is_not_longer_than_what_is_allowed_now(tmp_path):
+def test_streak_respects_a_lower_limit(tmp_path):
     run(tmp_path, 5, size=1, poison=[3, 4])
     with pytest.raises(NonFinite, match="loss is nan at step 6"):
         run(tmp_path, 12, size=1, poison=[3, 4, 5], max_nonfinite_steps=2)
 
 
-# ---------------------------------------------------------------- evaluation on the way
+# ---------------------------------------------------------------- evaluation during training
 
 
-def found(folder):
-    """The lines, the best, the newest and what it carries."""
+def outcome_of(folder):
+    """Return the lines, the best step, the newest step and its loop state."""
     with CheckpointReader(folder / "checkpoints") as store:
         latest = store.latest()
         return (
@@ -210,11 +210,11 @@ def found(folder):
 
 
 def five(state):
-    """A test bound that is lowest at step 5."""
+    """Return a test bound that is lowest at step 5."""
     return {"test_bits_per_dim": float(abs(5 - state.step))}
 
 
-def test_a_bound_that_is_no_number_is_not_the_best(tmp_path):
+def test_nan_bound_is_not_the_best(tmp_path):
     bounds = iter([1.0, np.nan, 3.0, np.inf, 4.0])
 
     def evaluate(state):
@@ -227,8 +227,8 @@ def test_a_bound_that_is_no_number_is_not_the_best(tmp_path):
 
 
 @pytest.mark.parametrize("last", [4, 9])
-def test_an_evaluation_that_was_interrupted_is_made_up_for(tmp_path, last):
-    """The lines and the best are those of the run that was not."""
+def test_interrupted_evaluation_is_repeated(tmp_path, last):
+    """Lines and best step equal those of an uninterrupted run."""
 
     def interrupted(state):
         raise Interrupted(signal.SIGTERM)
@@ -239,12 +239,12 @@ def test_an_evaluation_that_was_interrupted_is_made_up_for(tmp_path, last):
     with pytest.raises(Interrupted, match="at step 4; saved"):
         run(parts, last, evaluate=interrupted, **options)
     run(parts, last, evaluate=five, **options)
-    assert found(parts) == found(whole) and found(whole)[1:3] == (4, last)
+    assert outcome_of(parts) == outcome_of(whole) and outcome_of(whole)[1:3] == (4, last)
 
 
 @pytest.mark.parametrize("every", [2, 4])
-def test_an_evaluation_that_fails_loses_no_step(tmp_path, every):
-    """However often: what was trained is saved before it, and it is made up for when it can be."""
+def test_failed_evaluation_loses_no_step(tmp_path, every):
+    """The step is saved before its evaluation, which is repeated until it succeeds."""
     options = {"size": 1, "evaluate_every": every}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(whole, 9, evaluate=five, **options)
@@ -257,11 +257,11 @@ def test_an_evaluation_that_fails_loses_no_step(tmp_path, every):
             run(parts, 9, evaluate=fail, **options)
         assert checkpoints(parts) == [every]
     run(parts, 9, evaluate=five, **options)
-    assert found(parts) == found(whole) and found(whole)[1:3] == (4, 9)
+    assert outcome_of(parts) == outcome_of(whole) and outcome_of(whole)[1:3] == (4, 9)
 
 
-def test_the_step_is_whole_when_its_evaluation_begins(tmp_path):
-    """A kill in the evaluation finds it."""
+def test_step_is_saved_before_its_evaluation(tmp_path):
+    """A kill during the evaluation loses no step."""
     seen = []
 
     def evaluate(state):
@@ -272,7 +272,7 @@ def test_the_step_is_whole_when_its_evaluation_begins(tmp_path):
     assert seen == [2, 4, 6, 8]
 
 
-def test_an_evaluation_that_failed_is_let_be_if_none_is_asked_for(tmp_path):
+def test_failed_evaluation_is_dropped_if_disabled(tmp_path):
     def fail(state):
         raise OSError("out of memory")
 
@@ -286,7 +286,7 @@ def test_an_evaluation_that_failed_is_let_be_if_none_is_asked_for(tmp_path):
 @pytest.mark.parametrize("where", ["before the line", "after the line", "after the note"])
 @pytest.mark.slow
 def test_a_kill_at_the_end_of_an_evaluation(tmp_path, monkeypatch, where, last):
-    """The bound has one line, and one note."""
+    """A resumed run logs and annotates the bound once."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = {"size": 1, "evaluate_every": 4, "evaluate": five}
     run(whole, last, **options)
@@ -306,14 +306,14 @@ def test_a_kill_at_the_end_of_an_evaluation(tmp_path, monkeypatch, where, last):
             run(parts, last, **options)
     assert checkpoints(parts)[-1] == 4
     run(parts, last, **options)
-    assert found(parts) == found(whole)
+    assert outcome_of(parts) == outcome_of(whole)
 
 
-def test_a_note_that_could_not_be_written_is_an_error_at_the_end(tmp_path, monkeypatch, capsys):
-    """Otherwise the run would be said to be complete; started again, it makes up for the evaluation."""
+def test_failed_annotation_is_an_error_at_the_end(tmp_path, monkeypatch, capsys):
+    """A run without its annotation is incomplete; when restarted, it repeats the evaluation."""
     options = {"size": 1, "evaluate_every": 4, "evaluate": five}
 
-    def full(folder, noted):
+    def full(folder, annotations):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
@@ -322,7 +322,7 @@ def test_a_note_that_could_not_be_written_is_an_error_at_the_end(tmp_path, monke
             run(tmp_path, 4, **options)
     assert capsys.readouterr().err.count("the checkpoint itself is whole") == 1
     run(tmp_path, 4, **options)
-    rows, best, latest, carried = found(tmp_path)
+    rows, best, latest, carried = outcome_of(tmp_path)
     assert (best, latest, carried["evaluation_due"]) == (4, 4, False)
     assert [row for row in rows if "test_bits_per_dim" in row] == [
         {"step": 4, "test_bits_per_dim": 1.0}
@@ -356,7 +356,7 @@ def test_the_best_bound_is_kept_beside_the_newest(tmp_path):
 @pytest.mark.parametrize(("steps", "size"), [((4, 6), 1), ((5, 6), 3), ((4, 100), 3)])
 @pytest.mark.slow
 def test_steps_are_traced(tmp_path, monkeypatch, steps, size):
-    """The dispatches that hold them: one trace, which Perfetto and TensorBoard open."""
+    """The dispatches of the given steps are in one trace, for Perfetto and TensorBoard."""
     seen, whole = [], jax.profiler.start_trace
     monkeypatch.setattr(
         jax.profiler, "start_trace", lambda *a, **k: seen.append(a) or whole(*a, **k)
@@ -374,7 +374,7 @@ def test_steps_are_traced(tmp_path, monkeypatch, steps, size):
 
 
 @pytest.mark.parametrize("text", ["", "5", "5:5", "7:3", "-1:4", "a:b", "1:2:3", "1.5:2"])
-def test_what_is_no_range_of_steps(text):
+def test_invalid_ranges_of_steps(text):
     assert parse_steps("100:120") == (100, 120)
     with pytest.raises(
         ValueError, match="--profile: expected a range of steps such as 100:120, found"
@@ -382,8 +382,8 @@ def test_what_is_no_range_of_steps(text):
         parse_steps(text)
 
 
-def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
-    """The last update of a run is seen by no loss any more."""
+def test_nonfinite_parameters_are_not_saved(tmp_path):
+    """No loss would show the last update of a run."""
 
     def explode(updates, state, params=None):
         return jax.tree.map(lambda u: jnp.where(state == 3, jnp.inf, u), updates), state + 1

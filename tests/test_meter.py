@@ -1,4 +1,4 @@
-"""What is seen of each step: spikes far above what came before, whether or not a run was interrupted."""
+"""The meter: spikes and lost runs are reported, and interruptions change nothing."""
 
 import json
 
@@ -25,7 +25,7 @@ def feed(folder, values, *, step=0, begun=None, names=()):
     return meter
 
 
-def test_spikes_are_said_and_counted(tmp_path, capsys):
+def test_spikes_are_reported_and_counted(tmp_path, capsys):
     feed(tmp_path, losses(200, spikes=[150, 151]))
     rows = {row["step"]: row for row in read_metrics(tmp_path / "metrics.jsonl")}
     # the second is within ten deviations of a spread that has seen the first
@@ -35,12 +35,12 @@ def test_spikes_are_said_and_counted(tmp_path, capsys):
 
 
 def test_the_start_of_a_run_has_no_spikes(tmp_path, capsys):
-    """Losses fall from far above, and nothing is known of their spread yet."""
+    """Early losses fall from far above, and their spread is not known yet."""
     feed(tmp_path, np.concatenate([100 / np.arange(1, MEMORY), losses(100)]))
     assert "spike" not in capsys.readouterr().err
 
 
-def test_of_several_runs_the_one_is_named(tmp_path, capsys):
+def test_spike_names_its_run(tmp_path, capsys):
     values = np.stack([losses(150), losses(150, spikes=[140])], 1)
     feed(tmp_path, values, names=("a", "b"))
     assert "b: loss 9 at step 141 is a spike" in capsys.readouterr().err
@@ -49,7 +49,7 @@ def test_of_several_runs_the_one_is_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("stop", [120, 145, 151])
-def test_nothing_depends_on_where_a_run_stopped(tmp_path, stop):
+def test_interruptions_change_nothing(tmp_path, stop):
     values = losses(200, spikes=[150])
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
@@ -75,22 +75,22 @@ def together(rows, begun=None):
     return meter
 
 
-def test_a_run_that_goes_on_is_not_lost(capsys):
-    """Another one that diverges later does not end it, and its own bad steps are said again."""
+def test_recovered_run_is_not_lost(capsys):
+    """Another run may diverge later; new bad steps of the recovered run are reported again."""
     first = [(np.nan, 1.0)] * 4 + [(1.0, 1.0)] * 5
     meter = together([*first, *[(1.0, np.nan)] * 5])
     assert meter.ended is None and meter.step == 14
-    said = capsys.readouterr().err.splitlines()
-    assert said.count("a is lost, the others go on") == 1
-    assert said.count("a goes on: the update of step 5 was applied") == 1
-    assert said.count("b is lost, the others go on") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("a is lost, the others go on") == 1
+    assert lines.count("a goes on: the update of step 5 was applied") == 1
+    assert lines.count("b is lost, the others go on") == 1
     together([*first, (np.nan, 1.0)])
     assert "a: loss is nan at step 10: update not applied (1 in a row" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("came_back", "step"), [(False, 5), (True, None)])
-def test_the_end_is_when_none_is_left(came_back, step):
-    """Also if the one comes back at the very step at which the other is lost, whichever is looked at first."""
+def test_training_ends_when_every_run_is_lost(came_back, step):
+    """A run may recover at the step at which the other one is lost, in either order."""
     for swap in (False, True):
         rows = (
             [(np.nan, 1.0)] * 2 + [(np.nan, np.nan)] * 2 + [(1.0 if came_back else np.nan, np.nan)]
@@ -100,7 +100,7 @@ def test_the_end_is_when_none_is_left(came_back, step):
         assert meter.ended == (None if came_back else (f"{lost}: loss is nan", step))
 
 
-def test_a_run_that_is_lost_stays_so_where_the_whole_was_interrupted():
+def test_lost_run_stays_lost_after_a_restart():
     first = together([(np.nan, 1.0)] * 5)
     begun = json.loads(json.dumps(first.carried))
     assert together([(np.nan, 1.0)] * 4 + [(np.nan, np.nan)] * 3, begun).ended == (

@@ -1,4 +1,4 @@
-"""What every family of models promises to the floors above it."""
+"""Every family of models provides loss, bound and samples to the code above it."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ CASES = [(name, data) for name in MODELS for data in DATA]
 
 
 def made(name, data):
-    """A model with parameters away from their start, and a batch."""
+    """Return a model, parameters away from their start, and a batch."""
     statistics, likelihood = DATA[data]
     model = build_model({"name": name, "likelihood": likelihood} | SETTINGS[name], statistics)
     leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
@@ -47,7 +47,7 @@ def test_every_family_is_tested():
 
 @pytest.mark.parametrize(("name", "data"), CASES)
 def test_loss_bound_and_samples(name, data):
-    """Finite, of the right shapes, differentiable everywhere, and functions of what they are given alone."""
+    """They are finite, of the right shapes, differentiable, and functions of their arguments alone."""
     model, params, x = made(name, data)
     traces = []
 
@@ -70,11 +70,11 @@ def test_loss_bound_and_samples(name, data):
     assert len(traces) == 1
 
     elbo = jit(lambda p, key, x: model.elbo(p, key, x, draws=2))
-    found = elbo(params, keys[0], x)
-    assert all(part.shape == (7,) and np.all(np.isfinite(part)) for part in found)
-    for a, b in zip(found, elbo(params, keys[0], x), strict=True):
+    bound = elbo(params, keys[0], x)
+    assert all(part.shape == (7,) and np.all(np.isfinite(part)) for part in bound)
+    for a, b in zip(bound, elbo(params, keys[0], x), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert np.all(elbo(params, keys[1], x).total != found.total)
+    assert np.all(elbo(params, keys[1], x).total != bound.total)
 
     sample = jit(lambda p, key: model.sample(p, key, 5))
     drawn = sample(params, keys[0])
@@ -87,7 +87,7 @@ def test_loss_bound_and_samples(name, data):
 @pytest.mark.parametrize(("name", "data"), CASES)
 @pytest.mark.slow
 def test_an_example_keeps_its_numbers_in_another_batch(name, data):
-    """Its randomness is that of its index."""
+    """The randomness of an example depends on its index alone."""
     model, params, x = made(name, data)
     index = jnp.arange(7, dtype=jnp.int32)
     whole = Batch(x, index, index / 7)
@@ -100,12 +100,12 @@ def test_an_example_keeps_its_numbers_in_another_batch(name, data):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_bound_is_no_better_than_the_law_of_the_data(name):
-    """E[−ELBO] ≥ E[−log p(x)] for whatever parameters: no model beats the truth."""
+    """E[−ELBO] ≥ E[−log p(x)] for any parameters, since no model beats the truth."""
     model, params, _ = made(name, "continuous")
     law, n = oracles.gaussian(SHAPE), 4000
     x = law.sample(0, n)
-    found = jit(model.elbo)(params, jax.random.key(2), jnp.asarray(x, jnp.float32))
-    gap = np.asarray(found.total, np.float64) + law.log_prob(x)
+    bound = jit(model.elbo)(params, jax.random.key(2), jnp.asarray(x, jnp.float32))
+    gap = np.asarray(bound.total, np.float64) + law.log_prob(x)
     assert gap.mean() > -4.5 * oracles.standard_error(gap)
     if model.importance is not None:
         many = jit(lambda x: model.importance(params, jax.random.key(2), x, 20))

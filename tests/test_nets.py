@@ -1,86 +1,27 @@
-"""Networks: denoisers, zero at the start and conditioned on γ; maps to other shapes; examples that do not
-see each other.
-"""
+"""Networks: zero at the start, conditioned on γ, and every example computed by itself."""
 
-from functools import cache, partial
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import MAPS, ONE_SHAPE, SHAPES, SMALL, assert_same, inputs, largest, params_of, small
 from oracles import jit
 
-from vdm_jax.nets import NETS, Network, as_network, network, ops
+from vdm_jax.nets import NETS, Network, as_network, network
 from vdm_jax.nets.adapters import complete
-from vdm_jax.nets.unet import from_patches, to_patches
-from vdm_jax.training.optimizer import OPTIMIZERS, make_optimizer
 
-SMALL = {
-    "mlp": {"width": 16, "depth": 2, "dropout": 0.5},
-    "unet": {"channels": (8, 12), "blocks": 1, "dropout": 0.5},
-    "vdm_unet": {"channels": 8, "blocks": 1, "fourier": (0, 1), "dropout": 0.5},
-}
-IMAGES = [(28, 28, 1), (8, 8, 1), (32, 32, 3), (7, 5, 2)]
-SHAPES = {"mlp": [(5,), (), (3, 4), (8, 8, 1)], "unet": IMAGES, "vdm_unet": IMAGES}
 CASES = [(name, shape) for name in SHAPES for shape in SHAPES[name]]
-MAPS = {  # name: settings, and pairs of shapes
-    "mlp": ({"width": 16, "depth": 2}, [((5,), (2, 3)), ((8, 8, 1), (2, 4)), ((3,), (7, 5, 2))]),
-    "conv_encoder": (
-        {"channels": (8, 12), "blocks": 1},
-        [((28, 28, 1), (2, 3)), ((7, 5, 2), (4,)), ((32, 32, 3), (2, 8)), ((8, 8, 1), (1,))],
-    ),
-    "conv_decoder": (
-        {"channels": (8, 12), "blocks": 1},
-        [((3,), (28, 28, 1, 2)), ((4,), (7, 5, 2, 2)), ((1,), (32, 32, 3)), ((9,), (8, 8, 1, 2))],
-    ),
-}
-PAIRS = [(name, *pair) for name, (_, pairs) in MAPS.items() for pair in pairs]
-ONE_SHAPE = {name: shapes[-1] for name, shapes in SHAPES.items()}
 
 
-@cache
-def small(name, dtype="float32"):
-    """A small network and its compiled `apply`, shared by the tests."""
-    net = NETS[name](**SMALL[name], dtype=dtype)
-    return net, jit(net.apply)
-
-
-def inputs(shape, batch=3, seed=0):
-    """x_t, γ_t and a second input of a batch."""
-    rng = np.random.default_rng(seed)
-    arrays = rng.standard_normal((batch, *shape)), rng.uniform(-13, 5, batch)
-    return [jnp.asarray(a, jnp.float32) for a in (*arrays, rng.standard_normal((batch, *shape)))]
-
-
-def params_of(net, shape, *, extra=False):
-    """Parameters of the network's shapes with nothing left at zero; no computation of its own."""
-    xt, gamma_t, second = inputs(shape, 1)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), xt, gamma_t, second if extra else None)
-    rng = np.random.default_rng(1)
-
-    def fill(leaf):
-        scale = 1 / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
-        return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
-
-    return jax.tree.map(fill, shapes)
-
-
-def largest(change):
-    """Of each example."""
-    return np.abs(change).reshape(len(change), -1).max(-1)
-
-
-def assert_same(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_every_row_has_shapes_to_be_tested_on():
+def test_every_row_has_test_shapes():
     assert set(SMALL) == set(SHAPES) and set(NETS) == set(SMALL) | set(MAPS)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_output_is_zero_at_the_start_in_the_shape_and_type_of_the_data(name):
+def test_initial_output_is_zero(name):
     net, _ = small(name)
     xt, gamma_t, extra = inputs(ONE_SHAPE[name])
 
@@ -101,7 +42,7 @@ def test_output_is_zero_at_the_start_in_the_shape_and_type_of_the_data(name):
 
 @pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
 @pytest.mark.slow
-def test_output_has_any_admissible_shape_and_hears_of_gamma_and_data(name, shape):
+def test_output_depends_on_gamma_and_data(name, shape):
     net, apply = small(name)
     params = params_of(net, shape)
     xt, gamma_t, _ = inputs(shape)
@@ -113,7 +54,7 @@ def test_output_has_any_admissible_shape_and_hears_of_gamma_and_data(name, shape
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_gradient_is_finite_and_reaches_every_parameter_and_the_second_input(name):
+def test_gradient_reaches_every_parameter_and_input(name):
     net, _ = small(name)
     shape = ONE_SHAPE[name]
     params = params_of(net, shape, extra=True)
@@ -124,205 +65,15 @@ def test_gradient_is_finite_and_reaches_every_parameter_and_the_second_input(nam
     def gradient(params, xt, extra):
         return jnp.sum(jnp.square(net.apply(params, xt, gamma_t, extra) - 1))
 
-    found = gradient(params, xt, extra)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+    gradients = gradient(params, xt, extra)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.all(np.isfinite(leaf)), path
         is_key_bias = "key" in str(path) and "bias" in str(path)  # a softmax does not see it
         assert is_key_bias or np.any(np.abs(leaf) > 0), path
 
 
-FAST = {  # settings that change what a U-Net keeps and compiles, and none of its numbers
-    "full": {"remat": "full"},
-    "save_conv": {"remat": "save_conv"},
-    "scan": {"scan": True},
-    "scan, full": {"scan": True, "remat": "full"},
-    "scan, save_conv": {"scan": True, "remat": "save_conv"},
-}
-DEEP = {  # several blocks a level, levels of other widths, attention inside a loop
-    "unet": {"channels": (8, 12), "blocks": 3, "attention": (1,), "dropout": 0.5},
-    "vdm_unet": {"channels": 8, "blocks": 3, "fourier": (0, 1), "dropout": 0.5},
-}
-
-
-def in_loops(params, like):
-    """The parameters of single blocks put where the tree `like` has loops over them."""
-    single = [int(name.removeprefix("block_")) for name in like if name.startswith("block_")]
-    blocks = sum(name.startswith("block_") for name in params)
-    numbers = iter(sorted(set(range(blocks)) - set(single)))
-    found = {name: params[name] for name in like if name in params}
-    loops = [name for name in like if name not in found]
-    down, up = (sorted(name for name in loops if name.startswith(way)) for way in ("down", "up"))
-    for name in [*down, *reversed(up)]:
-        count = len(jax.tree.leaves(like[name])[0])
-        mine = [next(numbers) for _ in range(count)][:: -1 if name in up else 1]
-        found[name] = {
-            part: jax.tree.map(
-                lambda *leaves: jnp.stack(leaves), *[params[f"{part}_{i}"] for i in mine]
-            )
-            for part in like[name]
-        }
-    return found
-
-
-@cache
-def deep(name):
-    """Parameters of a U-Net, what it gives, and the words of its program."""
-    net = NETS[name](**DEEP[name])
-    params = params_of(net, ONE_SHAPE[name])
-    return params, *evaluate(net, params, ONE_SHAPE[name])
-
-
-def norm(*leaves):
-    return float(jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in leaves)))
-
-
-def evaluate(net, params, shape):
-    """((gradients, output), words)."""
-    xt, gamma_t, _ = inputs(shape)
-
-    def loss(params):
-        output = net.apply(params, xt, gamma_t, None, jax.random.split(jax.random.key(5), len(xt)))
-        return jnp.sum(jnp.square(output)), output
-
-    gradients = jax.grad(loss, has_aux=True)
-    return jit(gradients)(params), str(jax.make_jaxpr(gradients)(params))
-
-
-@pytest.mark.parametrize(
-    ("name", "fast"),
-    [*(("vdm_unet", fast) for fast in FAST), ("unet", "full"), ("unet", "scan, save_conv")],
-    ids=str,
-)
-@pytest.mark.slow
-def test_a_fast_form_changes_nothing(name, fast):
-    """The same output and gradients, from a program that keeps less or is shorter."""
-    params, (expected, output), plain_words = deep(name)
-    net, shape = NETS[name](**DEEP[name], **FAST[fast]), ONE_SHAPE[name]
-    like = params_of(net, shape)
-    if "scan" in fast:
-        params, expected = in_loops(params, like), in_loops(expected, like)
-    assert jax.tree.structure(like) == jax.tree.structure(params)
-
-    (found, same), words = evaluate(net, params, shape)
-    assert norm(same - output) < 1e-5 * norm(output)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
-    ):
-        difference, size = norm(a - b), norm(b)
-        # of a leaf by itself, or where all of it is rounding (a bias that a softmax does not see), of the whole
-        assert difference < 1e-5 * max(size, 1e-3 * norm(*jax.tree.leaves(expected))), path
-    assert ("remat" in words) == (fast != "scan") and "remat" not in plain_words
-    assert ("scan" in words) == ("scan" in fast)
-
-
-@pytest.mark.slow
-def test_a_loop_that_keeps_less_takes_less_memory():
-    """Temporary memory of the compiled gradient, for a batch whose activations outweigh the weights."""
-
-    def temporary(**fast):
-        net = NETS["vdm_unet"](channels=8, blocks=6, **fast)
-        xt, gamma_t, _ = inputs((8, 8, 1), batch=64)
-        params = jax.eval_shape(net.init, jax.random.key(0), xt, gamma_t)
-        gradient = jax.grad(lambda params: jnp.sum(jnp.square(net.apply(params, xt, gamma_t))))
-        return jit(gradient).lower(params).compile().memory_analysis().temp_size_in_bytes
-
-    plain = temporary()
-    assert temporary(scan=True, remat="save_conv") < 0.7 * plain
-    assert temporary(scan=True, remat="full") < 0.6 * plain
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.slow
-def test_an_update_of_a_looped_network_is_that_of_its_blocks(name):
-    """Weights decay, biases and scales do not, though a loop stacks them; each block's kernels are its own."""
-    params, (gradients, _), _ = deep("unet")
-    like = params_of(NETS["unet"](**DEEP["unet"], scan=True), ONE_SHAPE["unet"])
-    settings = {"warmup_steps": 0, "decay_steps": None, "decay_to": 1.0, "b1": 0.9, "b2": 0.99}
-    optimizer, _ = make_optimizer(
-        name=name, learning_rate=0.1, weight_decay=0.5, clip_norm=None, accumulate=1, **settings
-    )
-
-    @jit
-    def update(gradients, params):
-        return optimizer.update(gradients, optimizer.init(params), params)[0]
-
-    params = jax.tree.map(lambda leaf: leaf + 1, params)  # none is zero
-    expected = in_loops(update(gradients, params), like)
-    found = update(in_loops(gradients, like), in_loops(params, like))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
-
-
-def test_convolutions_refuse_what_they_would_ignore():
-    x = jnp.ones((1, 8, 8, 2))
-    for setting in ({"kernel_dilation": (2, 2)}, {"feature_group_count": 2}):
-        with pytest.raises(ValueError, match="expected neither dilation nor groups, found"):
-            ops.Conv(2, **setting).init(jax.random.key(0), x)
-
-
-@pytest.mark.parametrize("name", DEEP)
-def test_the_program_of_a_looped_network_does_not_grow_with_its_depth(name):
-    def equations(blocks):
-        net = NETS[name](**DEEP[name] | {"blocks": blocks}, scan=True)
-        xt, gamma_t, _ = inputs(ONE_SHAPE[name])
-        params = jax.eval_shape(net.init, jax.random.key(0), xt, gamma_t)
-        return len(jax.make_jaxpr(net.apply)(params, xt, gamma_t).eqns)
-
-    assert equations(8) == equations(4)
-
-
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2)], ids=str)
-@pytest.mark.parametrize("size", [(8, 8), (7, 5), (3, 4)], ids=str)
-def test_gradients_of_convolutions_are_those_of_jax(size, strides, padding):
-    """To the last bit, in a loop, where JAX's own are slow on CPUs, and outside of one."""
-    rng = np.random.default_rng(0)
-    x, kernel = rng.standard_normal((2, *size, 3)), rng.standard_normal((3, 3, 3, 4))
-    x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
-
-    def plain(x, kernel):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
-
-    def ours(x, kernel):
-        return ops.convolve(x, kernel, strides, padding)
-
-    def gradients(convolve):
-        return jax.grad(lambda *of: jnp.sum(jnp.square(convolve(*of))), (0, 1))
-
-    def last_of_a_loop(x, kernel):
-        found = jax.lax.map(lambda i: gradients(ours)(x + 0 * i, kernel), jnp.arange(2.0))
-        return jax.tree.map(lambda leaf: leaf[-1], found)
-
-    assert "custom_vjp" in str(jax.make_jaxpr(ours)(x, kernel))
-    expected = jit(gradients(plain))(x, kernel)
-    for found in (jit(gradients(ours)), jit(last_of_a_loop)):
-        for a, b in zip(found(x, kernel), expected, strict=True):
-            np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.usefixtures("as_users")
-def test_attention_is_cudnns_only_where_it_exists(monkeypatch):
-    """Half precision, heads of up to 128 channels in eights, Ampere or newer."""
-    asked = []
-    monkeypatch.setattr(
-        jax.nn, "dot_product_attention", lambda *of, implementation: asked.append(implementation)
-    )
-    cases = [
-        (8, "bfloat16"),
-        (128, "bfloat16"),
-        (256, "bfloat16"),
-        (12, "bfloat16"),
-        (8, "float32"),
-    ]
-    for here in (False, True):
-        monkeypatch.setattr(ops, "_has_cudnn_attention", lambda here=here: here)
-        for channels, dtype in cases:
-            ops.attend(*[jnp.zeros((1, 4, 1, channels), dtype)] * 3)
-    assert asked == ["xla"] * 5 + ["cudnn"] * 2 + ["xla"] * 3
-
-
 @pytest.mark.parametrize("name", SMALL)
-def test_examples_do_not_see_each_other(name):
+def test_examples_are_independent(name):
     net, apply = small(name)
     shape = ONE_SHAPE[name]
     params = params_of(net, shape)
@@ -334,7 +85,7 @@ def test_examples_do_not_see_each_other(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_bfloat16_computes_in_it_and_keeps_parameters_and_output_float32(name):
+def test_bfloat16_keeps_parameters_and_output_float32(name):
     shape = ONE_SHAPE[name]
     (_, apply), (half, apply_half) = small(name), small(name, "bfloat16")
     params = params_of(half, shape)
@@ -346,76 +97,17 @@ def test_bfloat16_computes_in_it_and_keeps_parameters_and_output_float32(name):
     assert 1e-4 < error < 0.1
 
 
-def test_defaults_of_vdm_unet_have_30_6_million_parameters():
-    net = NETS["vdm_unet"]()
-    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs((32, 32, 3), 1)[:2])
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    assert round(count / 1e6, 1) == 30.6
-
-
-# --- maps --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "inner", "outer"), PAIRS, ids=str)
-def test_a_map_has_the_shape_it_is_asked_for_and_hears_of_its_input(name, inner, outer):
-    net = NETS[name](outputs=outer, dropout=0.5, **MAPS[name][0])
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((5, *inner)), jnp.float32)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), x)
-    rng = np.random.default_rng(1)
-
-    def fill(leaf):
-        scale = 1 / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
-        return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
-
-    params, apply = jax.tree.map(fill, shapes), jit(net.apply)
-    output = apply(params, x)
-    assert (output.shape, output.dtype) == ((5, *outer), jnp.float32)
-    assert np.all(np.isfinite(output))
-    assert np.all(largest(apply(params, x + 0.3) - output) > 1e-4)
-    # of one example alone
-    assert_same(apply(params, x[3:4]), output[3:4])
-    keys = jax.random.split(jax.random.key(0), 5)
-    dropped = apply(params, x, None, None, keys)
-    assert np.all(largest(dropped - output) > 1e-4)
-    back = jnp.arange(5)[::-1]
-    assert_same(apply(params, x[back], None, None, keys[back]), dropped[back])
-
-
-@pytest.mark.parametrize("name", MAPS)
-def test_a_map_starts_away_from_zero_unless_told(name):
-    """An encoder and a decoder that are both zero would have no gradient."""
-    settings, pairs = MAPS[name]
-    inner, outer = pairs[1]
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *inner)), jnp.float32)
-    wanted = {"zero": False} if name == "mlp" else {}
-    net = NETS[name](outputs=outer, **settings, **wanted)
-    output = jit(lambda key: net.apply(net.init(key, x), x))(jax.random.key(0))
-    assert np.all(largest(output) > 1e-3)
-    if name == "mlp":
-        net = NETS[name](outputs=outer, **settings)
-        assert np.all(jit(lambda key: net.apply(net.init(key, x), x))(jax.random.key(0)) == 0)
-
-
-@pytest.mark.parametrize(
-    ("name", "inner", "outer"), [("conv_encoder", (8, 8), (3,)), ("conv_decoder", (3,), (8, 2))]
-)
-def test_a_convolutional_map_says_which_images_it_takes(name, inner, outer):
-    net = NETS[name](outputs=outer)
-    with pytest.raises(ValueError, match=rf"{name}: expected images H×W×C, found shape"):
-        net.init(jax.random.key(0), jnp.zeros((1, *inner)))
-
-
 # --- dropout -----------------------------------------------------------------------------------------
 
 
-def test_a_dropout_mask_depends_on_its_own_key_and_layer_alone():
+def test_dropout_mask_depends_only_on_key_and_layer():
     x, keys = jnp.ones((5, 400)), jax.random.split(jax.random.key(0), 5)
     drop = jit(network.dropout, static_argnames=("rate", "layer"))
     masked = drop(x, keys, rate=0.25, layer=3)
     for chosen in ([2], [4, 2], [2, 2, 2]):  # another batch, other neighbours
         chosen = jnp.array(chosen)
-        found = drop(x[chosen], keys[chosen], rate=0.25, layer=3)
-        np.testing.assert_array_equal(found, masked[chosen])
+        dropped = drop(x[chosen], keys[chosen], rate=0.25, layer=3)
+        np.testing.assert_array_equal(dropped, masked[chosen])
     values, counts = np.unique(masked, return_counts=True)
     np.testing.assert_allclose(values, [0, 1 / 0.75], rtol=1e-6)
     assert abs(counts[0] / masked.size - 0.25) < 0.04
@@ -426,7 +118,7 @@ def test_a_dropout_mask_depends_on_its_own_key_and_layer_alone():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_networks_drop_by_example_and_only_with_keys(name):
+def test_dropout_needs_keys_and_is_per_example(name):
     net, apply = small(name)
     shape = ONE_SHAPE[name]
     params = params_of(net, shape)
@@ -434,31 +126,12 @@ def test_networks_drop_by_example_and_only_with_keys(name):
     keys = jax.random.split(jax.random.key(0), 3)
     dropped = apply(params, xt, gamma_t, None, keys)
     assert np.all(largest(dropped - apply(params, xt, gamma_t)) > 1e-3)
-    # an example's mask is its own: other neighbours, another place in the batch, the same output
+    # neither the neighbours of an example nor its place in the batch change its mask
     back = jnp.array([2, 1, 0])
     assert_same(apply(params, xt[back], gamma_t[back], None, keys[back]), dropped[back])
     other = apply(params, xt, gamma_t, None, keys.at[0].set(jax.random.key(9)))
     assert largest(other - dropped)[0] > 1e-3
     assert_same(other[1:], dropped[1:])
-
-
-# --- patches -----------------------------------------------------------------------------------------
-
-
-def test_patches_are_squares_of_pixels_and_undone():
-    x = jnp.arange(2 * 4 * 6 * 3, dtype=jnp.float32).reshape(2, 4, 6, 3)
-    patches = to_patches(x, 2)
-    assert patches.shape == (2, 2, 3, 12)
-    np.testing.assert_array_equal(patches[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
-    np.testing.assert_array_equal(from_patches(patches, 2), x)
-
-
-def test_unet_on_patches_keeps_the_shape_of_the_data():
-    net = NETS["unet"](channels=(8,), blocks=1, patch=2, attention=(0,))
-    xt, gamma_t, _ = inputs((4, 6, 2))
-    output = jit(net.apply)(params_of(net, (4, 6, 2)), xt, gamma_t)
-    assert output.shape == xt.shape
-    assert np.all(np.isfinite(output))
 
 
 # --- mistakes ----------------------------------------------------------------------------------------
@@ -475,7 +148,7 @@ def test_unet_on_patches_keeps_the_shape_of_the_data():
     ],
     ids=str,
 )
-def test_wrong_settings_of_any_network_are_named(name, settings, message):
+def test_wrong_settings_are_reported(name, settings, message):
     outputs = {} if name in SMALL else {"outputs": (2, 3)}
     with pytest.raises(ValueError, match=message):
         NETS[name](**settings, **outputs)
@@ -515,7 +188,7 @@ def test_wrong_settings_of_any_network_are_named(name, settings, message):
     ],
 )
 @pytest.mark.usefixtures("as_users")
-def test_wrong_sizes_are_named(name, settings, message):
+def test_wrong_sizes_are_reported(name, settings, message):
     with pytest.raises(ValueError, match=message):
         NETS[name](**settings)
 
@@ -523,35 +196,35 @@ def test_wrong_sizes_are_named(name, settings, message):
 @pytest.mark.parametrize(
     ("settings", "shape"), [({}, (8, 8)), ({}, (5,)), ({}, (2, 8, 8, 1)), ({"patch": 2}, (7, 8, 1))]
 )
-def test_a_convolutional_network_says_which_data_it_takes(settings, shape):
+def test_convolutional_network_refuses_other_shapes(settings, shape):
     net = NETS["unet"](**SMALL["unet"] | settings)
     with pytest.raises(ValueError, match=r"expected data H×W×C .*found shape \(") as caught:
         net.init(jax.random.key(0), *inputs(shape, 1)[:2])
     assert "\n" not in str(caught.value)
 
 
-# --- own networks ------------------------------------------------------------------------------------
+# --- user networks -----------------------------------------------------------------------------------
 
 
-class Own(nn.Module):
+class UserNetwork(nn.Module):
     @nn.compact
     def __call__(self, xt, gamma_t):
         return nn.Dense(xt.shape[-1])(jnp.concatenate([xt, gamma_t[:, None]], -1))
 
 
-def test_a_pair_of_functions_of_anything_is_called_with_what_a_denoiser_has():
-    """As are the two methods of a Linen module, whose pair is the module."""
+def test_function_pair_equals_its_module():
+    """A Linen module and the pair of its two methods are the same network."""
     xt, gamma_t, _ = inputs((4,))
-    module, key = Own(), jax.random.key(0)
+    module, key = UserNetwork(), jax.random.key(0)
 
     @jit
     def run():
-        found = []
-        for given in (module, (module.init, module.apply)):
-            own = as_network(given, (4,))
-            params = own.init(key, xt, gamma_t, None)
-            found.append(own.apply(params, xt, gamma_t, None, None))
-        return found
+        outputs = []
+        for source in (module, (module.init, module.apply)):
+            completed = as_network(source, (4,))
+            params = completed.init(key, xt, gamma_t, None)
+            outputs.append(completed.apply(params, xt, gamma_t, None, None))
+        return outputs
 
     np.testing.assert_array_equal(*run())
     seen = []
@@ -564,18 +237,21 @@ def test_a_pair_of_functions_of_anything_is_called_with_what_a_denoiser_has():
     assert [len(others) for others in seen] == [2]
 
 
-def test_a_network_is_completed_where_it_lacks_arguments_and_else_is_as_it_is():
-    whole = NETS["mlp"](width=4, depth=1)
-    assert complete(whole, (4,)) == whole
+def test_missing_arguments_are_filled_in():
+    mlp = NETS["mlp"](width=4, depth=1)
+    assert complete(mlp, (4,)) == mlp
     xt, gamma_t, extra = inputs((4,))
-    own = Network(lambda key: {}, lambda params, xt, gamma_t, *, extra: xt + extra)
-    found = complete(own, (4,)).apply({}, xt, gamma_t, extra, None)
-    np.testing.assert_array_equal(found, xt + extra)
+    net = Network(lambda key: {}, lambda params, xt, gamma_t, *, extra: xt + extra)
+    output = complete(net, (4,)).apply({}, xt, gamma_t, extra, None)
+    np.testing.assert_array_equal(output, xt + extra)
     # all five are passed on in their order, whatever their names
-    own = Network(lambda *of: {}, lambda params, *of: of[0] + (0 if of[2] is None else of[2]))
-    found = complete(own, (4,)).apply({}, xt, gamma_t, extra, None)
-    np.testing.assert_array_equal(found, xt + extra)
-    module = Own()
+    net = Network(
+        lambda *arguments: {},
+        lambda params, *arguments: arguments[0] + (0 if arguments[2] is None else arguments[2]),
+    )
+    output = complete(net, (4,)).apply({}, xt, gamma_t, extra, None)
+    np.testing.assert_array_equal(output, xt + extra)
+    module = UserNetwork()
     with pytest.raises(ValueError, match=r"^cannot be applied to xt .*TypeError") as caught:
         complete(Network(module.init, module.apply), (4,))
     assert "\n" not in str(caught.value)

@@ -61,14 +61,14 @@ def typed(text):
 
 
 def overridden(name, *overrides):
-    """A shipped config with overrides, each path=text."""
+    """Return a shipped config with overrides, each path=text."""
     config = CONFIGS[name]()
     apply_overrides(config, list(map(typed, overrides)))
     return config
 
 
 def refusal(name, *overrides):
-    """The line that refuses overrides."""
+    """Return the error message of overrides."""
     with pytest.raises(ValueError, match=r".") as caught:
         overridden(name, *overrides)
     assert "\n" not in str(caught.value)
@@ -80,7 +80,7 @@ def as_text(value):
 
 
 def another(value):
-    """Another value of the same type, and how it is typed."""
+    """Return another value of the same type, and its text on the command line."""
     if isinstance(value, bool):
         return not value, str(not value).lower()
     if isinstance(value, int):
@@ -102,9 +102,9 @@ def test_every_field_can_be_set(name):
         if value is None or path in HOLDS_COMPONENT[name] or path.endswith(".name"):
             continue
         changed, text = another(value)
-        found = value_at(overridden(name, f"{path}={text}"), path)
-        assert found == changed, path
-        assert type(found) is type(changed), path
+        parsed = value_at(overridden(name, f"{path}={text}"), path)
+        assert parsed == changed, path
+        assert type(parsed) is type(changed), path
 
 
 @every_config
@@ -172,7 +172,7 @@ def test_sections_are_set_by_their_fields(name):
 
 
 @every_config
-def test_a_bare_name_is_a_component_with_its_own_defaults(name):
+def test_bare_name_selects_a_component_with_defaults(name):
     for path, before in HOLDS_COMPONENT[name].items():
         for component in COMPONENTS[path.split(".")[-1]]:
             after = value_at(overridden(name, f"{path}={component}"), path)
@@ -185,21 +185,25 @@ def test_a_bare_name_is_a_component_with_its_own_defaults(name):
 
 @pytest.mark.parametrize("name", EACH_KIND)
 def test_arguments_of_components(name):
-    """Arguments can be set that the config does not name, in any order on the command line."""
+    """Arguments that the config omits can be set, in any order on the command line."""
     for path in HOLDS_COMPONENT[name]:
         for component, factory in COMPONENTS[path.split(".")[-1]].items():
             for key, parameter in inspect.signature(factory).parameters.items():
                 if type(parameter.default) not in (int, float, bool):
                     continue
                 value, text = another(parameter.default)
-                asked = [f"{path}.{key}={text}", f"{path}={component}", f"{path}.name={component}"]
-                for order in (asked, asked[::-1]):
-                    found = value_at(overridden(name, *order), path)
-                    assert found == {"name": component, key: value}
-                    assert type(found[key]) is type(value)
+                overrides = [
+                    f"{path}.{key}={text}",
+                    f"{path}={component}",
+                    f"{path}.name={component}",
+                ]
+                for order in (overrides, overrides[::-1]):
+                    parsed = value_at(overridden(name, *order), path)
+                    assert parsed == {"name": component, key: value}
+                    assert type(parsed[key]) is type(value)
 
 
-def test_another_name_keeps_arguments_if_it_takes_them():
+def test_another_name_keeps_accepted_arguments():
     config = overridden("eps", "model.schedule.name=cosine")
     assert value_at(config, "model.schedule") == {
         "name": "cosine",
@@ -212,7 +216,7 @@ def test_another_name_keeps_arguments_if_it_takes_them():
     )
 
 
-def test_names_with_arguments_where_the_config_has_a_name():
+def test_arguments_of_a_component_given_by_name():
     assert value_at(overridden("eps", "model.time_sampler.mix=0.2"), "model.time_sampler") == {
         "name": "learned",
         "mix": 0.2,
@@ -270,7 +274,7 @@ def test_whole_numbers(text, value):
     "text",
     ["", "abc", "1.5", "1e-3", "1e400", "1e30", "nan", "inf", "True", "3,4", "\u22123", "9" * 9999],
 )
-def test_what_is_no_whole_number(text):
+def test_invalid_whole_numbers(text):
     line = refusal("eps", f"train.steps={text}")
     assert line.startswith("--config.train.steps: expected a whole number, found '")
     assert len(line) < 200
@@ -304,7 +308,7 @@ def test_lists(path):
 
 
 @pytest.mark.parametrize("text", ["a", "1,,2", "(1", "1 2", "None", "1,x", "1.5", "[1],[2]"])
-def test_what_is_no_list_of_whole_numbers(text):
+def test_invalid_lists_of_whole_numbers(text):
     line = refusal("eps", f"sweep.seeds={text}")
     assert line.startswith("--config.sweep.seeds: expected a list such as 1,2, found ")
 
@@ -336,7 +340,7 @@ def test_text_is_never_empty():
     ],
 )
 def test_arguments_are_split(arguments, others, overrides):
-    assert split_overrides(arguments) == (others, [Override(*each) for each in overrides])
+    assert split_overrides(arguments) == (others, [Override(*override) for override in overrides])
 
 
 def test_the_last_of_two_values_counts():
@@ -349,8 +353,8 @@ def test_odd_paths_are_unknown_fields(path):
     assert refusal("eps", f"{path}=3").startswith(f"--config.{path}: no such field; ")
 
 
-def test_own_configs():
-    """Fields of a config file that only its author knows: placeholders, references, other numbers."""
+def test_configs_of_users():
+    """Users' configs may hold placeholders, references and fields of their own."""
     config = ConfigDict({"seed": 0, "sample": {"count": 4, "draw": True, "depth": 3}})
     config.copy = config.get_ref("seed")
     config.later = config_dict.placeholder(int)
@@ -367,7 +371,7 @@ def test_own_configs():
     }
 
 
-def test_whole_ends_of_a_schedule_may_become_numbers():
+def test_integer_schedule_ends_accept_floats():
     config = default()
     config.model.schedule = ConfigDict({"name": "linear", "gamma_min": -13, "gamma_max": 5})
     apply_override(config, Override("model.schedule.gamma_max", "5.5"))

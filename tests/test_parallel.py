@@ -1,4 +1,4 @@
-"""One step under every wrapper: the same numbers on one device and on eight, whatever divides what."""
+"""Layouts: the same numbers on one device and on eight, however batch and state are divided."""
 
 import json
 import os
@@ -24,7 +24,7 @@ NAMES = ["pmap 2", "pmap 8", "mesh 1", "mesh 4", "mesh 8", "mesh 8, fsdp 2", "me
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """What a process with eight virtual devices measured, and its folder."""
+    """Run eight_devices.py in another process; return its measurements and folder."""
     folder = tmp_path_factory.mktemp("eight")
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags.strip(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -33,28 +33,28 @@ def measured(tmp_path_factory):
         command, env=environment, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
-    assert found["devices"] == 8 and {*NAMES, "jit"} <= found.keys()
-    return found, folder
+    results = json.loads(done.stdout)
+    assert results["devices"] == 8 and {*NAMES, "jit"} <= results.keys()
+    return results, folder
 
 
 def distance(a, b):
-    """Of two states, by the norm of the second."""
+    """Return the relative distance of two states, by the norm of the second."""
     a, b = np.asarray(a), np.asarray(b)
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_are_those_of_one_device(measured, name):
-    """After 50 steps, the last dispatch shorter than the others."""
-    found, one = measured[0][name], measured[0]["jit"]
-    assert len(one["losses"]) == len(found["losses"]) == 50
-    assert len({*one["losses"]}) == 50
-    off = np.abs(np.divide(found["losses"], one["losses"]) - 1)
+    """Losses agree over 50 steps, of which the last dispatch is shorter."""
+    divided, single = measured[0][name], measured[0]["jit"]
+    assert len(single["losses"]) == len(divided["losses"]) == 50
+    assert len({*single["losses"]}) == 50
+    off = np.abs(np.divide(divided["losses"], single["losses"]) - 1)
     # rounding may move a probability of the learned times by one grain, and with it the times of one step
     assert np.sum(off > 1e-5) <= 1 and np.max(off) < 1.5e-5
-    assert found["devices"] == int(name.split(",")[0].split()[1])
-    assert distance(found["state"], one["state"]) < 1e-5  # parameters, averages, moments
+    assert divided["devices"] == int(name.split(",")[0].split()[1])
+    assert distance(divided["state"], single["state"]) < 1e-5  # parameters, averages, moments
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,17 +71,17 @@ def test_a_run_is_traced_once(measured, name):
 
 @pytest.mark.parametrize("name", ["jit", "pmap 2", "mesh 4", "mesh 8, fsdp 8"])
 def test_a_checkpoint_continues_on_another_layout(measured, name):
-    """Saved at step 20 from eight devices that held half of the state each."""
+    """A checkpoint of eight devices that held half of the state each continues on any layout."""
     continued, unbroken = measured[0]["continued"][name], measured[0]["mesh 8, fsdp 2"]["losses"]
     np.testing.assert_allclose(continued, unbroken[20:], rtol=1e-5)
 
 
 def test_fsdp_divides_the_state(measured):
-    """Bytes of the arguments of the compiled program, for each device."""
-    one, *others = measured[0]["state bytes"]
-    assert one > 1e7
-    for n, found in zip((2, 4, 8), others, strict=True):
-        np.testing.assert_allclose(found, one / n, rtol=0.01)
+    """The arguments of the compiled program take 1/n of the bytes on each of n devices."""
+    whole, *parts = measured[0]["state bytes"]
+    assert whole > 1e7
+    for n, size in zip((2, 4, 8), parts, strict=True):
+        np.testing.assert_allclose(size, whole / n, rtol=0.01)
 
 
 @pytest.mark.parametrize("name", ["mesh 8", "pmap 8"])
@@ -103,26 +103,26 @@ def test_runs_side_by_side_on_eight_devices(measured, name):
     np.testing.assert_allclose(losses[name], losses["jit"], rtol=1e-5)
 
 
-def test_an_evaluation_does_not_depend_on_the_order_of_devices(measured):
+def test_evaluation_does_not_depend_on_device_order(measured):
     """297 examples are no multiple of 8: the last batch is padded."""
     np.testing.assert_allclose(measured[0]["backwards"], measured[0]["test"], rtol=1e-6)
 
 
 def test_samples_are_drawn_in_parts(measured):
-    one, each_of_eight = measured[0]["sampling"]
-    np.testing.assert_allclose(each_of_eight, one / 8, rtol=0.05)
+    single, each_of_eight = measured[0]["sampling"]
+    np.testing.assert_allclose(each_of_eight, single / 8, rtol=0.05)
 
 
 def test_a_run_of_eight_devices_is_loaded_by_one(measured):
-    found, folder = measured
+    results, folder = measured
     trained = load(folder / "run", parallel="jit")
     assert len(trained.state.step.devices()) == 1
-    np.testing.assert_allclose(trained.bits_per_dim(), found["test"], rtol=1e-6)
+    np.testing.assert_allclose(trained.bits_per_dim(), results["test"], rtol=1e-6)
     samples = np.asarray(trained.sample(jax.random.key(0), 5, steps=3), np.int64)
-    assert np.mean(samples == np.asarray(found["samples"])) > 0.99  # a level may round either way
+    assert np.mean(samples == np.asarray(results["samples"])) > 0.99  # a level may round either way
 
 
-# ---------------------------------------------------------------- here, on one device
+# ---------------------------------------------------------------- one device
 
 
 def test_layouts_of_one_device():
@@ -137,10 +137,10 @@ def test_layouts_of_one_device():
     ("arguments", "message"),
     [
         (("mes",), r"parallel: unknown name 'mes'; did you mean 'mesh'\? choices: auto, jit, mesh"),
-        (("pmap", 2), r"config\.train\.fsdp: needs parallel = 'mesh', found 2 under 'pmap'"),
-        (("auto", 2), r"config\.train\.fsdp: needs parallel = 'mesh', found 2 under 'jit'"),
-        (("mesh", 2), r"config\.train\.fsdp: expected a divisor of 1 devices, found 2"),
-        (("mesh", 0), r"config\.train\.fsdp: expected a divisor of 1 devices, found 0"),
+        (("pmap", 2), r"fsdp: needs parallel = 'mesh', found 2 under 'pmap'"),
+        (("auto", 2), r"fsdp: needs parallel = 'mesh', found 2 under 'jit'"),
+        (("mesh", 2), r"fsdp: expected a divisor of 1 devices, found 2"),
+        (("mesh", 0), r"fsdp: expected a divisor of 1 devices, found 0"),
     ],
 )
 def test_mistakes(arguments, message):
@@ -151,7 +151,7 @@ def test_mistakes(arguments, message):
 ELSEWHERE = AbstractMesh((1, 8), ("data", "fsdp"))
 
 
-def test_a_batch_that_the_devices_cannot_share():
+def test_indivisible_batch():
     layout = make_layout("mesh")._replace(mesh=ELSEWHERE)
     check_batch(layout, 48)
     message = r"49 examples cannot be divided over 8 devices \(1 process of 8\)"
@@ -159,8 +159,8 @@ def test_a_batch_that_the_devices_cannot_share():
         check_batch(layout, 49)
 
 
-def test_the_largest_axis_that_can_be_is_divided():
-    """Of each run, where there are several."""
+def test_largest_divisible_axis_is_divided():
+    """The axis of runs is never divided."""
     layout = make_layout("mesh")._replace(mesh=ELSEWHERE)
     shapes = {(16, 64): (None, "fsdp"), (64, 16): ("fsdp",), (3, 8, 9): (None, "fsdp"), (9,): ()}
     for runs in ((), (128,)):

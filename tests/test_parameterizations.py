@@ -1,4 +1,4 @@
-"""Five rows of two numbers: what they mean, and the exact weight that makes each loss the bound, eq. (13)."""
+"""The five parameterizations mean what they say, and exact weights make each loss the bound, eq. (13)."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def draw(seed, shape, n):
 
 @jax.jit
 def losses(x0, eps, F, step):
-    """exact_weight ‖F − target‖² of every row."""
+    """Return exact_weight ‖F − target‖² of every row."""
     return {
         name: exact_weight(step, row(step))
         * jnp.sum(jnp.square(F - regression_target(x0, eps, row.target(step))))
@@ -56,7 +56,7 @@ def losses(x0, eps, F, step):
 
 @jax.jit
 def divergences(x0, eps, F, step):
-    """KL of the two posteriors, to x_0 and to the x̂_0 that F means in every row."""
+    """Return the KL between the posteriors of x_0 and of the x̂_0 that F means in every row."""
     xt = alpha(step.gamma_t) * x0 + sigma(step.gamma_t) * eps
     q = posterior(xt, x0, step)
     return {name: kl(q, posterior(xt, to_x0(F, xt, row(step)), step)) for name, row in ROWS.items()}
@@ -66,20 +66,20 @@ def divergences(x0, eps, F, step):
 def test_weighted_errors_are_the_divergence_in_float64(shape, seed, gamma_s, delta):
     with jax.enable_x64(True):
         x0, eps, F = draw(seed, shape, 3)
-        found = losses(x0, eps, F, step(gamma_s, delta))
+        weighted = losses(x0, eps, F, step(gamma_s, delta))
         expected = divergences(x0, eps, F, step(gamma_s, delta))
         for name in ROWS:
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-10, err_msg=name)
+            np.testing.assert_allclose(weighted[name], expected[name], rtol=1e-10, err_msg=name)
 
 
 @given(shape=shapes, seed=seeds, gamma_s=gammas, delta=widths(-14))
 def test_weighted_errors_are_the_divergence_in_float32(shape, seed, gamma_s, delta):
-    """The loss in float32; the divergence, a difference of two means, in float64 of the same numbers."""
-    found = losses(*draw(seed, shape, 3), step(gamma_s, delta))
+    """The loss is in float32; the divergence, a difference of two means, in float64 of the same numbers."""
+    weighted = losses(*draw(seed, shape, 3), step(gamma_s, delta))
     with jax.enable_x64(True):
         expected = divergences(*draw(seed, shape, 3), step(gamma_s, delta))
     for name in ROWS:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(weighted[name], expected[name], rtol=1e-5, err_msg=name)
 
 
 def weights_of(row, steps):
@@ -88,7 +88,7 @@ def weights_of(row, steps):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_weights_are_accurate_for_every_number_of_steps(name):
-    """In float32, against float64 at the very same times.
+    """Weights in float32 agree with float64 at the same times.
 
     `eps` sees Δ alone. The others contain e^{±γ}, and γ near −13 is itself rounded to 10⁻⁶ in float32.
     """
@@ -104,19 +104,19 @@ def test_weights_are_accurate_for_every_number_of_steps(name):
         i = np.unique(np.geomspace(1, timesteps, 400).astype(np.int64))
         i = np.resize(np.concatenate([i, timesteps + 1 - i]), 800).astype(np.float32)
         s, t = (i - 1) / np.float32(timesteps), i / np.float32(timesteps)
-        found = weights(params, s, t)
+        values = weights(params, s, t)
         with jax.enable_x64(True):
             params64 = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params)
             exact = weights(params64, s.astype(np.float64), t.astype(np.float64))
         for row in ROWS:
             rtol = 1e-6 if row == "eps" else 5e-6
             message = f"{row}, T = {timesteps}"
-            np.testing.assert_allclose(found[row], exact[row], rtol=rtol, err_msg=message)
+            np.testing.assert_allclose(values[row], exact[row], rtol=rtol, err_msg=message)
 
 
 @given(gamma_s=gammas, delta=widths(-12))
 def test_weights_of_every_space(gamma_s, delta):
-    """The closed forms of the table in docs/equations.md §4, in units of the rate expm1(Δ)."""
+    """The weights are the closed forms of docs/equations.md §4, in units of the rate expm1(Δ)."""
     with jax.enable_x64(True):
         at = step(gamma_s, delta)
         gamma_t, rate = gamma_s + delta, np.expm1(delta)
@@ -146,7 +146,7 @@ def test_targets_mean_the_data(shape, seed, gamma_s, delta):
         xt = alpha(at.gamma_t) * x0 + sigma(at.gamma_t) * eps
         for name, row in ROWS.items():
             preconditioning, target = row(at), regression_target(x0, eps, row.target(at))
-            # what is subtracted here may be far larger than what is left
+            # the terms of this difference may be far larger than the difference
             atol = 1e-14 * float(jnp.max(jnp.abs(preconditioning.skip * xt)) + 1)
             naive = (x0 - preconditioning.skip * xt) / preconditioning.out
             np.testing.assert_allclose(
@@ -178,8 +178,8 @@ def test_targets_are_what_their_names_say(seed, gamma_s, delta):
             np.testing.assert_allclose(target, expected[name], 1e-9, 1e-12 / b**2, err_msg=name)
 
 
-def test_stacked_rows_are_the_single_ones():
-    """One vmapped call over a traced index: the same numbers, losses and x̂_0."""
+def test_stacked_rows_equal_the_single_rows():
+    """A vmapped call over a traced index gives the numbers, losses and x̂_0 of each row."""
     at = step(-3.0, 0.5)
     x0, eps, F = draw(0, (2, 3), 3)
     xt = alpha(at.gamma_t) * x0 + sigma(at.gamma_t) * eps
@@ -196,8 +196,8 @@ def test_stacked_rows_are_the_single_ones():
 
     together = jax.jit(jax.vmap(lambda i: run(stacked(rows, i))))(jnp.arange(len(rows)))
     for i, row in enumerate(rows):
-        one = jax.tree.map(lambda values, i=i: values[i], together)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, run(row))
+        selected = jax.tree.map(lambda values, i=i: values[i], together)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), selected, run(row))
     index = jnp.asarray(0)
     assert not stacked(rows, index).continuous
     assert stacked([ROWS["x0"], ROWS["v"]], index).continuous
@@ -212,14 +212,14 @@ def test_continuous_rows_have_a_limit(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_rows_that_divide_by_the_signal_say_so(name):
+def test_needs_signal_marks_rows_that_divide_by_it(name):
     sizes = [abs(ROWS[name](step(-3.0, gamma + 3.0)).out) for gamma in (30.0, 40.0)]
     assert bool(sizes[1] > 100 * sizes[0]) is ROWS[name].needs_signal
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_last_step_reads_the_same_data(name):
-    """Over the interval to the data every row is finite and its target still means x_0."""
+    """Every row is finite over the interval to the data, where its target still means x_0."""
     row, at = ROWS[name], data_interval(jnp.asarray(-13.3))
     x0, eps = draw(1, (3,), 2)
     xt = alpha(at.gamma_t) * x0 + sigma(at.gamma_t) * eps
@@ -229,7 +229,7 @@ def test_last_step_reads_the_same_data(name):
 
 @jax.jit
 def values_and_slopes(gamma_t, delta, x0, eps, net):
-    """Numbers, x̂_0, targets and losses of every row, and their gradients in γ_s, γ_t, Δ, x_0, ε, F."""
+    """Return numbers, x̂_0, targets and losses of every row, and gradients in γ_s, γ_t, Δ, x_0, ε, F."""
 
     def total(row, gamma_s, gamma_t, delta, x0, eps, net):
         at = Interval(gamma_s, gamma_t, delta)
@@ -253,8 +253,8 @@ def values_and_slopes(gamma_t, delta, x0, eps, net):
 @pytest.mark.parametrize("delta", [1e-4, 0.5, 20.0])
 def test_values_and_gradients_are_finite_at_extremes(delta):
     x = jnp.asarray([0.9, -0.4, 0.1])
-    found = values_and_slopes(jnp.asarray(EXTREMES), jnp.asarray(delta), x, x[::-1], 0.5 * x)
-    assert set(found) == set(ROWS)
-    for name, values in found.items():
+    results = values_and_slopes(jnp.asarray(EXTREMES), jnp.asarray(delta), x, x[::-1], 0.5 * x)
+    assert set(results) == set(ROWS)
+    for name, values in results.items():
         for leaf in jax.tree.leaves(values):
             assert np.isfinite(leaf).all(), name

@@ -1,4 +1,4 @@
-"""Several processes of one run, on this machine: the same numbers as one, and none is left waiting."""
+"""Several processes of one run: they compute the numbers of one process, and none is left waiting."""
 
 import json
 import math
@@ -39,22 +39,22 @@ def last_line(text):
     ],
 )
 def test_two_processes_are_one(tmp_path, config, layout):
-    """The same losses, one checkpoint that one process continues, one log, one table of what was made."""
+    """Two processes have the losses of one, a single log, and a checkpoint that one process continues."""
     folders = [tmp_path / name for name in ("two", "one")]
     for folder, count in zip(folders, (2, 1), strict=True):
         folder.mkdir()
         flags = ["--config.train.steps=10", *(layout if count > 1 else [])]
         with Processes(folder, config, *flags, count=count) as run:
             assert run.wait() == [0] * count, run.text("err0")[-2000:]
-    two, one = [read_metrics(folder / "run" / "metrics.jsonl") for folder in folders]
-    assert [row["step"] for row in two] == [2, 4, 6, 8, 10] and one[0].keys() == two[0].keys()
-    for a, b in zip(two, one, strict=True):
+    two, single = [read_metrics(folder / "run" / "metrics.jsonl") for folder in folders]
+    assert [row["step"] for row in two] == [2, 4, 6, 8, 10] and single[0].keys() == two[0].keys()
+    for a, b in zip(two, single, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
     results = [json.loads((f / "run" / "evaluation.json").read_text())["test"] for f in folders]
     assert results[0]["examples"] == results[1]["examples"] == 297
     np.testing.assert_allclose(results[0]["bits_per_dim"], results[1]["bits_per_dim"], rtol=1e-5)
-    said = "\n".join(x for x in (folders[0] / "out1").read_text().splitlines() if "Gloo" not in x)
-    assert said == "" and "train:" not in (folders[0] / "err1").read_text()
+    output = "\n".join(x for x in (folders[0] / "out1").read_text().splitlines() if "Gloo" not in x)
+    assert output == "" and "train:" not in (folders[0] / "err1").read_text()
     assert (folders[0] / "run" / "samples.png").exists()
 
     with Processes(folders[0], config, "--config.train.steps=12", count=1) as run:
@@ -72,30 +72,30 @@ def wait_for_lines(run, count):
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("victim", "blow"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)]
+    ("victim", "sent"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)]
 )
-def test_a_dead_or_stuck_process_ends_the_others(tmp_path, note, victim, blow):
+def test_a_dead_or_stuck_process_ends_the_others(tmp_path, note, victim, sent):
     flags = ["--config.train.steps=1000000", "--config.train.stall_seconds=8"]
     with Processes(tmp_path, "smoke", *flags) as run:
         wait_for_lines(run, 10)
         began = time.monotonic()
-        run.running[victim].send_signal(blow)
+        run.running[victim].send_signal(sent)
         status = run.running[1 - victim].wait(30)
         seconds = round(time.monotonic() - began, 1)
         assert status != 0
-        note("a peer process", signal=blow.name, process=victim, survivor=status, seconds=seconds)
+        note("a peer process", signal=sent.name, process=victim, survivor=status, seconds=seconds)
         if victim == 1:  # without process 0, JAX may end the others first, in its own words
             line = last_line(run.text("err0"))
             expected = {
                 signal.SIGKILL: "error: another process is gone: ",
                 signal.SIGSTOP: "error: training, after step ",
             }
-            assert status == 1 and line.startswith(expected[blow])
+            assert status == 1 and line.startswith(expected[sent])
 
 
 @pytest.mark.parametrize("signalled", [[1], pytest.param([0, 1], marks=pytest.mark.faults)])
 def test_a_signal_ends_all_at_the_same_step(tmp_path, note, signalled):
-    """Whichever of them it came to; one process goes on from there."""
+    """Either process may get the signal; a single process resumes from the saved step."""
     with Processes(tmp_path, "smoke", "--config.train.steps=1000000") as run:
         wait_for_lines(run, 4)
         began = time.monotonic()
@@ -112,16 +112,16 @@ def test_a_signal_ends_all_at_the_same_step(tmp_path, note, signalled):
 
 
 def test_a_slow_dispatch_is_not_a_stuck_process(tmp_path):
-    """Each takes longer than `stall_seconds`."""
+    """Dispatches that take longer than `stall_seconds` end normally."""
     flags = ["--config.train.steps=400", "--config.train.steps_per_dispatch=100"]
     flags += ["--config.train.stall_seconds=0.1", "--config.train.log_every=100"]
     with Processes(tmp_path, "smoke", *flags) as run:
         assert run.wait(120) == [0, 0], run.text("err0")[-1000:] + run.text("err1")[-1000:]
 
 
-def test_a_coordinator_that_is_not_there(tmp_path):
-    own = [[], ["--connect_seconds=3", f"--coordinator_address=localhost:{free_port()}"]]
-    with Processes(tmp_path, "smoke", own=own) as run:
+def test_missing_coordinator(tmp_path):
+    flags = [[], ["--connect_seconds=3", f"--coordinator_address=localhost:{free_port()}"]]
+    with Processes(tmp_path, "smoke", process_flags=flags) as run:
         assert run.running[1].wait(30) == 1
         text = run.text("err1")
         assert text.startswith("\nerror: the 2 processes did not meet at localhost:")
@@ -130,8 +130,8 @@ def test_a_coordinator_that_is_not_there(tmp_path):
 
 
 def test_processes_of_different_configs(tmp_path):
-    own = [["--config.train.steps=10"], ["--config.train.steps=20"]]
-    with Processes(tmp_path, "smoke", own=own) as run:
+    flags = [["--config.train.steps=10"], ["--config.train.steps=20"]]
+    with Processes(tmp_path, "smoke", process_flags=flags) as run:
         assert run.wait(60) == [2, 2]
         for name in ("err0", "err1"):
             assert last_line(run.text(name)) == (
@@ -169,7 +169,7 @@ def test_processes_of_different_folders(tmp_path):
     assert not (tmp_path / "cwd1" / "run").exists()
 
 
-# ---------------------------------------------------------------- in this process
+# ---------------------------------------------------------------- inside one process
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_one_process_agrees_with_itself():
         on_process_0(lambda: (_ for _ in ()).throw(OSError("full")))
 
 
-def test_deadline_lets_go():
+def test_deadline_ends_with_its_block():
     with deadline(0.05, "too late"):
         pass
     with pytest.raises(KeyError), deadline(0.05, "too late"):
@@ -214,8 +214,8 @@ def test_deadline_lets_go():
         (1, [math.inf, math.inf, 60.0, 60.0, 60.0]),
     ],
 )
-def test_patience_grows_with_what_it_has_seen(monkeypatch, count, limits):
-    """The first two waits are long, the first is not measured; later ones take up to five times the longest."""
+def test_watchdog_limit_grows_with_past_waits(monkeypatch, count, limits):
+    """Two long waits come first, the first unmeasured; later limits are five times the longest wait."""
     now = [0.0]
     monkeypatch.setattr("vdm_jax.runtime.processes.jax.process_count", lambda: count)
     monkeypatch.setattr("vdm_jax.runtime.processes.time.monotonic", lambda: now[0])
@@ -229,8 +229,8 @@ def test_patience_grows_with_what_it_has_seen(monkeypatch, count, limits):
     assert settling == [count > 1, count > 1, False, False]
 
 
-def test_what_is_stuck_ends_the_process(tmp_path):
-    """With the stacks of its threads, and one line."""
+def test_stuck_process_ends(tmp_path):
+    """A stuck process prints the stacks of its threads and one line."""
     code = (
         "import time; from vdm_jax.runtime import processes as p; p.ALONE = 1\n"
         "with p.Watchdog(0.4, command=True) as watchdog:\n"

@@ -1,4 +1,4 @@
-"""Samples are drawn in chunks, and each depends on the key and its number alone."""
+"""Samples are drawn in chunks, and each depends only on the key and its number."""
 
 import re
 from dataclasses import replace
@@ -50,7 +50,7 @@ FAMILIES = {
 
 
 def run_of(name):
-    """A run that was never trained, with parameters away from their start."""
+    """Return an untrained run with random parameters."""
     spec, settings = FAMILIES[name]
     statistics = Statistics(SHAPE, LEVELS, 0.4)
     model = build_model(spec, statistics)

@@ -1,4 +1,4 @@
-"""Samplers against the laws they must have: recursions for Gaussian data, the probability flow, moments."""
+"""Samplers against known laws: recursions for Gaussian data, the probability flow, moments."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ def keys(n: int, seed: int = 0):
 
 
 def draw(law, n, **settings):
-    """n samples [n, *d] with the best denoiser."""
+    """Draw n samples [n, *d] with the best denoiser."""
     row = PARAMETERIZATIONS["v"]()
     denoise = law.network(row, oracles.interval_of_step(None))
     shape = law.means.shape[1:]
@@ -36,7 +36,7 @@ def draw(law, n, **settings):
 
 @pytest.mark.parametrize("steps", [1, 2, 300])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_gaussian_samples_have_the_law_of_the_chain_and_reach_the_data(name, steps):
+def test_gaussian_samples_have_the_law_of_the_chain(name, steps):
     law = oracles.gaussian((2, 2))
     # a short chain from near to near, so that the step to the data counts as well
     first, last = (FIRST, LAST) if steps == 300 else (-1.5, 3.0)
@@ -90,7 +90,7 @@ def test_ddim_follows_the_probability_flow_to_first_order(law):
         def predict(xt, t, step):
             return to_x0(denoise(xt, step.gamma_t), xt, row(step))
 
-        one = partial(
+        chain = partial(
             sample_chain,
             predict,
             lambda latent: latent,
@@ -100,24 +100,24 @@ def test_ddim_follows_the_probability_flow_to_first_order(law):
             sampler=SAMPLERS["ddim"](),
             steps=steps,
         )
-        return np.asarray(jit(jax.vmap(one))(jnp.asarray(x1)))
+        return np.asarray(jit(jax.vmap(chain))(jnp.asarray(x1)))
 
     steps = np.array([50, 100, 200, 400])
     with jax.enable_x64(True):
-        found = [latents(int(n)) for n in steps]
+        x0s = [latents(int(n)) for n in steps]
     kept = oracles.marginal_cdf(law, LAST, x1)
-    errors = [np.max(np.abs(oracles.marginal_cdf(law, FIRST, x) - kept)) for x in found]
+    errors = [np.max(np.abs(oracles.marginal_cdf(law, FIRST, x) - kept)) for x in x0s]
     order = np.polyfit(np.log(steps), np.log(errors), 1)[0]
     np.testing.assert_allclose(order, -1, atol=0.05)
     assert errors[-1] < 0.01
     if len(law.weights) == 1:
         exact = oracles.flow(law, FIRST, LAST, x1)
-        np.testing.assert_allclose(2 * found[-1] - found[-2], exact, atol=1e-4)
+        np.testing.assert_allclose(2 * x0s[-1] - x0s[-2], exact, atol=1e-4)
 
 
 @pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_parameterization_of_one_denoiser_gives_the_same_sample(name, double):
+def test_every_parameterization_gives_the_same_sample(name, double):
     law, steps = oracles.mixture((2, 3, 4)), 50
     rows = [row() for row in PARAMETERIZATIONS.values()]
     with jax.enable_x64(double):
@@ -130,13 +130,13 @@ def test_every_parameterization_of_one_denoiser_gives_the_same_sample(name, doub
             row = stacked(rows, i)
             denoise = law.network(row, interval_of)
             settings = {"schedule": schedule, "parameterization": row, "steps": steps}
-            one = partial(generate, denoise, shape=(2, 3, 4), sampler=name, **settings)
-            return jax.vmap(one)(keys)
+            sample = partial(generate, denoise, shape=(2, 3, 4), sampler=name, **settings)
+            return jax.vmap(sample)(keys)
 
-        found = samples(jnp.arange(len(rows)), keys(4))
-    assert found.dtype == (np.float64 if double else np.float32)
+        drawn = samples(jnp.arange(len(rows)), keys(4))
+    assert drawn.dtype == (np.float64 if double else np.float32)
     np.testing.assert_allclose(
-        found, np.broadcast_to(found[:1], found.shape), atol=1e-12 if double else 2e-5
+        drawn, np.broadcast_to(drawn[:1], drawn.shape), atol=1e-12 if double else 2e-5
     )
 
 
@@ -146,7 +146,7 @@ def one_step(sampler, key, xt, x0_hat, interval):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_step_to_the_data_returns_the_prediction_without_noise(name):
+def test_the_step_to_the_data_returns_the_prediction(name):
     xt, x0_hat = jnp.asarray([3.0, -1.0]), jnp.asarray([0.25, 0.5])
     for gamma_0 in (-13.3, 0.0, 5.0):
         last = data_interval(jnp.asarray(gamma_0))
@@ -174,7 +174,7 @@ def test_one_step_is_the_printed_formula():
 
 
 def heun():
-    """Two predictions a step: the trapezoidal rule for x̂_0 in the exact solution of the probability flow."""
+    """Return a sampler of two predictions per step, the trapezoidal rule for x̂_0 in the probability flow."""
 
     def step(key, xt, interval, predict, state):
         first = predict(xt, interval)
@@ -187,7 +187,7 @@ def heun():
 
 
 def two_steps():
-    """Adams-Bashforth for x̂_0: half of the change since the last step is added, once there is one."""
+    """Return Adams-Bashforth for x̂_0, which adds half of the change since the last step, if any."""
 
     def step(key, xt, interval, predict, state):
         x0_hat, (last, known) = predict(xt, interval), state
@@ -205,7 +205,7 @@ def test_solvers_with_stages_and_with_memory_have_second_order(solver):
 
     def latents(steps):
         denoise = law.network(row, oracles.interval_of_step(None))
-        one = partial(
+        chain = partial(
             sample_chain,
             lambda xt, t, step: to_x0(denoise(xt, step.gamma_t), xt, row(step)),
             lambda latent: latent,
@@ -215,7 +215,7 @@ def test_solvers_with_stages_and_with_memory_have_second_order(solver):
             sampler=solver(),
             steps=steps,
         )
-        return np.asarray(jit(jax.vmap(one))(jnp.asarray(x1)))
+        return np.asarray(jit(jax.vmap(chain))(jnp.asarray(x1)))
 
     steps = np.array([50, 100, 200])
     with jax.enable_x64(True):
@@ -226,7 +226,7 @@ def test_solvers_with_stages_and_with_memory_have_second_order(solver):
 
 
 @pytest.mark.parametrize("shape", oracles.SHAPES, ids=str)
-def test_any_shape_and_the_same_key_gives_the_same_sample(shape):
+def test_samples_of_any_shape_depend_on_the_key_alone(shape):
     def sample(key):
         return generate(lambda xt, gamma_t: xt, key, shape, schedule=MILD, steps=3)
 
@@ -256,7 +256,7 @@ def test_ddim_draws_nothing_after_the_start_and_ancestral_does():
         assert np.all((first == second) == same)
 
 
-def test_a_chain_of_a_batch_is_the_chain_of_its_examples_without_noise():
+def test_a_batch_follows_the_chains_of_its_examples():
     x1 = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2)), jnp.float32)
     common = {"schedule": linear(), "schedule_params": None, "sampler": SAMPLERS["ddim"]()}
 
@@ -288,7 +288,7 @@ def test_mistakes_are_named(settings, message):
 
 @pytest.mark.parametrize("wrong", [1, 2])
 def test_an_output_of_another_shape_is_refused(wrong):
-    """At a step of the chain, which is traced first, and at the step to the data."""
+    """Both the first step of the chain and the step to the data check the shape."""
     calls = []
 
     def denoise(xt, gamma_t):

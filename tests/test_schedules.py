@@ -1,4 +1,4 @@
-"""Every schedule: monotone, exact at its ends, and a difference that float32 times do not spoil (§7)."""
+"""Every schedule is monotone, exact at its ends, and has accurate differences at float32 times (§7)."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from vdm_jax.diffusion import Interval, alpha, posterior, sigma
 from vdm_jax.schedules import GAMMA_MAX, GAMMA_MIN, SCHEDULES, Schedule, interval
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
-ARGUMENTS = {"from_betas": {"betas": BETAS}}  # what a schedule cannot do without
+ARGUMENTS = {"from_betas": {"betas": BETAS}}  # required arguments
 NAMES = list(SCHEDULES)
 FREE = [name for name in NAMES if name not in ARGUMENTS]  # these take end points
 TIMESTEPS = [1, 10, 10**3, 10**5, 10**7]
@@ -24,7 +24,7 @@ def as_float64(tree):
 
 
 def grid_times(timesteps: int, size: int = 1500) -> tuple[np.ndarray, np.ndarray]:
-    """Float32 times (i−1)/T and i/T: both ends of the chain and a spread between, always `size` of them."""
+    """Return `size` float32 times (i−1)/T and i/T from both ends of the chain and between."""
     if timesteps <= size:
         i = np.resize(np.arange(1, timesteps + 1), size)
     else:
@@ -37,18 +37,18 @@ def grid_times(timesteps: int, size: int = 1500) -> tuple[np.ndarray, np.ndarray
 
 @pytest.mark.parametrize("name", NAMES)
 def test_delta_is_accurate_for_every_number_of_steps(name):
-    """In float32, relative to itself, against float64 at the very same times."""
+    """The relative error in float32 is small against float64 at the same times."""
     schedule = make(name)
     params = schedule.init(jax.random.key(0))
     delta = jax.jit(schedule.delta)
     for timesteps in TIMESTEPS:
         s, t = grid_times(timesteps)
         assert np.all(s < t)
-        found = np.asarray(delta(params, s, t), np.float64)
+        values = np.asarray(delta(params, s, t), np.float64)
         with jax.enable_x64(True):
             exact = delta(as_float64(params), s.astype(np.float64), t.astype(np.float64))
-        np.testing.assert_allclose(found, exact, rtol=1e-6, err_msg=f"T = {timesteps}")
-        assert np.all(found > 0)
+        np.testing.assert_allclose(values, exact, rtol=1e-6, err_msg=f"T = {timesteps}")
+        assert np.all(values > 0)
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -86,25 +86,25 @@ def test_end_points_are_kept(name, ends):
         with jax.enable_x64(x64):
             schedule = make(name, gamma_min=ends[0], gamma_max=ends[1])
             params = schedule.init(jax.random.key(0))
-            found = schedule.gamma(params, 0.0), schedule.gamma(params, 1.0)
-            np.testing.assert_allclose(found, ends, rtol=rtol)
+            values = schedule.gamma(params, 0.0), schedule.gamma(params, 1.0)
+            np.testing.assert_allclose(values, ends, rtol=rtol)
             np.testing.assert_allclose(
                 schedule.delta(params, 0.0, 1.0), ends[1] - ends[0], rtol=rtol
             )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rate_is_the_slope_of_gamma(name):
-    """γ' by differentiation against central differences, γ itself unchanged; float32 agrees."""
+def test_dgamma_is_the_slope_of_gamma(name):
+    """The derivative γ' agrees with central differences and γ is unchanged, also in float32."""
     schedule = make(name)
-    rate = jax.jit(schedule.gamma_and_dgamma)
+    gamma_and_dgamma = jax.jit(schedule.gamma_and_dgamma)
     # off the knots of `from_betas`, where γ' jumps
     t = (np.arange(0, 999, 37) + 0.5).astype(np.float32) / np.float32(999)
     params = schedule.init(jax.random.key(3))
-    gamma32, slope32 = rate(params, t)
+    gamma32, slope32 = gamma_and_dgamma(params, t)
     with jax.enable_x64(True):
         params, t = as_float64(params), jnp.asarray(t, float)
-        gamma, slope = rate(params, t)
+        gamma, slope = gamma_and_dgamma(params, t)
         h = 1e-5 * t  # γ' of some schedules grows like 1/t
         difference = (schedule.gamma(params, t + h) - schedule.gamma(params, t - h)) / (2 * h)
         np.testing.assert_allclose(gamma, schedule.gamma(params, t), rtol=1e-12)
@@ -180,7 +180,7 @@ def test_sigmoid_is_a_logistic_variance():
 
 
 def test_from_betas_is_the_chain_of_ddpm():
-    """ᾱ, and the posterior's mean and variance in the formulas of Ho et al., float64."""
+    """The product ᾱ and the mean and variance of the posterior follow Ho et al., in float64."""
     with jax.enable_x64(True):
         schedule = make("from_betas")
         product = np.cumprod(1 - BETAS)
@@ -204,8 +204,8 @@ def test_from_betas_is_linear_between_its_knots():
         part = jnp.asarray([0.25, 0.5, 0.9])
         for i in (0, 1, 500, 998):
             expected = knots[i] + part * (knots[i + 1] - knots[i])
-            found = schedule.gamma({}, (i + part) / 999)
-            np.testing.assert_allclose(found, expected, rtol=1e-12)
+            values = schedule.gamma({}, (i + part) / 999)
+            np.testing.assert_allclose(values, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 100, 1000])
@@ -215,24 +215,24 @@ def test_from_betas_keeps_its_ends(size):
     schedule = SCHEDULES["from_betas"](betas=betas)
     for x64, rtol in ((False, 1.2e-7), (True, 1e-12)):
         with jax.enable_x64(x64):
-            found = [schedule.gamma({}, t) for t in (0.0, 1.0)]
-            np.testing.assert_allclose(found, np.log((1 - product) / product), rtol=rtol)
+            values = [schedule.gamma({}, t) for t in (0.0, 1.0)]
+            np.testing.assert_allclose(values, np.log((1 - product) / product), rtol=rtol)
 
 
 def test_from_betas_between_neighbouring_floats():
-    """One float32 step from, to and across knots where the slope jumps a thousandfold."""
+    """Differences are exact one float32 step from, to and across knots where the slope jumps a thousandfold."""
     schedule = SCHEDULES["from_betas"](betas=np.tile([1e-4, 0.3], 50))
     delta = jax.jit(schedule.delta)
     bits = (np.arange(1, 99) / 99).astype(np.float32).view(np.int32)
     for shift in range(-3, 3):
         low, high = (bits + shift).view(np.float32), (bits + shift + 1).view(np.float32)
-        found = np.asarray(delta({}, low, high), np.float64)
+        values = np.asarray(delta({}, low, high), np.float64)
         with jax.enable_x64(True):
             exact = delta({}, low.astype(np.float64), high.astype(np.float64))
             knots = schedule.gamma({}, jnp.arange(100) / 99)
-        np.testing.assert_allclose(found, exact, rtol=1e-6)
+        np.testing.assert_allclose(values, exact, rtol=1e-6)
         gamma = np.interp(np.asarray([low, high], np.float64), np.arange(100) / 99, knots)
-        np.testing.assert_allclose(found, gamma[1] - gamma[0], rtol=1e-5, atol=1e-14)
+        np.testing.assert_allclose(values, gamma[1] - gamma[0], rtol=1e-5, atol=1e-14)
 
 
 @pytest.mark.parametrize("learn_ends", [True, False])
@@ -248,9 +248,9 @@ def test_learned_monotone_keeps_its_ends_under_any_weights(learn_ends, seed):
     first = gamma(params, ends)
     params = params | {"curve": jax.tree.unflatten(structure, wild)}
     np.testing.assert_array_equal(gamma(params, ends), first)
-    asked = np.asarray([GAMMA_MIN, GAMMA_MAX], np.float32)
+    expected = np.asarray([GAMMA_MIN, GAMMA_MAX], np.float32)
     # the last end is learned as first + width, a sum
-    np.testing.assert_allclose(first, asked, rtol=2e-7 if learn_ends else 0)
+    np.testing.assert_allclose(first, expected, rtol=2e-7 if learn_ends else 0)
     with jax.enable_x64(True):
         exact, t = as_float64(params), jnp.linspace(0, 1, 2001)
         assert np.all(np.diff(gamma(exact, t)) > 0)
@@ -272,7 +272,7 @@ def test_learned_ends_move_and_keep_their_order():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_learned_says_whether_params_matter(name):
+def test_learned_schedules_depend_on_their_params(name):
     schedule = make(name)
     params = schedule.init(jax.random.key(0))
     assert schedule.learned is bool(jax.tree.leaves(params)) is name.startswith("learned")

@@ -1,4 +1,4 @@
-"""From specs to objects: what is built, and what every mistake is told."""
+"""Specs build objects, and every mistake is explained."""
 
 import json
 from collections import UserDict
@@ -50,12 +50,12 @@ def test_specs_build(spec, expected):
 
 
 @pytest.mark.parametrize("built", [print, SCHEDULES["linear"]()])
-def test_what_is_built_passes_through(built):
+def test_built_objects_pass_through(built):
     assert build(SHAPES, built, "model.shape", radius=5) is built
 
 
 @pytest.mark.parametrize("nothing", [None, True, 3, 0.5, ["circle"], ("circle", 1)])
-def test_what_cannot_have_been_built_is_refused(nothing):
+def test_other_types_are_refused(nothing):
     with pytest.raises(ValueError, match=r"^model.shape: expected a name or .*, found ") as error:
         build(SHAPES, nothing, "model.shape")
     assert repr(nothing) in str(error.value)
@@ -74,7 +74,7 @@ def test_a_spec_is_not_changed():
         ({"name": "circle", "radius": 1}, {"radius": 4}, ("circle", 1, "red")),  # the spec wins
         ({"name": "circle", "radius": None}, {"radius": 4}, ("circle", 4, "red")),  # unless None
         ({"name": "circle", "radius": 0}, {"radius": 4}, ("circle", 0, "red")),  # 0 is a value
-        ("square", {"radius": 4, "weight": 2}, ("square", 1.0)),  # not its argument: dropped
+        ("square", {"radius": 4, "weight": 2}, ("square", 1.0)),  # dropped, since it is no argument
         ("square", {"side": None}, ("square", None)),
     ],
 )
@@ -120,8 +120,8 @@ def test_shared_arguments(spec, shared, expected):
         ),
     ],
 )
-def test_mistakes_are_told(spec, message):
-    """What, found, expected or the choices, where; the nearest name if one is near."""
+def test_mistakes_are_explained(spec, message):
+    """The message names the place, the value found, the expected values or choices, and the nearest name."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011, the whole message is compared
         build(SHAPES, spec, "model.shape")
     assert str(caught.value) == message
@@ -144,13 +144,13 @@ def test_errors_of_a_factory_keep_their_kind_and_cause():
     assert isinstance(caught.value.__cause__, ValueError)
 
 
-def test_errors_with_other_constructors_are_told_too():
-    """A JSONDecodeError, say, is a ValueError that cannot be made from a message alone."""
+def test_errors_with_other_constructors_name_the_place():
+    """A JSONDecodeError is a ValueError that cannot be constructed from a message alone."""
     with pytest.raises(ValueError, match=r"^here: Expecting property name"):
         build(SHAPES, "broken", "here")
 
 
-def test_other_errors_are_left_alone():
+def test_other_errors_pass_through():
     def fails():
         raise KeyError("inside")
 

@@ -1,4 +1,4 @@
-"""What a model knows of its training split: fitted on that split alone, kept without pickle."""
+"""Statistics of the training split: fitted on that split alone, saved without pickle."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def few_gammas(monkeypatch):
 
 
 @pytest.mark.parametrize("base", ["histogram", "levels", {"name": "histogram"}])
-def test_the_error_of_an_informative_base_is_measured(counts, few_gammas, base):
+def test_residual_of_an_informative_base_is_measured(counts, few_gammas, base):
     fitted = fit_statistics(counts, base=base)
     assert fitted.residual is not None
     gammas, deviations = fitted.residual
@@ -57,7 +57,7 @@ def test_the_error_of_an_informative_base_is_measured(counts, few_gammas, base):
 
 
 @pytest.mark.parametrize("base", ["zero", "input", None])
-def test_what_is_known_in_closed_form_is_not_measured(counts, monkeypatch, base):
+def test_closed_form_residual_is_not_measured(counts, monkeypatch, base):
     def refuse(*args):
         raise AssertionError("measured")
 
@@ -72,11 +72,11 @@ def test_unknown_base(counts):
         fit_statistics(counts, base="histgram")
 
 
-# ---------------------------------------------------------------- a stored order is no sample
+# ---------------------------------------------------------------- independence of the stored order
 
 
 def stored(count):
-    """Images [count, 2, 1] of 3 levels, in the orders that users' files have."""
+    """Return images [count, 2, 1] of 3 levels, shuffled and in the orders of users' files."""
     rng = np.random.default_rng(1)
     kinds = rng.integers(0, 3, (count, 1, 1))
     images = np.where(rng.random((count, 2, 1)) < 0.8, kinds, 2).astype(np.uint8)
@@ -101,13 +101,13 @@ def of_a_run(images, base):
 
 def of_a_comparison(images, base):
     names = ("levels", "schedule", "likelihood", "optimizer", "draws", "weightings", "config")
-    given = dict.fromkeys(names) | {"seeds": 1, "timesteps": 20, "steps": 1, "batch_size": 8}
-    given |= {
+    arguments = dict.fromkeys(names) | {"seeds": 1, "timesteps": 20, "steps": 1, "batch_size": 8}
+    arguments |= {
         "parameterizations": "eps",
         "output_scales": "unit_variance",
         "network": {"name": "mlp", "width": 4},
     }
-    return setup_comparison(data=dataset_of(images), base=base, **given).sweep.statistics
+    return setup_comparison(data=dataset_of(images), base=base, **arguments).sweep.statistics
 
 
 DOORS = {"a run": of_a_run, "a comparison": of_a_comparison}
@@ -126,20 +126,20 @@ def test_statistics_do_not_depend_on_the_stored_order(few_gammas, door, base):
         assert digest_of(DOORS[door](images, base)) == digest_of(expected), order
 
 
-def test_statistics_of_a_sample_do_not_depend_on_the_stored_order(few_gammas):
+def test_sampled_statistics_do_not_depend_on_the_order(few_gammas):
     shuffled, orders = stored(120_000)
     expected = of_a_run(shuffled, "histogram")
     for order, images in orders.items():
-        found = of_a_run(images, "histogram")
+        actual = of_a_run(images, "histogram")
         # 50,000 of 120,000 are read: 5 standard deviations of a frequency are at most 0.012
-        mass = np.exp([expected.log_counts, found.log_counts])
+        mass = np.exp([expected.log_counts, actual.log_counts])
         np.testing.assert_allclose(*mass, atol=0.012, err_msg=order)
-        assert found.second_moment == pytest.approx(expected.second_moment, abs=0.012)
-        np.testing.assert_allclose(*(s.residual[1] for s in (found, expected)), atol=0.03)
+        assert actual.second_moment == pytest.approx(expected.second_moment, abs=0.012)
+        np.testing.assert_allclose(*(s.residual[1] for s in (actual, expected)), atol=0.03)
 
 
 @pytest.mark.parametrize("base", ["histogram", "levels"])
-def test_the_error_of_the_base_is_that_on_the_whole_split(few_gammas, base):
+def test_residual_equals_that_of_the_whole_split(few_gammas, base):
     images, _ = stored(30_000)  # whose positions are not independent
     counts = level_counts(images, 3)
     fitted = fit_statistics(counts, base=base)
@@ -154,7 +154,7 @@ def test_the_error_of_the_base_is_that_on_the_whole_split(few_gammas, base):
     np.testing.assert_allclose(fitted.residual[1][2:], expected[2:], atol=0.03)
 
 
-# ---------------------------------------------------------------- what no component takes
+# ---------------------------------------------------------------- histograms that no component uses
 
 
 MLP = {"name": "mlp", "width": 4, "depth": 1}
@@ -187,7 +187,7 @@ TAKES_HISTOGRAMS = [
 
 
 @pytest.mark.parametrize(("spec", "takes"), TAKES_HISTOGRAMS)
-def test_histograms_are_counted_for_models_that_take_them(few_gammas, spec, takes):
+def test_histograms_are_counted_if_a_model_uses_them(few_gammas, spec, takes):
     assert {spec["name"] for spec, _ in TAKES_HISTOGRAMS} == {*MODELS}
     assert ("log_counts" in statistics_needed(spec)) is takes
     images, _ = stored(50)
@@ -200,7 +200,7 @@ def test_histograms_are_counted_for_models_that_take_them(few_gammas, spec, take
             build_model(spec, fitted._replace(log_counts=None))
 
 
-def test_comparisons_count_histograms_that_are_taken():
+def test_comparisons_count_histograms_if_used():
     images, _ = stored(50)
     assert of_a_comparison(images, "histogram").log_counts is not None
     assert of_a_comparison(images, "levels").log_counts is None
@@ -243,7 +243,7 @@ def test_round_trip(tmp_path, fitted):
     assert digest_of(loaded) == digest_of(fitted)
 
 
-def test_digest_is_of_every_field():
+def test_digest_depends_on_every_field():
     fitted = FITTED[0]
     counts = np.ones((2, 3, 1, 17), np.float32)
     counts[1, 2, 0, 3] = np.nextafter(1, 2, dtype=np.float32)
@@ -261,7 +261,7 @@ def test_digest_is_of_every_field():
     assert len(digests) == 1 + len(changes)
 
 
-def test_a_killed_save_leaves_the_file_before_it(tmp_path, monkeypatch):
+def test_killed_save_keeps_the_previous_file(tmp_path, monkeypatch):
     path = tmp_path / "statistics.npz"
     save_statistics(path, Statistics((5,), None))
 
@@ -276,7 +276,7 @@ def test_a_killed_save_leaves_the_file_before_it(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["statistics.npz"]
 
 
-def test_a_link_under_the_files_name_is_not_followed(tmp_path):
+def test_links_are_not_followed(tmp_path):
     victim, path = tmp_path / "victim", tmp_path / "statistics.npz"
     for name in (path.name, "statistics.new.npz"):
         victim.write_text("mine")
@@ -321,13 +321,13 @@ DAMAGED = {
 }
 
 
-def test_whole_files_are_read(tmp_path):
+def test_intact_file_is_read(tmp_path):
     np.savez(tmp_path / "statistics.npz", **FULL)
     assert load_statistics(tmp_path / "statistics.npz").levels == 5
 
 
 @pytest.mark.parametrize(("field", "value"), [(n, v) for n, vs in DAMAGED.items() for v in vs])
-def test_fields_that_do_not_agree_are_damage(tmp_path, field, value):
+def test_inconsistent_fields_are_damage(tmp_path, field, value):
     path, arrays = tmp_path / "statistics.npz", FULL | {field: value}
     arrays = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
     np.savez(path, **arrays)

@@ -1,4 +1,4 @@
-"""The one step: pure, compiled once, the same numbers under every transformation; its average and optimizer."""
+"""The training step: pure, compiled once, equal under every transformation; its average and optimizer."""
 
 import collections
 import os
@@ -23,7 +23,7 @@ X = np.linspace(-1, 1, 24, dtype=np.float32).reshape(8, 3)  # a plain array is a
 
 
 def user_loss(params, key, x):
-    """A loss of one's own: a regression whose target is drawn anew at each step."""
+    """Return the loss of a regression whose target is drawn at each step."""
     target = jax.random.normal(key, ())
     value = jnp.mean(jnp.square(x @ params["w"] + params["b"] - target))
     return value, {"loss": value, "target": target}
@@ -39,9 +39,9 @@ def plain(state):
 
 def assert_close(a, b, rtol=1e-6, atol=1e-7):
     a, b = jax.tree.leaves(plain(a)), jax.tree.leaves(plain(b))
-    for one, other in zip(a, b, strict=True):
-        assert one.dtype == other.dtype and one.shape == other.shape
-        np.testing.assert_allclose(one, other, rtol=rtol, atol=atol)
+    for first, second in zip(a, b, strict=True):
+        assert first.dtype == second.dtype and first.shape == second.shape
+        np.testing.assert_allclose(first, second, rtol=rtol, atol=atol)
 
 
 def singles(step, state, n):
@@ -52,7 +52,7 @@ def singles(step, state, n):
     return state, jax.tree.map(lambda *values: jnp.stack(values), *rows)
 
 
-def test_is_pure_and_does_what_it_says():
+def test_step_is_pure_and_correct():
     state = start()
     before = [np.array(leaf) for leaf in jax.tree.leaves(plain(state))]
     step = make_step(user_loss, SGD)
@@ -80,8 +80,8 @@ def test_is_pure_and_does_what_it_says():
         optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1)),
     ],
 )
-def test_optimizers_that_ask_for_the_loss_get_it(optimizer):
-    """Beside a model state, too; the same numbers as a loop of one's own gives."""
+def test_optimizers_receive_the_loss(optimizer):
+    """The update equals that of a plain optax loop, also beside a model state."""
     step, state = jax.jit(make_step(user_loss, optimizer)), start(optimizer)
     key = jax.random.fold_in(state.key, 0)
     (value, _), grads = jax.value_and_grad(user_loss, has_aux=True)(state.params, key, X)
@@ -143,12 +143,12 @@ def test_jit_scan_and_vmap_give_the_numbers_of_single_steps():
             np.testing.assert_allclose(other[name], rows[name], rtol=1e-6)
 
     seeds = jnp.arange(3)
-    many = jax.vmap(lambda seed: start(optimizer, seed))(seeds)
+    stacked = jax.vmap(lambda seed: start(optimizer, seed))(seeds)
     for _ in range(4):
-        many, _ = jax.jit(jax.vmap(step, (0, None)))(many, X)
+        stacked, _ = jax.jit(jax.vmap(step, (0, None)))(stacked, X)
     for i in range(3):
         alone, _ = singles(step, start(optimizer, i), 4)
-        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], many), alone)
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], stacked), alone)
 
 
 def test_an_axis_equals_the_full_batch():
@@ -162,7 +162,7 @@ def test_an_axis_equals_the_full_batch():
 
 
 def test_an_axis_equals_the_full_batch_of_a_model():
-    """Times and noise are keyed by the place in the global batch, so they do not depend on the axis."""
+    """Times and noise depend on the place in the global batch, not on the axis."""
     network = Network(
         init=lambda key, xt, gamma_t, extra=None: {"w": jnp.ones(())},
         apply=lambda params, xt, gamma_t, extra=None, keys=None: params["w"] * xt,
@@ -313,11 +313,11 @@ def test_decay_ends_after_the_warmup(decay_steps):
 
 def updates(transformation, gradients, params=None):
     params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)} if params is None else params
-    state, given = transformation.init(params), []
+    state, results = transformation.init(params), []
     for gradient in gradients:
         update, state = transformation.update(gradient, state, params)
-        given.append(update)
-    return given
+        results.append(update)
+    return results
 
 
 def gradient(scale):
@@ -327,7 +327,7 @@ def gradient(scale):
     }
 
 
-def test_the_rate_scales_the_update_by_number_of_updates():
+def test_learning_rate_depends_on_the_number_of_updates():
     (first, second), (late, _) = (
         updates(optimizer(**settings)[0], [gradient(1.0)] * 2)
         for settings in ({"warmup_steps": 4}, {})
@@ -337,7 +337,7 @@ def test_the_rate_scales_the_update_by_number_of_updates():
     np.testing.assert_allclose(late["w"], -0.5, rtol=1e-5)  # Adam's first update is −rate·sign
 
 
-def test_clipping_is_of_the_global_norm():
+def test_clipping_uses_the_global_norm():
     norm = float(optax.tree.norm(gradient(1.0)))
     big, small = gradient(100.0), gradient(0.01 / norm)  # norms 100·norm and 0.01
     clipped = updates(optimizer(clip_norm=1.0)[0], [big, small])
@@ -366,8 +366,8 @@ def test_weights_decay_only_in_matrices(name):
         np.testing.assert_array_equal(update[1], 0)
 
 
-def test_muon_updates_are_orthogonal_matrices_of_the_size_of_adams():
-    """U·Vᵀ of the gradient U·S·Vᵀ, to the precision of its iteration; of a kernel at each place by itself."""
+def test_muon_updates_are_orthogonal():
+    """The update of a gradient U·S·Vᵀ is U·Vᵀ, to the precision of the iteration, at each place of a kernel."""
     draw = np.random.default_rng(0).standard_normal
     gradients = {"kernel": jnp.asarray(draw((2, 4, 3))), "b": jnp.asarray(draw(3))}
     gradients["w"] = gradients["kernel"][0]
@@ -404,7 +404,7 @@ def test_every_optimizer_trains(name):
     assert len(traces) == count  # compiled once
 
 
-def test_a_model_state_of_counters_and_floats_under_an_axis():
+def test_model_state_under_an_axis():
     """Floats are averaged; a counter stays a whole number."""
 
     def loss(params, key, x, state):

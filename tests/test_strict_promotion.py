@@ -1,4 +1,4 @@
-"""Everything runs under JAX's strict dtype promotion, where no array changes its type unasked."""
+"""Everything runs under JAX's strict dtype promotion, where no array changes its type implicitly."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_pure_functions_of_every_schedule(spec):
     key = jax.random.key(1)
 
     @jax.jit
-    def found():
+    def evaluate():
         bounds = [
             negative_elbo(half, X[0], key, likelihood=SOFTMAX, timesteps=5, form=form, **at)
             for form in FORMS
@@ -63,7 +63,7 @@ def test_pure_functions_of_every_schedule(spec):
         ]
         return bounds, samples, weights
 
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found()))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(evaluate()))
 
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
@@ -118,7 +118,7 @@ def test_a_train_step_the_bound_and_samples(family, fields, optimizer):
     key = jax.random.key(0)
     state = jax.eval_shape(lambda: init_state(model.init(key), descend, key))
     step = make_step(model.loss, descend, ema_warmup=True, ema_every=2)
-    lowered = jax.jit(step).lower(state, X)  # which also shows what derivatives promote
+    lowered = jax.jit(step).lower(state, X)  # lowering also checks the promotion in derivatives
     state, metrics = lowered.out_info
     assert metrics["loss"].dtype == jnp.float32
     params = state.ema_params

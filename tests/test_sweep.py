@@ -1,4 +1,4 @@
-"""Runs side by side are the runs that configs of their own would train, in one program."""
+"""A sweep trains, in one program, the runs that separate configs would train."""
 
 import runpy
 from pathlib import Path
@@ -51,7 +51,7 @@ def digits():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly():
+def compiled_quickly():
     gammas, fitting.RESIDUAL_GAMMAS = fitting.RESIDUAL_GAMMAS, np.linspace(-20.0, 12.0, 5)
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -64,7 +64,7 @@ def start(job, layout):
 
 
 def fit(job, digits, runner=None):
-    """Losses [20] or [20, R] of a job, the state after them, and its compiled steps."""
+    """Train 20 steps; return the losses [20] or [20, R], the last state and the compiled steps."""
     layout = make_layout("jit")
     state = start(job, layout)
     runner = runner or dispatcher(layout, job.step(layout), state, 10)
@@ -76,7 +76,7 @@ def fit(job, digits, runner=None):
 
 
 def assert_close(a, b):
-    """To 1e-5 of all of it: Adam divides by gradients that are near zero, single numbers differ by more."""
+    """Compare the norm of the difference, since Adam amplifies rounding where gradients are near zero."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     x, y = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (a, b))
     assert np.linalg.norm(x - y) < 1e-5 * np.linalg.norm(y)
@@ -87,36 +87,36 @@ def test_five_parameterizations_and_two_seeds_are_ten_runs(digits):
     dataset, statistics = digits
     del dataset
     config = to_dict(tiny(parameterizations=ROWS, seeds=(0, 3)))
-    many = Sweep(config, statistics)
-    losses, state, _ = fit(many, digits)
+    sweep = Sweep(config, statistics)
+    losses, state, _ = fit(sweep, digits)
     assert losses.shape == (20, 10) and len({*losses[-1].tolist()}) == 10
-    assert many.names[:3] == ("mean_seed0", "mean_seed3", "x0_seed0")
+    assert sweep.names[:3] == ("mean_seed0", "mean_seed3", "x0_seed0")
     runner = {}
-    for i, (name, single) in enumerate(many.configs.items()):
+    for i, (name, single) in enumerate(sweep.configs.items()):
         row, seed = single["model"]["parameterization"], single["seed"]
         assert name == f"{row}_seed{seed}"
-        alone, own, runner[row] = fit(Run(single, statistics), digits, runner.get(row))
+        alone, single_state, runner[row] = fit(Run(single, statistics), digits, runner.get(row))
         np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5, err_msg=name)
-        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), own.params)
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), single_state.params)
 
 
 @pytest.mark.slow
-def test_learned_times_are_each_runs_own(digits):
+def test_each_run_learns_its_times(digits):
     config = tiny(parameterizations=("eps", "v"), seeds=(0, 3))
     config.model.time_sampler = "learned"
-    many = Sweep(to_dict(config), digits[1])
-    losses, state, _ = fit(many, digits)
+    sweep = Sweep(to_dict(config), digits[1])
+    losses, state, _ = fit(sweep, digits)
     averages = np.asarray(state.model_state)
     assert len({*averages.sum(1).tolist()}) == 4
-    for i, single in ((0, many.configs["eps_seed0"]), (3, many.configs["v_seed3"])):
-        alone, own, _ = fit(Run(single, digits[1]), digits)
+    for i, single in ((0, sweep.configs["eps_seed0"]), (3, sweep.configs["v_seed3"])):
+        alone, single_state, _ = fit(Run(single, digits[1]), digits)
         np.testing.assert_allclose(losses[:, i], alone, rtol=1e-3)
-        expected = own.model_state
+        expected = single_state.model_state
         np.testing.assert_allclose(averages[i], expected, rtol=1e-2)
 
 
 @pytest.mark.slow
-def test_heads_weightings_and_a_learned_schedule_are_runs_of_their_own(digits):
+def test_scales_weightings_and_learned_schedules_as_axes(digits):
     statistics = digits[1]
     both = tiny(
         parameterizations=("eps", "v"),
@@ -129,16 +129,16 @@ def test_heads_weightings_and_a_learned_schedule_are_runs_of_their_own(digits):
         (both, ("v_none_simple", "eps_unit_variance_elbo")),
         (learned, ("v",)),
     ):
-        many = Sweep(to_dict(config), statistics)
-        losses, state, _ = fit(many, digits)
+        sweep = Sweep(to_dict(config), statistics)
+        losses, state, _ = fit(sweep, digits)
         for name in variants:
-            i = many.names.index(name)
-            alone, own, _ = fit(Run(many.configs[name], statistics), digits)
+            i = sweep.names.index(name)
+            alone, single_state, _ = fit(Run(sweep.configs[name], statistics), digits)
             np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5, err_msg=name)
-            assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), own.params)
+            assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), single_state.params)
 
 
-def test_training_times_on_another_path_are_of_every_run(digits):
+def test_train_schedule_applies_to_every_run(digits):
     dataset, statistics = digits
     config = tiny(seeds=(0, 1), parameterizations=("eps", "v"))
     config.model.timesteps = None
@@ -156,32 +156,32 @@ def test_training_times_on_another_path_are_of_every_run(digits):
 @pytest.mark.slow
 def test_learning_rates(digits):
     statistics = digits[1]
-    many = Sweep(to_dict(tiny(learning_rates=(1e-3, 4e-3))), statistics)
-    losses, state, _ = fit(many, digits)
-    assert many.names == ("lr0.001", "lr0.004")
+    sweep = Sweep(to_dict(tiny(learning_rates=(1e-3, 4e-3))), statistics)
+    losses, state, _ = fit(sweep, digits)
+    assert sweep.names == ("lr0.001", "lr0.004")
     np.testing.assert_array_equal(losses[0, 0], losses[0, 1])  # before the first update
     assert losses[-1, 0] != losses[-1, 1]
-    for i, single in enumerate(many.configs.values()):
-        alone, own, _ = fit(Run(single, statistics), digits)
+    for i, single in enumerate(sweep.configs.values()):
+        alone, single_state, _ = fit(Run(single, statistics), digits)
         np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5)
-        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), own.params)
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), single_state.params)
 
 
-def test_the_step_of_all_is_traced_once(digits, monkeypatch):
-    many = Sweep(to_dict(tiny(parameterizations=ROWS, seeds=(0, 1))), digits[1])
-    traces, whole = [], many.model_of
-    monkeypatch.setattr(many, "model_of", lambda s: traces.append(1) or whole(s))
+def test_sweep_step_is_traced_once(digits, monkeypatch):
+    sweep = Sweep(to_dict(tiny(parameterizations=ROWS, seeds=(0, 1))), digits[1])
+    traces, whole = [], sweep.model_of
+    monkeypatch.setattr(sweep, "model_of", lambda s: traces.append(1) or whole(s))
     layout = make_layout("jit")
-    state = start(many, layout)
+    state = start(sweep, layout)
     traces.clear()
-    runner = dispatcher(layout, many.step(layout), state, 3)
+    runner = dispatcher(layout, sweep.step(layout), state, 3)
     options = {"batch_size": 16, "start_step": 0, "stop_step": 5, "stack": 3}
-    for stack in many.batches(digits[0].train, **options):
+    for stack in sweep.batches(digits[0].train, **options):
         state, metrics = runner(state, stack)
     assert len(traces) == 1 and metrics["loss"].shape == (2, 10)
 
 
-# ---------------------------------------------------------------- a run of them
+# ---------------------------------------------------------------- a trained sweep
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def trained(tmp_path_factory):
     return vdm.train_sweep(config, folder, log=lines.append), lines, folder
 
 
-def test_what_it_leaves_and_says(trained):
+def test_files_and_table_of_a_sweep(trained):
     runs, lines, folder = trained
     assert [*runs] == ["eps_seed0", "eps_seed1", "v_seed0", "v_seed1"]
     table = (folder / "table.md").read_text()
@@ -209,7 +209,7 @@ def test_what_it_leaves_and_says(trained):
 
 
 @pytest.mark.slow
-def test_again_resumed_and_loaded(trained, tmp_path):
+def test_repeated_resumed_and_loaded_sweep(trained, tmp_path):
     runs, lines, folder = trained
     config = tiny(parameterizations=("eps", "v"), seeds=(0, 1))
     again = []
@@ -221,12 +221,12 @@ def test_again_resumed_and_loaded(trained, tmp_path):
     resumed = vdm.train_sweep(config, tmp_path, log=lambda line: None)
     loaded = vdm.load_sweep(folder)
     assert read_metrics(tmp_path / "metrics.jsonl") == read_metrics(folder / "metrics.jsonl")
-    for name, one in runs.items():
+    for name, run in runs.items():
         for other in (resumed[name], loaded[name]):
-            assert other.config == one.config
+            assert other.config == run.config
             assert other.config["seed"] == int(name[-1]) and other.config["sweep"]["seeds"] == []
             for a, b in zip(
-                jax.tree.leaves(one.state.ema_params),
+                jax.tree.leaves(run.state.ema_params),
                 jax.tree.leaves(other.state.ema_params),
                 strict=True,
             ):
@@ -236,7 +236,7 @@ def test_again_resumed_and_loaded(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_leaves_the_others_alone(trained, tmp_path, capsys):
+def test_diverging_run_leaves_the_others_alone(trained, tmp_path, capsys):
     config = tiny(learning_rates=(2e-3, 1e30))
     config.optimizer.clip_norm = None
     config.train.steps = 10
@@ -254,13 +254,13 @@ def test_a_run_that_diverges_leaves_the_others_alone(trained, tmp_path, capsys):
 # ---------------------------------------------------------------- names and mistakes
 
 
-def test_rows_of_a_field_that_is_left_to_the_model():
+def test_axis_of_a_field_missing_from_the_config():
     config = to_dict(tiny(output_scales=("none", "unit_variance")))
     del config["model"]["output_scale"]
     assert [*expand(config)] == ["none", "unit_variance"]
 
 
-def test_seeds_share_what_is_compiled(trained):
+def test_seeds_share_compiled_functions(trained):
     runs, _, _ = trained
     evaluators = {id(runs[f"eps_seed{i}"]._compiled[1, 1]) for i in (0, 1)}
     assert len(evaluators) == 1 and id(runs["v_seed0"]._compiled[1, 1]) not in evaluators
@@ -297,7 +297,7 @@ def test_mistakes(runs, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mean_in_continuous_time_and_models_without_rows(tmp_path):
+def test_unsupported_axes(tmp_path):
     config = tiny(parameterizations=("eps", "mean"))
     config.model.timesteps = None
     with pytest.raises(ValueError, match="mean"):

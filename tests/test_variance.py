@@ -48,8 +48,8 @@ def params_of(model):
 
 @pytest.mark.parametrize("times", ["uniform", {"name": "analytic", "bins": 4}], ids=str)
 @pytest.mark.slow
-def test_interior_follows_the_second_moment_and_all_else_the_bound(times):
-    """Against differentiating it directly, in float64."""
+def test_the_interior_is_trained_on_the_second_moment(times):
+    """Direct differentiation in float64 gives the same gradient; ends and network follow the bound."""
     key = jax.random.key(1)
     with jax.enable_x64(True):
         by_variance, by_bound = (model_of(on, time_sampler=times) for on in ("variance", "bound"))
@@ -67,20 +67,20 @@ def test_interior_follows_the_second_moment_and_all_else_the_bound(times):
 
             return gradient(by_variance), gradient(by_bound), jax.grad(second_moment)(params)
 
-        (value, found), (other, bound), expected = jax.device_get(run(params))
-    np.testing.assert_allclose(value, other, rtol=1e-12)
+        (value, gradients), (bound_value, bound), expected = jax.device_get(run(params))
+    np.testing.assert_allclose(value, bound_value, rtol=1e-12)
     expected = expected["schedule"]["curve"]
     close = partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-10)
-    jax.tree.map(close, found["schedule"]["curve"], expected)
+    jax.tree.map(close, gradients["schedule"]["curve"], expected)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 1e-3
     for name in ("gamma_min", "log_width"):
-        close(found["schedule"][name], bound["schedule"][name])
+        close(gradients["schedule"][name], bound["schedule"][name])
         assert abs(bound["schedule"][name]) > 1e-3
-    jax.tree.map(close, found["network"], bound["network"])
+    jax.tree.map(close, gradients["network"], bound["network"])
 
 
 def program(model):
-    """Of the gradient of the loss."""
+    """Return the program of the gradient of the loss as text."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     gradient = jax.grad(lambda params: model.loss(params, jax.random.key(1), BATCH)[0])
     return str(jax.make_jaxpr(gradient)(shapes))
@@ -92,7 +92,7 @@ def test_a_chain_is_trained_on_its_bound():
 
 
 def test_no_second_evaluation_of_the_network():
-    """As many products of matrices as without it, but for the sum over the copies of each parameter."""
+    """The only additional matrix products sum over the copies of each parameter of the curve."""
     texts = {on: program(model_of(on)) for on in ("variance", "bound")}
     counts = {on: (text.count("dot_general"), text.count("erf_inv")) for on, text in texts.items()}
     curve = len(jax.tree.leaves(learned_monotone(**SMALL).init(jax.random.key(0))["curve"]))
@@ -103,7 +103,7 @@ def test_no_second_evaluation_of_the_network():
 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_pieces_give_the_gradient_of_a_mean_square(runs):
-    """Also of several runs side by side."""
+    """The gradient is right for one run and for several runs side by side."""
 
     def tied(weights, x):
         each, handle = per_example_params(weights, jnp.zeros(x.shape[0]))
@@ -124,12 +124,12 @@ def test_pieces_give_the_gradient_of_a_mean_square(runs):
         "b": jnp.asarray(rng.normal(size=runs)),
     }
     x = jnp.asarray(rng.normal(size=(5, 3)))
-    found, expected = (jax.vmap(jax.grad(f), (0, None))(weights, x) for f in (tied, square))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, expected)
+    gradients, expected = (jax.vmap(jax.grad(f), (0, None))(weights, x) for f in (tied, square))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), gradients, expected)
 
 
-def test_it_lowers_the_variance_and_leaves_the_mean():
-    """The curve alone, for a network that predicts nothing."""
+def test_training_the_curve_lowers_only_the_variance():
+    """Only the curve is trained, for a network that predicts zero; the mean of the loss stays."""
     model = vdm(
         Statistics(SHAPE, None, 0.5),
         network=Network(lambda *_: {}, lambda params, xt, *_: 0 * xt),
@@ -162,7 +162,7 @@ def test_it_lowers_the_variance_and_leaves_the_mean():
 @pytest.mark.parametrize("times", ["uniform", "analytic", "learned"])
 @pytest.mark.slow
 def test_half_precision_parameters_are_trained(times):
-    """All of them; the averages of learned times keep float32."""
+    """All parameters are trained; the averages of learned times keep float32."""
     model, optimizer = model_of("variance", time_sampler=times), optax.sgd(1e-2)
     params = params_of(model)
     model_state = model.init_model_state(params)
@@ -179,7 +179,7 @@ def test_half_precision_parameters_are_trained(times):
     assert sum(same) <= len(same) // 3
 
 
-def test_what_to_train_on_is_one_of_two():
+def test_trained_on_accepts_variance_or_bound():
     with pytest.raises(
         ValueError, match="trained_on: expected 'variance' or 'bound', found 'elbo'"
     ):

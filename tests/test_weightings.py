@@ -12,7 +12,7 @@ from vdm_jax.weightings import WEIGHTINGS, as_weighting, stacked_weightings
 EXTREMES = [-60.0, -20.0, -5.0, 0.0, 5.0, 13.3, 20.0, 60.0]
 LOG_SNR = np.linspace(-12, 14, 40)
 SNR = np.exp(LOG_SNR)
-PAPERS = [  # name, arguments, the formula in SNR; of `sigmoid` in units of the bound's own weight
+PAPERS = [  # name, arguments, formula in SNR; `sigmoid` in units of the weight of the bound
     ("simple", {}, np.ones_like(SNR)),
     ("min_snr", {}, np.minimum(SNR, 5)),
     ("min_snr", {"limit": 1.5}, np.minimum(SNR, 1.5)),
@@ -34,10 +34,10 @@ def test_values_are_those_of_the_papers(name, kwargs, expected):
     if name == "sigmoid":
         expected = exact * expected
     with jax.enable_x64(True):
-        found = [weigh(jnp.asarray(x), jnp.asarray(exact)) for x in LOG_SNR]
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
-    found = [weigh(jnp.float32(x), jnp.float32(exact)) for x in LOG_SNR]
-    np.testing.assert_allclose(found, expected, rtol=3e-6)
+        values = [weigh(jnp.asarray(x), jnp.asarray(exact)) for x in LOG_SNR]
+        np.testing.assert_allclose(values, expected, rtol=1e-12)
+    values = [weigh(jnp.float32(x), jnp.float32(exact)) for x in LOG_SNR]
+    np.testing.assert_allclose(values, expected, rtol=3e-6)
 
 
 def test_elbo_is_the_exact_weight():
@@ -48,7 +48,7 @@ def test_elbo_is_the_exact_weight():
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_values_and_gradients_are_finite_at_extremes(name):
-    """Positive there too: a weight that underflows would switch the noise level off."""
+    """Weights stay positive: a weight that underflows would switch the noise level off."""
     run = jax.vmap(jax.value_and_grad(WEIGHTINGS[name](), (0, 1)), (0, None))
     value, slopes = run(jnp.asarray(EXTREMES), jnp.asarray(2.0))
     assert np.isfinite(value).all() and np.all(value > 0)
@@ -63,17 +63,17 @@ def test_arguments_without_a_weight_are_refused(name, kwargs):
 
 
 @pytest.mark.usefixtures("as_users")
-def test_what_is_no_weighting_is_refused():
+def test_other_types_are_refused():
     with pytest.raises(TypeError, match=r"weighting: expected .*found "):
         as_weighting(np.float64(1.0))
 
 
-def test_a_weighting_of_a_traced_index_is_that_row():
+def test_stacked_weightings_select_by_index():
     rows = [build() for build in WEIGHTINGS.values()]
     error_space, step = PARAMETERIZATIONS["v"](), Interval(*jnp.asarray([-2.0, -1.0, 1.0]))
 
     @jax.vmap
-    def of(index):
+    def values_of(index):
         row = stacked_weightings(rows, index)
         return row(jnp.asarray(1.0), jnp.asarray(2.0)), row.error_space(error_space)(step).out
 
@@ -81,4 +81,4 @@ def test_a_weighting_of_a_traced_index_is_that_row():
         (row(jnp.asarray(1.0), jnp.asarray(2.0)), row.error_space(error_space)(step).out)
         for row in rows
     ]
-    np.testing.assert_allclose(np.transpose(of(jnp.arange(len(rows)))), expected, rtol=1e-6)
+    np.testing.assert_allclose(np.transpose(values_of(jnp.arange(len(rows)))), expected, rtol=1e-6)

@@ -26,7 +26,7 @@ from vdm_jax.typing import Data, Key, Numbers, Scalar
 
 
 class Base(NamedTuple):
-    """A fixed denoiser of each position by itself, whose error therefore follows from histograms of the data.
+    """A fixed denoiser that treats each position separately, so that its error follows from histograms.
 
     Attributes:
       estimate: (xt, gamma_t, preconditioning) -> b [*d].

@@ -73,6 +73,9 @@ def data_interval(gamma_0: Scalar) -> Interval:
 def marginal(x0: Data, gamma_t: Real) -> Gaussian:
     """Return q(x_t | x_0), eq. (6), for `x0` of any shape.
 
+    Raises:
+      TypeError: no real numbers.
+
     Examples:
       >>> q = vdm.marginal(jnp.asarray([1.0, -1.0]), 0.0)  # SNR 1: α² = σ² = ½
       >>> print(np.asarray(q.mean).round(3), f"{jnp.exp(q.log_var):.3f}")
@@ -85,6 +88,9 @@ def marginal(x0: Data, gamma_t: Real) -> Gaussian:
 
 def transition(xs: Data, interval: Interval) -> Gaussian:
     """Return q(x_t | x_s), eq. (7), for `xs` of any shape.
+
+    Raises:
+      TypeError: no real numbers, or no `Interval`.
 
     Examples:
       >>> interval = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))
@@ -101,6 +107,10 @@ def transition(xs: Data, interval: Interval) -> Gaussian:
 
 def posterior(xt: Data, x0: Data, interval: Interval) -> Gaussian:
     """Return q(x_s | x_t, x_0), eq. (9). With a prediction x̂_0 as `x0` it is the generative p(x_s | x_t).
+
+    Raises:
+      TypeError: no real numbers, or no `Interval`.
+      ValueError: `xt` and `x0` differ in shape.
 
     Examples:
       >>> interval = vdm.Interval(jnp.asarray(-2.0), jnp.asarray(0.0), jnp.asarray(2.0))

@@ -158,7 +158,8 @@ def effective_weights(
             lambda exact: weighting(-interval.gamma_t, exact), (exact,), (jnp.ones_like(exact),)
         )
         is_flat = exact == 0
-        unweighted = (weight == 0) | is_blind(interval, parameterization, error_space)
+        # an error in a blind loss space carries no information about the error that is weighted
+        unweighted = (weight == 0) | is_blind(interval, loss_space, error_space)
         ratio = weight / jnp.where(is_flat, 1, exact)
         relative = jnp.where(is_flat, jnp.where(weight == 0, slope, 0), ratio)
         # expm1(Δ)/Δ, and its limit 1 for Δ = 0

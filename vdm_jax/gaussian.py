@@ -75,6 +75,7 @@ def kl(q: Gaussian, p: Gaussian) -> Scalar:
     """Return KL(q ‖ p) in nats, summed over all axes, eq. (4), with relative accuracy even as q approaches p.
 
     Raises:
+      TypeError: an argument is no `Gaussian` of real numbers.
       ValueError: the means differ in shape, or a log-variance that is not a scalar differs from its mean.
 
     Examples:

@@ -31,8 +31,9 @@ from vdm_jax.runs import report
 from vdm_jax.runs import train as trainer
 from vdm_jax.runs import weights as weights_report
 from vdm_jax.runs.axes import is_sweep
+from vdm_jax.runs.folder import CONFIG as CONFIG_FILE
 from vdm_jax.runs.folder import read_config
-from vdm_jax.runs.load import load, load_sweep
+from vdm_jax.runs.load import load, load_sweep, with_sections
 from vdm_jax.runtime.devices import check_devices, enable_compilation_cache
 from vdm_jax.runtime.exit import explanation, fail, leave, silence_failed_saves
 from vdm_jax.runtime.interrupt import Interrupted, listening
@@ -77,7 +78,7 @@ def train(workdir: Path) -> None:
     """Train a run or a sweep, or continue it, and report the results."""
     if CHECKPOINT.value != "newest":
         raise ValueError(
-            f"--checkpoint: training goes on from the newest, found {CHECKPOINT.value!r}"
+            f"--checkpoint: training continues from the newest, found {CHECKPOINT.value!r}"
         )
     profile = None if PROFILE.value is None else parse_steps(PROFILE.value)
     start = trainer.train_sweep if is_sweep(to_dict(_config())) else trainer.train
@@ -205,14 +206,12 @@ def _loaded(workdir: Path, read: Callable[..., Any] = load) -> Any:
         raise ValueError(f"--checkpoint: expected newest, best or a step, found {step!r}")
     settings = settings_of(config).train
     step = int(step) if step.isdecimal() else step
-    loaded = read(workdir, step, parallel=settings.parallel, fsdp=settings.fsdp)
-    if lines := difference(read_config(workdir), config):
+    if (workdir / CONFIG_FILE).exists() and (lines := difference(read_config(workdir), config)):
         raise ValueError(
-            f"{workdir} holds a run of another config (config.json): {'; '.join(lines)}"
+            f"{workdir} holds a run of another config ({CONFIG_FILE}): {'; '.join(lines)}"
         )
-    for trained in loaded.values() if isinstance(loaded, dict) else [loaded]:
-        trained.config.update({name: config[name] for name in ("evaluate", "sample", "data")})
-    return loaded
+    loaded = read(workdir, step, parallel=settings.parallel, fsdp=settings.fsdp)
+    return with_sections(loaded, {name: config[name] for name in ("evaluate", "sample", "data")})
 
 
 def _config() -> Any:

@@ -83,7 +83,11 @@ class Mixture(NamedTuple):
         return self.means.shape[1:]
 
     def sample(self, key: Key, n: int) -> Array:
-        """Draw n examples [n, *d]."""
+        """Draw n examples [n, *d].
+
+        Raises:
+          TypeError, ValueError: no typed key, or n is not a whole number of at least 1.
+        """
         self.checked()
         check_key(key)
         n = whole_number(n, "n", 1)
@@ -93,13 +97,21 @@ class Mixture(NamedTuple):
         return self.means[k] + jnp.sqrt(self.variances[k]) * eps
 
     def log_prob(self, x: Data) -> Scalar:
-        """Return log p(x) of one example in nats."""
+        """Return log p(x) of one example in nats.
+
+        Raises:
+          ValueError: `x` has another shape.
+        """
         self.checked()
         log_probs = jax.vmap(lambda m, v: Gaussian(m, jnp.log(v)).log_prob(x))
         return jax.nn.logsumexp(jnp.log(self.weights) + log_probs(self.means, self.variances))
 
     def denoise(self, xt: Data, gamma_t: Scalar) -> Data:
-        """Return E[x_0 | x_t] of one example."""
+        """Return E[x_0 | x_t] of one example.
+
+        Raises:
+          TypeError, ValueError: `xt` is not real, or has another shape.
+        """
         self.checked()
         check_real(xt, "xt")
         check_shape(jnp.shape(xt), self.shape, "xt")

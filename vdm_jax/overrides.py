@@ -136,7 +136,7 @@ def _apply(
         _set(tree, key, section["name"] if set(section) == {"name"} else section)
     else:
         raise ValueError(
-            f"{override.flag}: no such field, for config.{'.'.join(path)} is {to_plain(value)!r}"
+            f"{override.flag}: no such field: config.{'.'.join(path)} is {to_plain(value)!r}"
         )
 
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from vdm_jax.checks import (
     MAX_STEPS,
     check_callable,
-    check_instance,
     check_key,
     check_sizes,
     is_key,
@@ -92,18 +91,6 @@ def ddim() -> Sampler:
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {"ancestral": ancestral, "ddim": ddim}
 """name -> factory of a `Sampler`."""
-
-
-def build_sampler(spec: Spec | Sampler) -> Sampler:
-    """Build the sampler that a spec names; return a `Sampler` unchanged.
-
-    Raises:
-      ValueError: an unknown name or argument.
-      TypeError: `spec` is not a sampler.
-    """
-    sampler = build(SAMPLERS, spec, "sampler")
-    check_instance(sampler, Sampler, "sampler", "vdm.samplers.ddim()")
-    return sampler
 
 
 def noise_like(key: Key | Keys, x: Data) -> Data:
@@ -204,7 +191,7 @@ def generate(
     """
     schedule = build(SCHEDULES, schedule, "schedule")
     parameterization = build(PARAMETERIZATIONS, parameterization, "parameterization")
-    sampler = build_sampler(sampler)
+    sampler = build(SAMPLERS, sampler, "sampler")
     whole_number(steps, "steps", 1, MAX_STEPS)
     check_schedule_params(schedule, schedule_params)
     check_ends(schedule, parameterization)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from jaxtyping import Key as TypedKey
@@ -38,6 +39,9 @@ Keys = TypedKey[Array, "B"]
 Params = PyTree
 """Parameters: a pytree of arrays."""
 
+Integer = int | np.integer
+"""A whole number, also one of NumPy."""
+
 Spec = str | Mapping[str, Any]
 """The name of a component, or {"name": ..., **arguments}; see `vdm_jax.specs.build`."""
 
@@ -49,6 +53,7 @@ __all__ = [
     "Data",
     "Float",
     "Int",
+    "Integer",
     "Key",
     "Keys",
     "Numbers",
@@ -89,6 +94,7 @@ def as_batch(batch: Batch | ArrayLike) -> Batch:
 
     Raises:
       TypeError: `batch` is neither a `Batch` nor an array of examples, or is a masked array.
+      ValueError: integers that need 64 bits.
 
     Examples:
       >>> from vdm_jax.typing import as_batch

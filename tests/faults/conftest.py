@@ -1,4 +1,4 @@
-"""Shared by the faults: compiled programs, processes, and an unbroken run."""
+"""Fixtures of the faults: compiled programs, processes and an unbroken run."""
 
 import shutil
 
@@ -25,7 +25,7 @@ def real(tmp_path, cache):
 
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory, cache):
-    """A run of 40 steps that nothing happened to, with checkpoints of 32 and 40: its folder and its digest."""
+    """Train 40 steps undisturbed, with checkpoints at 32 and 40; return the folder and its digest."""
     folder = tmp_path_factory.mktemp("unbroken")
     outcome = Real(folder, cache)()
     assert outcome.status == 0, outcome.err
@@ -35,6 +35,6 @@ def unbroken(tmp_path_factory, cache):
 
 @pytest.fixture
 def copy(unbroken, tmp_path):
-    """A copy of the unbroken run to be damaged."""
+    """Return a copy of the unbroken run, to be damaged."""
     shutil.copytree(unbroken[0], tmp_path / "run")
     return tmp_path / "run"

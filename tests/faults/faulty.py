@@ -1,12 +1,12 @@
-"""The smoke config, smaller, with the fault that the environment asks for.
+"""A smaller smoke config with the fault that the environment requests.
 
 A config file is Python, and trusted: this one reaches into the package before it runs. `FAULT` is JSON:
 
-    {"slow": seconds}                        every dispatch waits for its data so long
+    {"slow": seconds}                        every dispatch waits this long for its data
     {"signals": [15, ...], "at": phase}      the process sends itself these, one after the other
     {"poison": "loss"|"gradient", "value": "nan"|"inf", "steps": [...]}
-    {"stuck": step}                          the data of this step never come
-    {"report": false}                        nothing is evaluated or drawn at the end, for speed
+    {"stuck": step}                          the data of this step never arrive
+    {"report": false}                        no evaluation and no plots at the end, for speed
 
 The time of the first signal is left in the file `signalled`.
 """
@@ -68,7 +68,7 @@ def _later(seconds):
 
 
 def _before(module, name, action):
-    """Do something before a function of the package is called."""
+    """Run `action` before every call of a function of the package."""
     whole = getattr(module, name)
 
     def changed(*arguments, **options):
@@ -79,7 +79,7 @@ def _before(module, name, action):
 
 
 def _at_dispatch(number, action):
-    """Do something right before a dispatch."""
+    """Run `action` right before a dispatch."""
     whole = train.dispatcher
 
     def dispatcher(*arguments):
@@ -96,7 +96,7 @@ def _at_dispatch(number, action):
 
 
 def _patiently():
-    """Whatever the first dispatch has to compile on a busy machine, it is come to."""
+    """Send the signals with a grace period that even a slow compilation does not exceed."""
     interrupt.GRACE_SECONDS = 300.0
     _send()
 
@@ -173,7 +173,7 @@ def _poison():
 
 
 def _through(hit, bad):
-    """The identity, whose gradient is bad where it hits."""
+    """Return the identity with a bad gradient where `hit` is true."""
     same = jax.custom_vjp(lambda value: value)
     same.defvjp(lambda value: (value, None), lambda _, g: (jnp.where(hit, bad, g),))
     return same

@@ -1,8 +1,8 @@
-"""The command line in a process of its own, forked from one that has imported everything.
+"""A server that runs the command line in processes forked after all imports.
 
-Reads a JSON line {"argv", "code", "cwd", "env", "out", "err", "limit"}, answers the exit status (null: it took
-longer), and so on. `code` is Python to run instead of the command line, or null. For the many cases in which a
-fresh interpreter would only take time.
+For each JSON line {"argv", "code", "cwd", "env", "out", "err", "limit"}, it answers the exit status, or null
+if the process exceeded the limit. `code` is Python to run instead of the command line, or null. Saves the time
+of starting an interpreter for each of many cases.
 """
 
 import importlib
@@ -56,8 +56,8 @@ for line in sys.stdin:
         child(order)
     until, status = time.monotonic() + order["limit"], None
     while status is None and time.monotonic() < until:
-        found, code = os.waitpid(pid, os.WNOHANG)
-        if found:
+        ended, code = os.waitpid(pid, os.WNOHANG)
+        if ended:
             status = os.waitstatus_to_exitcode(code)
         time.sleep(0.01)
     if status is None:

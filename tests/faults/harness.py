@@ -1,4 +1,4 @@
-"""Real processes of the command line, what is left of them, and what is done to it."""
+"""Real processes of the command line, and readers of the folders that they leave."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ UNREPORTED = {"report": False}
 
 
 class Outcome(NamedTuple):
-    """How a process ended; status None: it did not within its time."""
+    """The outcome of a process; status None if it exceeded its time."""
 
     status: int | None
     out: str
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
     @property
     def last(self):
-        """The last line that it said of an error."""
+        """Return the last line of stderr."""
         lines = [line for line in self.err.replace("\r", "\n").splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
@@ -57,7 +57,7 @@ class Forks:
         assert self.server.stdout.readline() == "ready\n"
 
     def __call__(self, folder, *flags, code=None, fault=None, limit=60, argv0="main"):
-        """Run the command line, or Python code, in a folder; it is killed after `limit` seconds."""
+        """Run the command line, or Python code, in a folder; kill it after `limit` seconds."""
         out, err = folder / "out", folder / "err"
         order = {
             "argv": [argv0, *map(str, flags)],
@@ -118,13 +118,13 @@ class Real:
         return Outcome(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
     def outcome(self, status):
-        """Of a process that was started and has ended."""
+        """Return the outcome of a started process that has ended."""
         out, err = ((self.folder / name).read_text() for name in ("out", "err"))
         return Outcome(status, out, err, 0.0)
 
 
 def steps(run):
-    """The committed steps of a run's folder."""
+    """Return the committed steps of a run's folder."""
     folder = run / "checkpoints"
     return sorted(
         int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / MANIFEST).exists()
@@ -132,7 +132,7 @@ def steps(run):
 
 
 def arrays(run, step=None):
-    """The arrays of a step (the newest) by name, read by orbax alone."""
+    """Read the arrays of a step (default: the newest) by name, with orbax alone."""
     step = steps(run)[-1] if step is None else step
     with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as reader:
         warnings.filterwarnings("ignore", message="Sharding info not provided")
@@ -142,22 +142,22 @@ def arrays(run, step=None):
 
 
 def digest(run):
-    """SHA-256 of the last state and of every logged line."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of the last state and of every logged line."""
+    checksum = hashlib.sha256()
     for name, value in sorted(arrays(run).items()):
-        found.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
-    found.update((run / "metrics.jsonl").read_bytes())
-    return found.hexdigest()
+        checksum.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
+    checksum.update((run / "metrics.jsonl").read_bytes())
+    return checksum.hexdigest()
 
 
 def continued_from(outcome):
-    """The step that a process says it continued from; 0 if it does not."""
-    words = outcome.out.split("continuing from step ")
-    return int(words[1].split()[0]) if len(words) > 1 else 0
+    """Return the step that a process reports to continue from; 0 if it reports none."""
+    parts = outcome.out.split("continuing from step ")
+    return int(parts[1].split()[0]) if len(parts) > 1 else 0
 
 
 def last_logged(run):
-    """The step of the last whole line."""
+    """Return the step of the last complete line of the log."""
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     whole = [json.loads(line)["step"] for line in lines if line.endswith("\n")]

@@ -1,7 +1,7 @@
-"""Kinds of hostile folders of runs: what somebody may have put there, and what a reader says of it.
+"""Kinds of hostile folders of runs, and the errors that their readers report.
 
-Each kind is a change of a folder `run` of a finished run, and a regular expression of the line that every door
-prints, or None if the doors need not notice it. `outside` is a folder that no door may change.
+Each kind changes the folder `run` of a finished run and has a regular expression of the error that every door
+prints, or None if the doors may ignore the change. `outside` is a folder that no door may change.
 """
 
 import json
@@ -22,14 +22,14 @@ from vdm_jax.runtime.manifest import MANIFEST, write_manifest
 
 
 class Kind(NamedTuple):
-    """A hostile folder, and the line about it; None: every door works as if nothing had been done."""
+    """A hostile folder and a pattern of its error; None if every door works as usual."""
 
     change: Callable[[Path, Path], None]
-    said: str | None
+    pattern: str | None
 
 
 def linked(name, target=None):
-    """Put a link in the place of a file or folder, to a file or a copy of it outside."""
+    """Replace a file or folder by a link to its copy, or to `target`, outside."""
 
     def change(run, outside):
         place, goal = run / name, outside / Path(name).name
@@ -41,7 +41,7 @@ def linked(name, target=None):
 
 
 def special(name, make):
-    """Put a file that blocks a reader in the place of a file."""
+    """Replace a file by one that blocks its reader."""
 
     def change(run, _):
         (run / name).unlink(missing_ok=True)
@@ -50,20 +50,20 @@ def special(name, make):
     return Kind(change, r"is a special file")
 
 
-def written(name, content, said):
-    return Kind(lambda run, _: (run / name).write_bytes(content), said)
+def written(name, content, pattern):
+    return Kind(lambda run, _: (run / name).write_bytes(content), pattern)
 
 
 def listening(path):
     here = Path.cwd()
     os.chdir(path.parent)  # the name of a socket is short
-    with socket.socket(socket.AF_UNIX) as found:
-        found.bind(path.name)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path.name)
     os.chdir(here)
 
 
 def in_the_manifest(name):
-    """A manifest that names a file outside of its step, with a checksum that agrees."""
+    """Name a file outside of the step, with its correct checksum, in the manifest."""
 
     def change(run, outside):
         (outside / "victim").write_bytes(b"")
@@ -76,7 +76,7 @@ def in_the_manifest(name):
 
 
 def sealed(name, content):
-    """A changed file of the newest step, whose manifest agrees."""
+    """Change a file of the newest step and its manifest accordingly."""
 
     def change(run, _):
         step = run / "checkpoints" / "40"
@@ -92,7 +92,7 @@ def sparse(run, _):
 
 
 def promise(run, _):
-    """An array whose header says a terabyte."""
+    """Write an array whose header promises a terabyte."""
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (137438953472,), }"
     header = header.ljust(117) + b"\n"
     content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
@@ -116,7 +116,7 @@ def pickled(run, _):
 
 
 def strange_data(run, outside):
-    """A config that names a prepared data set whose description names a stranger's class."""
+    """Point the config to a prepared data set whose description names a stranger's class."""
     write_tfds(outside / "data")
     (outside / "stranger.py").write_text("open('executed', 'w')\nclass Image: pass\n")
     path = outside / "data" / "tiny" / "1.0.0" / "features.json"
@@ -132,8 +132,8 @@ def renumbered(run, _):
 
 
 DEEP = b"[" * 10**5
-SAID_OF_CONFIG = r"config\.json"
-SAID_OF_STATISTICS = r"statistics\.npz"
+CONFIG_ERROR = r"config\.json"
+STATISTICS_ERROR = r"statistics\.npz"
 
 KINDS = {
     "link as config": linked("config.json"),
@@ -157,11 +157,11 @@ KINDS = {
     "manifest that names a device": in_the_manifest("/dev/zero"),
     "description nested deeply": sealed("about/metadata", DEEP),
     "description of another type": sealed("about/metadata", b"[]"),
-    "config nested deeply": written("config.json", DEEP, SAID_OF_CONFIG),
-    "config of another type": written("config.json", b"[]", SAID_OF_CONFIG),
-    "config of a terabyte": Kind(sparse, SAID_OF_CONFIG),
-    "array of a terabyte": Kind(promise, SAID_OF_STATISTICS),
-    "pickle in the statistics": Kind(pickled, SAID_OF_STATISTICS),
+    "config nested deeply": written("config.json", DEEP, CONFIG_ERROR),
+    "config of another type": written("config.json", b"[]", CONFIG_ERROR),
+    "config of a terabyte": Kind(sparse, CONFIG_ERROR),
+    "array of a terabyte": Kind(promise, STATISTICS_ERROR),
+    "pickle in the statistics": Kind(pickled, STATISTICS_ERROR),
     "config that names a stranger's data": Kind(strange_data, r"config\.data|data_dir"),
     "step under another number": Kind(renumbered, r"checkpoint 99 in .* is damaged"),
     "step that is a file": written("checkpoints/41", b"", None),

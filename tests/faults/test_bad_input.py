@@ -1,4 +1,4 @@
-"""Bad input through the command line: one line that says what, found, expected and where, and nothing else."""
+"""Bad input through the command line: one line that names the field, the value and the expectation."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from harness import CONFIG
 from prepared import write_tfds
 
 HERE = "--workdir=run"
-CASES = {}  # kind: [(name, flags, words of the last line, what is there before)]
+CASES = {}  # kind: [(name, flags, words of the last line, preparation)]
 
 
 # ---------------------------------------------------------------- configs
@@ -232,7 +232,7 @@ class Pickled:
 
 
 def written(name, content):
-    """A file of the run with other content; None: it is gone."""
+    """Return a function that overwrites a file of the run; it deletes the file if `content` is None."""
 
     def change(folder):
         path = folder / "run" / name
@@ -345,16 +345,16 @@ TABLE = [(kind, *case) for kind, cases in CASES.items() for case in cases]
 
 
 def tree(folder):
-    """Everything in a folder but what the harness itself writes."""
-    mine = {folder / "out", folder / "err"}
-    found = {}
+    """Return path -> content of everything in a folder, except the files of the harness."""
+    harness_files = {folder / "out", folder / "err"}
+    contents = {}
     for path in folder.rglob("*"):
-        if path not in mine and "__pycache__" not in path.parts:
-            found[path] = path.read_bytes() if path.is_file() else None
-    return found
+        if path not in harness_files and "__pycache__" not in path.parts:
+            contents[path] = path.read_bytes() if path.is_file() else None
+    return contents
 
 
-def assert_said(outcome, words, status=2):
+def assert_error(outcome, words, status=2):
     assert outcome.status == status, (outcome.status, outcome.err)
     assert outcome.last.startswith("error: ") and len(outcome.last) < 900, outcome.last
     assert "Traceback" not in outcome.err, outcome.err
@@ -377,7 +377,7 @@ def test_bad_input(forks, unbroken, tmp_path, note, kind, name, flags, words, be
     there = tree(tmp_path)
     where = [] if any(flag.startswith(("--name", "--workdir")) for flag in flags) else [HERE]
     outcome = forks(tmp_path, CONFIG, *where, *flags, limit=15)
-    assert_said(outcome, words)
+    assert_error(outcome, words)
     assert tree(tmp_path) == there or kind == "checkpoint"
     assert not (tmp_path / "executed").exists()
     if kind == "checkpoint":  # nothing of the run is lost
@@ -387,7 +387,7 @@ def test_bad_input(forks, unbroken, tmp_path, note, kind, name, flags, words, be
     note("bad input", kind=kind, name=name, seconds=round(outcome.seconds, 2), said=outcome.last)
 
 
-def test_there_are_enough():
+def test_number_of_cases():
     least = {"config": 30, "data": 20, "checkpoint": 15, "name": 8}
     assert all(len(CASES[kind]) >= count for kind, count in least.items())
     assert len(ENVIRONMENT) >= 7 and len(TABLE) + len(ENVIRONMENT) >= 80
@@ -397,12 +397,12 @@ def test_there_are_enough():
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.slow
 def test_one_of_each_kind(forks, unbroken, tmp_path, kind):
-    """The quick ones, of every run of the tests."""
+    """One quick case of each kind runs with the slow tests."""
     if kind == "checkpoint":
         shutil.copytree(unbroken[0], tmp_path / "run")
     _, flags, words, *_ = CASES[kind][0]
     where = [] if any(flag.startswith(("--name", "--workdir")) for flag in flags) else [HERE]
-    assert_said(forks(tmp_path, CONFIG, *where, *flags, limit=15), words)
+    assert_error(forks(tmp_path, CONFIG, *where, *flags, limit=15), words)
 
 
 # ---------------------------------------------------------------- the environment
@@ -441,7 +441,7 @@ def test_bad_environment(real, note, name):
     there = tree(real.folder)
     flags = env.get("FLAGS", "").split()
     outcome = real(*flags, env={key: value for key, value in env.items() if key != "FLAGS"})
-    assert_said(outcome, words)
+    assert_error(outcome, words)
     assert tree(real.folder) == there
     note(
         "bad input",
@@ -475,7 +475,7 @@ def test_odd_environments_do_not_matter(real, note, env):
 
 @pytest.mark.faults
 def test_nothing_in_a_folder_is_executed(copy, forks, note):
-    """Python, pickles and paths of a checkpoint that somebody else made are data."""
+    """Python files, pickles and paths in a stranger's checkpoint are data."""
     import pickle
 
     folder = copy.parent
@@ -499,8 +499,8 @@ def test_nothing_in_a_folder_is_executed(copy, forks, note):
     note("hostile files", executed=0)
 
 
-def test_a_payload_would_be_seen(tmp_path, monkeypatch):
-    """The test above can fail."""
+def test_payload_leaves_a_trace(tmp_path, monkeypatch):
+    """A payload that is loaded leaves a trace, so the test above can fail."""
     import pickle
 
     monkeypatch.chdir(tmp_path)

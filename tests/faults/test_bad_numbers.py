@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: no update of theirs is applied, and three in a row are the end."""
+"""Nonfinite losses and gradients: their updates are not applied, and three in a row end the run."""
 
 import json
 
@@ -17,7 +17,7 @@ WHEN = {"early": 1, "middle": 6, "late": 12}
 
 
 def changing(run, step):
-    """The arrays of a step that training changes, besides its number."""
+    """Return the arrays of a step that training changes, except its number."""
     return {
         name: value
         for name, value in arrays(run, step).items()
@@ -52,7 +52,7 @@ def test_a_bad_update_is_not_applied(forks, tmp_path, note, poison, when, value)
 
 @pytest.mark.faults
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
-def test_three_in_a_row_are_the_end(forks, tmp_path, note, poison):
+def test_three_in_a_row_end_the_run(forks, tmp_path, note, poison):
     fault = {"poison": poison, "value": "nan", "steps": [9, 10, 11]}
     outcome = forks(tmp_path, CONFIG, "--workdir=run", fault=fault)
     assert outcome.status == 1
@@ -67,6 +67,6 @@ def test_three_in_a_row_are_the_end(forks, tmp_path, note, poison):
     assert all(
         np.all(np.isfinite(v)) for v in arrays(tmp_path / "run").values() if v.dtype.kind == "f"
     )
-    # without the fault the same command goes on from there
+    # without the fault, the same command continues from there
     assert forks(tmp_path, CONFIG, "--workdir=run").status == 0
     note("NaN in three steps in a row", of=poison, status=1, newest=8, batch=batch)

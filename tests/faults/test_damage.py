@@ -1,4 +1,4 @@
-"""Files of a checkpoint damaged in every way: the step is not used, and that is said."""
+"""Damaged files of a checkpoint: the step is not used, and the damage is reported."""
 
 import random
 import re
@@ -34,15 +34,15 @@ def flip(path, bit):
 
 @pytest.fixture(scope="module")
 def longer(unbroken, forks, tmp_path_factory):
-    """The digest of the unbroken run at step 48."""
+    """Return the digest of the unbroken run at step 48."""
     folder = tmp_path_factory.mktemp("longer")
     shutil.copytree(unbroken[0], folder / "run")
     assert forks(folder, CONFIG, "--workdir=run", LONGER).status == 0
     return digest(folder / "run")
 
 
-def go_on(forks, folder, longer):
-    """Train the damaged run to step 48; it falls back to step 32 and says why, or it is an error."""
+def resume_at_32(forks, folder, longer):
+    """Train the damaged run to step 48 from step 32; return the reported damage."""
     outcome = forks(folder, CONFIG, "--workdir=run", LONGER, fault=UNREPORTED)
     assert outcome.status == 0, outcome.err
     (warning,) = [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
@@ -58,7 +58,7 @@ def go_on(forks, folder, longer):
 @pytest.mark.faults
 @pytest.mark.parametrize("way", WAYS)
 def test_every_file_of_the_newest_step(unbroken, longer, forks, tmp_path, note, way):
-    whole, found = unbroken[0], {}
+    whole, warnings = unbroken[0], {}
     for i, path in enumerate(files(whole / "checkpoints" / "40")):
         name = str(path.relative_to(whole / "checkpoints" / "40"))
         folder = tmp_path / str(i)
@@ -67,39 +67,41 @@ def test_every_file_of_the_newest_step(unbroken, longer, forks, tmp_path, note, 
         if way == "emptied" and not broken.stat().st_size:
             continue
         WAYS[way](broken)
-        found[name] = go_on(forks, folder, longer)
+        warnings[name] = resume_at_32(forks, folder, longer)
         shutil.rmtree(folder)
-    assert len(found) > 10
-    note(f"a file {way}", files=len(found), bit_equal=True, said=found)
+    assert len(warnings) > 10
+    note(f"a file {way}", files=len(warnings), bit_equal=True, said=warnings)
 
 
 BOUND = re.compile(r"^test: .*$", re.MULTILINE)
 
 
-def what_is_said(forks, folder, longer, bound):
-    """Report the damaged run, then train it to step 48; return the lines about the damage of each.
+def reported_lines(forks, folder, longer, bound):
+    """Report the damaged run, then train it to step 48; return the warnings and errors of both.
 
-    Every result is that of the undamaged run, or an error instead of a result.
+    Every result equals that of the undamaged run, or is replaced by an error.
     """
-    said = []
+    lines = []
     for flags, fault in (([], None), ([LONGER], UNREPORTED)):
         outcome = forks(folder, CONFIG, "--workdir=run", *flags, fault=fault)
         assert outcome.status in (0, 2) and "Traceback" not in outcome.err, outcome.err
-        said += [x for x in outcome.err.splitlines() if x.startswith(("warning: ", "error: "))]
+        lines += [x for x in outcome.err.splitlines() if x.startswith(("warning: ", "error: "))]
         if outcome.status == 0:
             result = digest(folder / "run") if flags else BOUND.search(outcome.out)[0]
-            assert said or result == (longer if flags else bound), "another result, and no word"
-    return said
+            assert lines or result == (longer if flags else bound), (
+                "another result without a warning"
+            )
+    return lines
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(4))
 def test_any_file_of_a_run(unbroken, longer, forks, tmp_path, note, seed):
-    """A hundred flipped bits and truncations in all, half of them outside of the checkpoints.
+    """A hundred flipped bits and truncations are detected or harmless; half are outside of the checkpoints.
 
-    Each is noticed, in a line that names the file or its checkpoint, or harmless: the results are the same.
+    Damage is detected if a line names the file or its checkpoint, and harmless if the results are the same.
     """
-    draw, whole, said = random.Random(seed), unbroken[0], {}
+    draw, whole, reports = random.Random(seed), unbroken[0], {}
     (bound,) = BOUND.findall((whole.parent / "said").read_text())
     for i in range(25):
         folder = tmp_path / str(i)
@@ -119,18 +121,18 @@ def test_any_file_of_a_run(unbroken, longer, forks, tmp_path, note, seed):
         else:
             path.write_bytes(path.read_bytes()[: draw.randrange(size)])
         name = f"{i}: {path.relative_to(run)}"
-        said[name] = what_is_said(forks, folder, longer, bound)
-        if said[name]:
+        reports[name] = reported_lines(forks, folder, longer, bound)
+        if reports[name]:
             step = path.relative_to(run).parts[1] if "checkpoints" in path.parts else path.name
-            assert any(step in line for line in said[name]), said[name]
+            assert any(step in line for line in reports[name]), reports[name]
         shutil.rmtree(folder)
-    noticed = sum(map(bool, said.values()))
-    note("any file damaged", seed=seed, noticed=noticed, harmless=25 - noticed, said=said)
+    noticed = sum(map(bool, reports.values()))
+    note("any file damaged", seed=seed, noticed=noticed, harmless=25 - noticed, said=reports)
 
 
 @pytest.mark.slow
-def test_bits_and_files_are_noticed(copy):
-    """The quick one: every file in every way, and a thousand bits, by the function that restoring calls."""
+def test_damaged_bits_and_files_are_detected(copy):
+    """`verify` detects every file damaged in every way, and each of a thousand flipped bits."""
     step, draw = copy / "checkpoints" / "40", random.Random(1)
     assert verify(step) is None
     for path in files(step):
@@ -153,12 +155,12 @@ def test_bits_and_files_are_noticed(copy):
 def test_a_run_falls_back(copy, longer, forks, note):
     (data,) = (copy / "checkpoints" / "40" / "state" / "d").iterdir()
     flip(data, 77)
-    assert "CRC-32" in go_on(forks, copy.parent, longer)
+    assert "CRC-32" in resume_at_32(forks, copy.parent, longer)
     assert steps(copy) == [40, 48]
 
 
 @pytest.mark.slow
-def test_nothing_whole_is_an_error_and_nothing_is_lost(copy, forks):
+def test_no_intact_checkpoint_is_an_error(copy, forks):
     for step in (32, 40):
         WAYS["deleted"](copy / "checkpoints" / str(step) / "_CHECKPOINT_METADATA")
     for mode in ("train", "evaluate"):
@@ -174,7 +176,7 @@ def test_nothing_whole_is_an_error_and_nothing_is_lost(copy, forks):
 
 @pytest.mark.slow
 def test_a_reader_changes_nothing(copy, forks):
-    """Not even a damaged step, or one that is being written: the run may be going on."""
+    """Readers keep damaged and unfinished steps, since the run may still be training."""
     flip(copy / "checkpoints" / "40" / "about" / "metadata", 3)
     (copy / "checkpoints" / "48").mkdir()
     (copy / "checkpoints" / "56.orbax-checkpoint-tmp").mkdir()
@@ -185,9 +187,9 @@ def test_a_reader_changes_nothing(copy, forks):
     assert {path: path.is_file() and path.read_bytes() for path in copy.rglob("*")} == before
 
 
-# ---------------------------------------------------------------- of another run
+# ---------------------------------------------------------------- checkpoints of other configs
 
-MISFITS = {  # what is asked for, and what is said of the leaf or of the field
+MISFITS = {  # flags, and the reported leaf or field
     "width": (
         ["--config.model.network.width=9"],
         r"config\.model\.network\.width: 8 there, 9 here",
@@ -217,7 +219,7 @@ MISFITS = {  # what is asked for, and what is said of the leaf or of the field
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", MISFITS)
 def test_the_checkpoint_of_another_config(copy, forks, note, kind):
-    """The config beside it is gone: what the checkpoint says of itself decides."""
+    """Without config.json, the description in the checkpoint decides."""
     flags, message = MISFITS[kind]
     if kind == "type":
         save_with_half_precision(copy)
@@ -232,7 +234,7 @@ def test_the_checkpoint_of_another_config(copy, forks, note, kind):
 
 
 def save_with_half_precision(run):
-    """A step 41 whose average is of another type."""
+    """Save a step 41 whose average has another type."""
     state = load(run).state
     average = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), state.ema_params)
     with CheckpointStore(run / "checkpoints") as store:

@@ -1,4 +1,4 @@
-"""A disk that is full or read-only, a folder that is in use, no memory, data that never come."""
+"""A full or read-only disk, a folder in use, no memory, and data that never arrive."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from harness import CONFIGS, Real, continued_from, digest, last_logged, steps
 
 @contextmanager
 def mounted(folder, options):
-    """A file system of its own, unmounted at the end; skips where mounting is not allowed."""
+    """Mount a separate file system, and unmount it at the end; skip where mounting is not allowed."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:
@@ -28,7 +28,7 @@ def mounted(folder, options):
 
 
 def fill(folder, leave):
-    """Take all but so many bytes of a file system."""
+    """Fill a file system except for `leave` bytes."""
     free = shutil.disk_usage(folder).free
     with (folder / "ballast").open("wb") as file:
         file.write(b"x" * (free - leave))
@@ -44,7 +44,7 @@ def wait_until(condition, seconds=60):
 
 @pytest.mark.faults
 def test_the_disk_is_full(tmp_path, cache, unbroken, note):
-    """Said at the steps whose save fails; what was saved is intact, and goes on when there is room."""
+    """Failed saves are reported, earlier checkpoints stay intact, and the run resumes once there is space."""
     with mounted(tmp_path / "disk", "size=4m") as disk:
         real = Real(disk, cache)
         assert real("--config.train.steps=16").status == 0
@@ -66,13 +66,15 @@ def test_the_disk_is_full(tmp_path, cache, unbroken, note):
         assert again.status == 0, again.err
         assert continued_from(again) == 16
         assert digest(disk / "run") == unbroken[1]
-    said = [int(re.search(r"checkpoint (\d+) in", line)[1]) for line in failed]
-    note("disk full", kind="tmpfs", said_at=said, status=2, resumed_from=16, bit_equal=True)
+    reported_steps = [int(re.search(r"checkpoint (\d+) in", line)[1]) for line in failed]
+    note(
+        "disk full", kind="tmpfs", said_at=reported_steps, status=2, resumed_from=16, bit_equal=True
+    )
 
 
 @pytest.mark.faults
 def test_the_disk_is_full_for_a_while(tmp_path, cache, unbroken, note):
-    """The run goes on and saves when there is room, and no line of its log is lost."""
+    """The run continues, saves again once there is space, and loses no line of its log."""
     with mounted(tmp_path / "disk", "size=4m") as disk:
         out = tmp_path / "elsewhere"
         out.mkdir()
@@ -91,7 +93,7 @@ def test_the_disk_is_full_for_a_while(tmp_path, cache, unbroken, note):
 
 @pytest.mark.slow
 def test_files_cannot_grow(copy, real, unbroken, note):
-    """The same where nothing can be mounted."""
+    """A limit of the file size stands for a full disk where mounting is not allowed."""
     shutil.rmtree(copy / "checkpoints" / "40")
     outcome = real(ulimit="-f 12")
     assert outcome.status == 2, outcome.err
@@ -123,7 +125,7 @@ def test_a_folder_that_is_read_only(tmp_path, cache, unbroken, note, there):
 
 @pytest.mark.faults
 def test_a_folder_that_is_in_use(real, unbroken, note):
-    """The first goes on as if nothing had happened."""
+    """The first process trains on undisturbed."""
     first = real.start(fault={"slow": 0.4})
     run = real.folder / "run"
     wait_until(lambda: last_logged(run) > 0)
@@ -137,7 +139,7 @@ def test_a_folder_that_is_in_use(real, unbroken, note):
 
 @pytest.mark.faults
 def test_no_memory_left(tmp_path, cache, note):
-    """A batch of all digits through a wide U-Net in 3 GB; what was saved before stays."""
+    """A batch of all digits through a wide U-Net exceeds 3 GB."""
     real = Real(tmp_path, cache, config=f"--config={CONFIGS / 'eps.py'}")
     small = ["--config.model.network.channels=(128, 128)", "--config.model.network.blocks=1"]
     outcome = real(*small, "--config.train.batch_size=1500", ulimit="-v 3000000")
@@ -149,8 +151,8 @@ def test_no_memory_left(tmp_path, cache, note):
 
 
 @pytest.mark.faults
-def test_data_that_never_come(real, note):
-    """A single process gives up too, with the stacks of its threads."""
+def test_data_that_never_arrive(real, note):
+    """A single process that waits for data ends with an error, too."""
     began = time.monotonic()
     outcome = real("--config.train.stall_seconds=0.1", fault={"stuck": 21})
     assert outcome.status == 1 and outcome.last.startswith("error: training, after step ")
@@ -162,7 +164,7 @@ def test_data_that_never_come(real, note):
 @pytest.mark.faults
 @pytest.mark.parametrize(("count", "flags"), [(2, []), (4, ["--config.train.fsdp=2"])])
 def test_on_other_devices(copy, real, note, count, flags):
-    """The examples come in the same order: the losses are those of one device, to rounding."""
+    """The order of examples and, up to rounding, the losses are those of one device."""
     rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(copy / "checkpoints" / "40")
     env = {

@@ -21,9 +21,9 @@ LIMIT = 60  # an undisturbed door takes about three seconds, on a busy machine s
 
 
 def contents(folder):
-    """Path, time of the last change and size of everything in a folder."""
-    found = {path: path.lstat() for path in folder.rglob("*")}
-    return {str(path): (stat.st_mtime_ns, stat.st_size) for path, stat in found.items()}
+    """Return path -> (time of the last change, size) of everything in a folder."""
+    stats = {path: path.lstat() for path in folder.rglob("*")}
+    return {str(path): (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}
 
 
 def through(door, forks, folder):
@@ -38,7 +38,7 @@ def through(door, forks, folder):
 @pytest.mark.faults
 @pytest.mark.parametrize("name", KINDS)
 def test_hostile_folder(unbroken, forks, tmp_path, note, name):
-    said = {}
+    errors = {}
     for door in [*COMMANDS, *CALLS]:
         folder, outside = tmp_path / door, tmp_path / door / "outside"
         outside.mkdir(parents=True)
@@ -49,15 +49,15 @@ def test_hostile_folder(unbroken, forks, tmp_path, note, name):
         assert outcome.status is not None, f"{door} hangs"
         assert contents(outside) == before, door
         assert not (folder / "executed").exists(), door
-        said[door] = line = outcome.last if outcome.status else ""
-        if KINDS[name].said is None:
+        errors[door] = line = outcome.last if outcome.status else ""
+        if KINDS[name].pattern is None:
             assert outcome.status == 0, outcome.err
         elif outcome.status:
             assert outcome.status == (1 if door in CALLS else 2), outcome.err
             assert ("Traceback" in outcome.err) == (door in CALLS), outcome.err
             assert re.match(r"(OSError|ValueError|error): ", line), outcome.err
-            assert re.search(KINDS[name].said, line), outcome.err
+            assert re.search(KINDS[name].pattern, line), outcome.err
         else:
-            assert re.search(KINDS[name].said, outcome.err), outcome.err
+            assert re.search(KINDS[name].pattern, outcome.err), outcome.err
         shutil.rmtree(folder)
-    note("hostile folder", kind=name, doors=len(said), said=sorted(set(said.values())))
+    note("hostile folder", kind=name, doors=len(errors), said=sorted(set(errors.values())))

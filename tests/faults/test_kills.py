@@ -1,4 +1,4 @@
-"""SIGKILL at any time: what was committed is there, and the run that goes on is the unbroken one."""
+"""SIGKILL at any time: committed steps survive, and the resumed run equals the unbroken one."""
 
 import hashlib
 import random
@@ -21,17 +21,17 @@ FLAGS = [f"--config.train.checkpoint_every={EVERY}", "--config.train.steps=1600"
 
 @pytest.fixture(scope="session")
 def long(tmp_path_factory, cache):
-    """The digest of the run that nothing happened to."""
+    """Return the digest of an undisturbed run."""
     folder = tmp_path_factory.mktemp("long")
     outcome = Real(folder, cache)(*FLAGS)
     assert outcome.status == 0, outcome.err
-    found = digest(folder / "run")
+    expected = digest(folder / "run")
     shutil.rmtree(folder)
-    return found
+    return expected
 
 
 def wait_for_save(folder, process, seconds):
-    """Until a save is going on; False if none begins."""
+    """Wait until a save begins; return False if none does."""
     until = time.monotonic() + seconds
     before = {path.name for path in folder.glob("*tmp*")}  # of the life before
     while time.monotonic() < until and process.poll() is None:
@@ -42,7 +42,7 @@ def wait_for_save(folder, process, seconds):
 
 
 def in_a_save(folder):
-    """Whether what a killed process left is a save that it had begun and not committed."""
+    """Return True if a killed process left an uncommitted save."""
     names = {path.name for path in folder.glob("*") if path.name[0].isdigit()}
     return not names <= {str(step) for step in steps(folder.parent)}
 
@@ -50,7 +50,7 @@ def in_a_save(folder):
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_any_time(real, long, note, seed):
-    """Ten lives each, six of them aimed at a save; what is counted as in a save was seen in the folder."""
+    """Each run is killed ten times, six times right after a save began; uncommitted saves are counted."""
     draw, run = random.Random(seed), real.folder / "run"
     folder, inside, lost = run / "checkpoints", 0, []
     for life in range(10):
@@ -78,7 +78,7 @@ def test_killed_at_any_time(real, long, note, seed):
 
 @pytest.mark.slow
 def test_killed_in_a_save(real, unbroken):
-    """The quick one, of every run of the tests."""
+    """A run killed in a save resumes to the unbroken one."""
     process = real.start(fault={"slow": 0.05})
     assert wait_for_save(real.folder / "run" / "checkpoints", process, 60)
     process.send_signal(signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_killed_in_a_save(real, unbroken):
 
 @pytest.mark.faults
 def test_killed_in_an_evaluation(real, forks, note):
-    """However often: the step before it is kept, though there is no other checkpoint."""
+    """Repeated kills keep the evaluated step, though there is no other checkpoint."""
     flags = ["--config.train.evaluate_every=16", "--config.train.checkpoint_every=100"]
     fault = {"signals": [int(signal.SIGKILL)], "at": "evaluation"} | UNREPORTED
     for _ in range(2):
@@ -124,7 +124,7 @@ KINDS = {
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_runs_of_other_configs(forks, tmp_path, note, kind):
-    """Three lives each: killed in a save, in training, and at any time."""
+    """Each run is killed in a save, in training and at a random time."""
     flags, draw = [CONFIG, "--workdir=run", *KINDS[kind]], random.Random(kind)
     whole, killed, resumed = tmp_path / "whole", tmp_path / "killed", []
     for folder in (whole, killed):
@@ -132,8 +132,8 @@ def test_killed_runs_of_other_configs(forks, tmp_path, note, kind):
     outcome = forks(whole, *flags, fault=UNREPORTED, limit=120)
     assert outcome.status == 0, outcome.err
     kill = {"signals": [int(signal.SIGKILL)]} | UNREPORTED
-    for at in ("save", "training"):
-        outcome = forks(killed, *flags, fault=kill | {"at": at}, limit=120)
+    for phase in ("save", "training"):
+        outcome = forks(killed, *flags, fault=kill | {"at": phase}, limit=120)
         assert outcome.status == -signal.SIGKILL, outcome.err
         resumed.append(max(steps(killed / "run"), default=0))
     slow = {"slow": 0.4} | UNREPORTED
@@ -148,7 +148,7 @@ def test_killed_runs_of_other_configs(forks, tmp_path, note, kind):
 
 @pytest.mark.faults
 def test_two_killed_processes(tmp_path, note):
-    """Both of two that share the parameters, twice."""
+    """Two processes that share the parameters are both killed, twice."""
     layout = ["--config.train.parallel=mesh", "--config.train.fsdp=2"]
     flags = [*layout, "--config.train.steps=48", "--config.train.checkpoint_every=8"]
     folders, resumed = [tmp_path / name for name in ("whole", "killed")], []
@@ -172,11 +172,11 @@ def test_two_killed_processes(tmp_path, note):
 
 
 def restored(run):
-    """SHA-256 of the last state and of every logged line, read by one process."""
-    found = hashlib.sha256((run / "metrics.jsonl").read_bytes())
+    """Return the SHA-256 of the last parameters and of the log, read by one process."""
+    checksum = hashlib.sha256((run / "metrics.jsonl").read_bytes())
     for leaf in jax.tree.leaves(load(run).state.params):
-        found.update(np.asarray(leaf).tobytes())
-    return found.hexdigest()
+        checksum.update(np.asarray(leaf).tobytes())
+    return checksum.hexdigest()
 
 
 def steps_of(run):

@@ -1,4 +1,4 @@
-"""Signals in every phase: the step is finished and saved, and nothing is lost."""
+"""Signals in every phase: the step is finished and saved, and no work is lost."""
 
 import os
 import signal
@@ -61,7 +61,7 @@ def test_a_signal_loses_nothing(real, forks, unbroken, note, name):
 
 @pytest.mark.faults
 def test_ended_at_every_step(forks, tmp_path, cache, note):
-    """Thirty lives of one step each."""
+    """A run that is ended after each of thirty steps equals the unbroken one."""
     flags = ["--config.train.steps=30", "--config.train.steps_per_dispatch=1"]
     (tmp_path / "whole").mkdir()
     assert Real(tmp_path / "whole", cache)(*flags).status == 0
@@ -77,8 +77,8 @@ def test_ended_at_every_step(forks, tmp_path, cache, note):
 
 
 @pytest.mark.faults
-def test_nobody_listens_any_more(real, unbroken, note):
-    """Ctrl-C in a pipe to `tee` ends `tee` too; the step is saved and the status is right nevertheless."""
+def test_broken_pipe_of_stderr(real, unbroken, note):
+    """Ctrl-C in a pipe also ends `tee`; the step is saved and the status is right nevertheless."""
     reader, writer = os.pipe()
     fault = {"signals": [INT], "at": "training", "slow": 0.01}
     process = real.start(fault=fault, stderr=writer)
@@ -93,7 +93,7 @@ def test_nobody_listens_any_more(real, unbroken, note):
 
 @pytest.mark.faults
 def test_nohup(real, unbroken):
-    """Its SIGHUP stays ignored; the run ends as if nothing had come."""
+    """An ignored SIGHUP stays ignored, and the run ends normally."""
     hangup = {"signals": [int(signal.SIGHUP)], "at": "training"}
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the process inherits it
     try:
@@ -120,7 +120,7 @@ def test_warnings_save_the_step(forks, unbroken, tmp_path, name):
 
 @pytest.mark.slow
 def test_ended_by_sigterm(real, unbroken):
-    """The quick one, of every run of the tests."""
+    """A run ended by SIGTERM resumes to the unbroken one."""
     outcome = real(fault={"signals": [TERM], "at": "training"})
     assert outcome.status == 143 and outcome.last.startswith("ended by SIGTERM at step ")
     assert real().status == 0

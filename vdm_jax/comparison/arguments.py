@@ -90,6 +90,10 @@ def _from_config(plain: dict[str, Any], defaults: dict[str, Any]) -> dict[str, A
         )
     if sweep["learning_rates"]:
         raise ValueError("config.sweep.learning_rates: are not compared, expected none")
+    if (samples := plain["evaluate"]["importance_samples"]) != 1:
+        raise ValueError(
+            f"config.evaluate.importance_samples: comparisons are of ELBOs, expected 1, found {samples}"
+        )
     arguments = {name: model[name] for name in defaults if name in model}
     for axis in CHOICES:
         arguments[axis] = sweep[axis] or [model[AXES[axis].field]]
@@ -139,12 +143,15 @@ def specs_by_name(axis: str, values: object) -> dict[str, Any]:
     if isinstance(values, str) or (isinstance(values, Mapping) and "name" in values):
         values = [values]
     if not isinstance(values, Mapping | Sequence) or not values:
-        raise ValueError(f"{axis}: expected some names, or own ones by name, found {values!r}")
+        raise ValueError(
+            f"{axis}: expected names, or a mapping from names to components, found {values!r}"
+        )
     specs: dict[str, Any] = {}
     for item in values:
         if not isinstance(values, Mapping) and not isinstance(item, str | Mapping):
             raise ValueError(
-                f"{axis}: expected names; give own ones by name, {{'mine': ...}}, found {item!r}"
+                f"{axis}: expected names, or a mapping from names to components, {{'mine': ...}}, "
+                f"found {item!r}"
             )
         name = describe_spec(item)
         if name in specs:

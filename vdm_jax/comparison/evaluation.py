@@ -16,6 +16,7 @@ from vdm_jax.comparison.quality import Quality
 from vdm_jax.comparison.result import Comparison
 from vdm_jax.comparison.setup import Setup
 from vdm_jax.effective_weights import EffectiveWeights, effective_weights
+from vdm_jax.runs.trained import initial_schedule_params
 from vdm_jax.schedules import SCHEDULES
 from vdm_jax.specs import build
 from vdm_jax.typing import PyTree
@@ -128,7 +129,7 @@ def _best(variants: Mapping[str, Any], bounds: measure.Bounds) -> str:
 
 
 def _weights(setup: Setup, variant: int) -> EffectiveWeights:
-    """Return the effective weights of a variant's training loss; a learned schedule is at its start."""
+    """Return the effective weights of a variant's training loss; a learned schedule has its initial params."""
     sweep = setup.sweep
     choices = sweep.each_variant[variant].choices
 
@@ -143,7 +144,7 @@ def _weights(setup: Setup, variant: int) -> EffectiveWeights:
         component("weightings"),
         loss_space=model["loss_space"],
         schedule=schedule,
-        schedule_params=schedule.init(jax.random.key(0)),
+        schedule_params=initial_schedule_params(sweep.seeds[0], schedule),
         timesteps=model["timesteps"],
     )
 

@@ -24,14 +24,11 @@ from vdm_jax.likelihoods import Likelihood
 from vdm_jax.output_scales import OutputScale
 from vdm_jax.parameterizations import Parameterization
 from vdm_jax.schedules import Schedule
-from vdm_jax.typing import Spec
+from vdm_jax.typing import Integer, Spec
 from vdm_jax.weightings import Weighting
 
 SAMPLING_STEPS = (10, 50, 1000)
 """Default numbers of sampling steps."""
-
-Integer = int | np.integer
-"""A whole number, such as those that NumPy computes."""
 
 
 def compare(
@@ -79,8 +76,8 @@ def compare(
       timesteps: T of the chain, or None for continuous time; 1000 by default.
       likelihood: of `LIKELIHOODS`; "softmax" for K levels and "gaussian" for floats by default.
       levels: K of integer arrays.
-      optimizer: fields of `config.optimizer` to change. Unless they have `decay_steps`, the cosine decay ends
-        with the training; a training that ends before the warm-up does has no decay.
+      optimizer: fields of `config.optimizer` to change. Unless they have `decay_steps`, or a config without
+        other `steps` has, the cosine decay ends with the training; one shorter than the warm-up has no decay.
       batch_size: examples of a batch, 64 by default.
       draws: draws for the bound of a test example, 8 by default.
       bins: number of bins of log-SNR, of equal width between the ends of the schedule.
@@ -91,9 +88,9 @@ def compare(
       samples: number of samples of each variant and seed, for each number of steps.
       features: (data as stored [n, *d]) -> [n, f], for the distance of samples from images; pixels by default.
       reference: variant that the others are compared with; the one with the lowest bound by default.
-      config: a config of `vdm_jax.config`, for arguments that are not given: its data, model, sweep, optimizer
-        and evaluate, and of its train the steps, the batch size and the weight average. The rest of train and
-        sample are ignored: all devices share a batch, and samples are ancestral.
+      config: a config of `vdm_jax.config`, for arguments that are not given: its data, model, sweep and
+        optimizer, the steps, the batch size and the weight average of its train, and the draws and the batch
+        size of its evaluate. The rest is ignored: all devices share a batch, and samples are ancestral.
       progress: show a progress bar on stderr.
 
     Returns:
@@ -192,7 +189,7 @@ def _sampling_steps(setup: Setup, requested: Sequence[int] | None, samples: int)
     unfit = [n for n in candidates if chain is not None and chain % n]
     if unfit and requested is not None:
         raise ValueError(
-            f"sampling_steps: 'mean' is a step of the training chain, expected divisors of "
+            f"sampling_steps: 'mean' predicts x_s of an interval of the training chain, expected divisors of "
             f"timesteps = {chain}, found {unfit[0]}"
         )
     return [n for n in candidates if n not in unfit]

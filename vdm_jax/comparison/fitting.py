@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from vdm_jax.comparison.measure import grid
 from vdm_jax.comparison.setup import Setup
+from vdm_jax.runtime.console import STDERR
 from vdm_jax.training.dispatch import check_batch, dispatcher, make_layout
 from vdm_jax.training.layout import shardings
 from vdm_jax.training.state import TrainState
@@ -55,7 +56,9 @@ def fit(setup: Setup, progress: bool) -> Fitted:
             stop_step=steps,
             stack=stack,
         )
-        with tqdm(total=steps, disable=not progress, desc="compare", leave=False) as bar:
+        with tqdm(
+            total=steps, disable=not progress, desc="compare", leave=False, file=STDERR
+        ) as bar:
             for batches in stacks:
                 state, metrics = train_stack(state, batches)
                 # kept on the device: fetching them would wait for the step

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from vdm_jax.bases import BASES, Base
@@ -21,7 +20,7 @@ from vdm_jax.nets.trial import try_params
 from vdm_jax.output_scales import OutputScale
 from vdm_jax.parameterizations import PARAMETERIZATIONS
 from vdm_jax.schedules import SCHEDULES, Schedule, check_schedule_params
-from vdm_jax.specs import build, located
+from vdm_jax.specs import build, located, name_of
 from vdm_jax.typing import Array, Key, Params, Spec
 
 
@@ -123,7 +122,8 @@ def parameterization_losses(
             timesteps=timesteps,
         )
         all_params = {"network": params, "schedule": schedule_params or {}}
-        losses[name] = _average(model, all_params, x, key, draws)
+        elbo, squared_error = _average(model, all_params, x, key, draws)
+        losses[name] = Losses(elbo, statistics.bits * elbo.total, squared_error)
     return losses
 
 
@@ -138,10 +138,13 @@ def _minimal_statistics(
     Raises:
       ValueError: components that need statistics of a training split.
     """
-    if output_scale != "none" or base not in ("zero", "input"):
-        raise ValueError(
-            f"statistics: are needed for base {base!r} with output_scale {output_scale!r}, found None"
-        )
+    # a built base has its own statistics, which a built output scale reads from the base
+    for name, spec, independent in (
+        ("base", base, ("zero", "input")),
+        ("output_scale", output_scale, ("none",)),
+    ):
+        if isinstance(spec, str | Mapping) and name_of(spec) not in independent:
+            raise ValueError(f"statistics: are needed for {name} {name_of(spec)!r}, found None")
     discrete = not jnp.issubdtype(x.dtype, jnp.floating)
     likelihood = likelihood or ({"name": "softmax", "levels": 256} if discrete else "gaussian")
     levels = build(LIKELIHOODS, likelihood, "likelihood").levels
@@ -158,8 +161,8 @@ def _network(denoiser: object, shape: tuple[int, ...]) -> Network:
     return as_network(denoiser, shape)
 
 
-def _average(model: Model, params: Params, x: Array, key: Key, draws: int) -> Losses:
-    """Average the losses of a model over draws of the times and the noise."""
+def _average(model: Model, params: Params, x: Array, key: Key, draws: int) -> tuple[Elbo, Array]:
+    """Return bound and squared error of each example, averaged over draws of the times and the noise."""
     draw = per_noise_level(model).draw
 
     def losses_of_draw(i):
@@ -169,7 +172,7 @@ def _average(model: Model, params: Params, x: Array, key: Key, draws: int) -> Lo
     # one draw after the other: the memory does not grow with their number
     columns = jax.lax.map(losses_of_draw, jnp.arange(draws))
     elbo, error = jax.tree.map(lambda column: column.mean(0), columns)
-    return Losses(elbo, elbo.total / (x[0].size * np.log(2)), error)
+    return elbo, error
 
 
 def _by_row(

@@ -98,9 +98,9 @@ def bounds(
         elbo, matching = run(params, seed_keys, batch, mask)
         parts.append([np.asarray(part, np.float64)[..., mask] for part in elbo])
         total = total + np.asarray(matching, np.float64)
-    bits = 1 / (sweep.statistics.dim * np.log(2))
-    elbo = Elbo(*(bits * np.concatenate(part, -1) for part in zip(*parts, strict=True)))
-    return Bounds(elbo, bits * total / len(split.images))
+    bits = sweep.statistics.bits
+    terms: list[Any] = [bits * np.concatenate(part, -1) for part in zip(*parts, strict=True)]
+    return Bounds(Elbo(*terms), bits * total / len(split.images))
 
 
 def known_mean(values: np.ndarray, axis: int) -> np.ndarray:

@@ -105,7 +105,7 @@ def _warning(seeds: int) -> str:
         return line
     # relative standard deviation of the sample deviation of n normal values, to leading order
     percent = round(100 / np.sqrt(2 * (seeds - 1)))
-    return f"{line} An error from {seeds} seeds is itself uncertain by {percent} %."
+    return f"{line} With {seeds} seeds, the ± itself has a relative error of about {percent} %."
 
 
 def _spread(values: np.ndarray) -> str:

@@ -12,12 +12,13 @@ from vdm_jax.data.datasets import Dataset, Split, array_dataset
 from vdm_jax.data.loading import load_dataset
 from vdm_jax.mixtures import Mixture
 from vdm_jax.specs import located
+from vdm_jax.typing import Integer
 
 TEST_PART = 5  # 1 of 5 examples is held out if no test split is given
 DRAWN = 10_000  # training examples drawn from a density
 
 
-def as_dataset(data: object, *, levels: int | None = None) -> Dataset:
+def as_dataset(data: object, *, levels: Integer | None = None) -> Dataset:
     """Convert a user's data to a `Dataset`.
 
     Args:
@@ -79,7 +80,7 @@ def as_dataset(data: object, *, levels: int | None = None) -> Dataset:
         )
 
 
-def _with_levels(dataset: Dataset, levels: int | None) -> Dataset:
+def _with_levels(dataset: Dataset, levels: Integer | None) -> Dataset:
     """Return the data set after a check that explicit levels agree with its own.
 
     Raises:

@@ -6,11 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.checks import check_array, whole_number
+from vdm_jax.typing import Integer
 
 
 @runtime_checkable
 class Images(Protocol):
-    """Images by index, `images[int array [n]]` -> uint8 [n, *shape], such as a NumPy array."""
+    """Examples by index, `images[int array [n]]` -> [n, *shape], such as a NumPy array.
+
+    They are uint8, or float32 for continuous data.
+    """
 
     def __len__(self) -> int: ...
 
@@ -39,7 +43,7 @@ def array_dataset(
     name: str,
     *,
     version: str,
-    levels: int | None,
+    levels: Integer | None,
     train: Split,
     test: Split,
 ) -> Dataset:

@@ -46,6 +46,5 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
-    "tfds": tfds_images,
 }
 """Loaders by name: (data_dir=..., train_split=..., test_split=...) -> `Dataset`; `tfds` loads any TFDS name."""

@@ -121,7 +121,7 @@ class _Request:
 
     def not_prepared(self, reason: str) -> FileNotFoundError:
         """Return the error for a data set that is not prepared."""
-        missing = f"{self.name!r} is not prepared, for {reason}"
+        missing = f"{self.name!r} is not prepared: {reason}"
         return FileNotFoundError(f"{self.setting}: {missing}; {self.how_to_prepare}")
 
     def error_of(self, error: Exception) -> Exception:

@@ -69,8 +69,8 @@ def histogram(*, levels: int, log_counts: Numbers | None) -> Likelihood:
     if not np.all(np.isfinite(log_counts)):
         index = [int(i) for i in np.argwhere(~np.isfinite(log_counts))[0]]
         raise ValueError(
-            f"log_counts{index}: expected a finite number, for data of a level that was never seen would be "
-            f"impossible, found {log_counts[tuple(index)]}: smooth the counts"
+            f"log_counts{index}: expected a finite number, or else unseen levels are impossible, "
+            f"found {log_counts[tuple(index)]}: smooth the counts"
         )
     return _softmax("histogram", levels, log_counts)
 

@@ -22,8 +22,8 @@ from vdm_jax.typing import Array, ArrayLike, Int, Key, Keys, Params, Reals, Scal
 PATH_POINTS = 9  # points of an interpolation, including its two ends
 
 AUTOENCODER = (
-    "an autoencoder (prior_weight = 0) has neither a likelihood, for without the prior term its objective "
-    "bounds none, nor samples, for no prior says where its codes lie; it reconstructs"
+    "an autoencoder (prior_weight = 0) has no bound, because its loss lacks the prior term, and no samples, "
+    "because its codes have no prior; it can only reconstruct"
 )
 
 
@@ -43,11 +43,6 @@ class HierarchicalVAE(NamedTuple):
     likelihood: Likelihood
     draws: int
     prior_weight: float
-
-    @property
-    def bits(self) -> float:
-        """Conversion factor from nats per example to bits/dim."""
-        return 1 / (self.statistics.dim * math.log(2))
 
 
 def hierarchy(
@@ -120,7 +115,7 @@ def autoencoder_loss(
     _, dropout_keys = example_keys(key, batch.index, 2)
     code = model.chain.up(params, x0, 1, dropout_keys).mean
     observation = model.chain.down(params, code, 1, dropout_keys)
-    value = model.bits * jnp.mean(negative_log_prob(model, batch.x, observation))
+    value = model.statistics.bits * jnp.mean(negative_log_prob(model, batch.x, observation))
     return value, {"loss": value, "reconstruction": value}
 
 
@@ -139,14 +134,14 @@ def loss(
     draw_keys = jnp.concatenate([fold_each(draw_keys, i) for i in range(model.draws)])
     draw = ascend(model.chain, params, draw_keys, x0, dropout_keys, first=first)
 
-    terms = [model.bits * jnp.mean(level_terms(level)) for level in draw.levels]
-    reconstruction = model.bits * jnp.mean(negative_log_prob(model, x, draw.observation))
+    terms = [model.statistics.bits * jnp.mean(level_terms(level)) for level in draw.levels]
+    reconstruction = model.statistics.bits * jnp.mean(negative_log_prob(model, x, draw.observation))
     value = reconstruction + model.prior_weight * sum(terms)
     bound = reconstruction + sum(terms)
     metrics = {"loss": value, "bits_per_dim": bound, "reconstruction": reconstruction}
     metrics |= {f"level_{t}": term for t, term in enumerate(terms, start=1)}
     for t, usage in enumerate(latent_usage(draw), start=1):
-        metrics["kl_1" if t == 1 else f"gain_{t}"] = model.bits * jnp.mean(usage)
+        metrics["kl_1" if t == 1 else f"gain_{t}"] = model.statistics.bits * jnp.mean(usage)
     return value, metrics
 
 

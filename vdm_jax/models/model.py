@@ -166,6 +166,11 @@ class Statistics(NamedTuple):
         """Number of elements of one example."""
         return math.prod(self.shape)
 
+    @property
+    def bits(self) -> float:
+        """Bits/dim of one nat of an example."""
+        return 1 / (self.dim * math.log(2))
+
 
 def check_statistics(statistics: Statistics) -> None:
     """Check the statistics that a model is built from.

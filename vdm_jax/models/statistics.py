@@ -56,8 +56,13 @@ def fit_statistics(
         or [K], the counts over all positions, for a model that does not take `log_counts`.
       shape: of one example; needed for counts [K], which do not contain it.
       base: the base whose error is measured, as a name, a spec or built; None to measure no error.
+
+    Raises:
+      ValueError: counts [K] without a shape, or an unknown base.
     """
     check_array(counts, "counts")
+    if counts.ndim < 2 and shape is None:
+        raise ValueError("shape: expected that of one example beside counts [K], found None")
     levels = counts.shape[-1]
     values = level_values(levels)
     frequency = counts.reshape(-1, levels).sum(0) / counts.sum()

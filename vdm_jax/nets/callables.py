@@ -17,7 +17,7 @@ from vdm_jax.typing import Array, Keys, Params
 
 
 class _Readings:
-    """A callable with its parameters, and its two readings: for one example, or for a batch.
+    """A callable and its parameters, called on each example or on the whole batch.
 
     The parameters of a PyTree, such as a module of Equinox or Flax NNX, are its arrays of floats. A plain
     function has none.

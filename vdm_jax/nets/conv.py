@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.checks import check_sizes
 from vdm_jax.nets.layers import ResnetBlock, norm
 from vdm_jax.nets.network import Network, as_tuple, check_settings, from_linen
 from vdm_jax.nets.ops import Conv
@@ -123,7 +124,7 @@ def _conv(
     dtype: str,
 ) -> Network:
     """Check the settings of an encoder or decoder, and build its `Network`."""
-    outputs, channels = tuple(outputs), as_tuple("channels", channels)
+    outputs, channels = check_sizes(outputs, "outputs"), as_tuple("channels", channels)
     check_settings(dropout=dropout, dtype=dtype, channels=channels, blocks=blocks)
     return from_linen(
         module(channels=channels, blocks=blocks, dropout=dropout, dtype=dtype, outputs=outputs)

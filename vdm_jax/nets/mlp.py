@@ -5,6 +5,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vdm_jax.checks import check_sizes
 from vdm_jax.nets.layers import ZEROS
 from vdm_jax.nets.network import Network, check_settings, dropout, from_linen, gamma_features
 from vdm_jax.typing import Array, Keys
@@ -84,6 +85,9 @@ def mlp(
       (2, 4, 4, 1)
     """
     check_settings(dropout=dropout, dtype=dtype, width=width, depth=depth)
+    outputs = None if outputs is None else check_sizes(outputs, "outputs")
+    if not isinstance(zero, bool):
+        raise ValueError(f"zero: expected True or False, found {zero!r}")
     return from_linen(
         MLPModule(
             width=width, depth=depth, dropout=dropout, dtype=dtype, outputs=outputs, zero=zero

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.checks import describe
+from vdm_jax.checks import check_sizes, describe, real_number, whole_number
 from vdm_jax.nets.signatures import named
 from vdm_jax.specs import nearest
 from vdm_jax.typing import Array, Keys, Params
@@ -90,11 +90,11 @@ def from_linen(module: nn.Module, *, inputs: int = 2) -> Network:
 def check_settings(*, dropout: object, dtype: object, **sizes: object) -> None:
     """Raise ValueError for a wrong setting of a network; `sizes` are whole numbers or tuples of them."""
     for key, value in sizes.items():
-        values = value if isinstance(value, tuple) else (value,)
-        if not values or not all(type(n) is int and n > 0 for n in values):
-            raise ValueError(f"{key}: expected whole numbers of at least 1, found {value!r}")
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout: expected a number in [0, 1), found {dropout!r}")
+        if not isinstance(value, tuple):
+            whole_number(value, key, 1)
+        elif not check_sizes(value, key):
+            raise ValueError(f"{key}: expected at least 1, found none")
+    real_number(dropout, "dropout", "a number in [0, 1)", lambda rate: 0 <= rate < 1)
     if dtype not in DTYPES:
         raise ValueError(f"dtype: unknown name {dtype!r}{nearest(dtype, DTYPES)}")
 

@@ -118,7 +118,7 @@ FORMS = {"plain": _plain, "loop-safe": _loop_safe}
 def attend(query: Array, key: Array, value: Array) -> Array:
     """Return the softmax attention over positions, of arrays [B, N, heads, C].
 
-    It is cuDNN's if JAX's first device has it and it supports the type and the size.
+    cuDNN computes it if JAX's first device has cuDNN's attention for this type and head size.
     """
     channels = query.shape[-1]
     fits = query.dtype == jnp.bfloat16 and channels % 8 == 0 and channels <= LARGEST_HEAD

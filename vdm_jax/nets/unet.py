@@ -199,6 +199,9 @@ def vdm_unet(
       remat: the inner values of a block that the backward pass recomputes instead of keeping them, of `REMAT`:
         "none", "full" for all, or "save_conv" for all but its convolutions. Results agree to rounding. Both
         save memory (on CPUs only with `scan`), while the recomputation takes time.
+
+    Raises:
+      ValueError: as `unet`.
     """
     settings = {"dropout": dropout, "fourier": fourier, "dtype": dtype}
     settings |= {"scan": scan, "remat": remat}
@@ -233,8 +236,10 @@ def unet(
     check_settings(dropout=dropout, dtype=dtype, channels=channels, blocks=blocks, patch=patch)
     if not set(attention) <= set(range(len(channels))):
         raise ValueError(f"attention: expected levels 0..{len(channels) - 1}, found {attention}")
-    if fourier is not None and not (len(fourier) == 2 and fourier[0] <= fourier[1]):
-        raise ValueError(f"fourier: expected (first, last) or None, found {fourier}")
+    if fourier is not None:
+        first, *rest = as_tuple("fourier", fourier) or (1,)
+        if len(rest) != 1 or first > rest[0]:
+            raise ValueError(f"fourier: expected (first, last) or None, found {fourier}")
     choose(REMAT, remat, "remat")
     if not isinstance(scan, bool):
         raise ValueError(f"scan: expected True or False, found {scan!r}")

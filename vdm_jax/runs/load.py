@@ -1,5 +1,6 @@
 """Load a checkpoint of a run or of a sweep onto the available devices."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +54,13 @@ def load_sweep(
     "best" is the step with the lowest mean of the runs' test bounds.
     """
     return _restore(Sweep, check_workdir(workdir), step, parallel, fsdp)
+
+
+def with_sections(loaded: TrainedModel | dict[str, TrainedModel], sections: dict[str, Any]) -> Any:
+    """Return a run, or runs by name, with other sections of the config, such as `evaluate`."""
+    if isinstance(loaded, dict):
+        return {name: with_sections(run, sections) for name, run in loaded.items()}
+    return replace(loaded, config=loaded.config | sections)
 
 
 def _restore(

@@ -13,6 +13,7 @@ from vdm_jax.runs.setup import statistics_of
 from vdm_jax.runs.sweep import Run
 from vdm_jax.runs.trained import TrainedModel
 from vdm_jax.runtime.paths import check_workdir
+from vdm_jax.specs import located
 from vdm_jax.training.dispatch import dispatcher, make_layout
 from vdm_jax.training.layout import shardings
 from vdm_jax.training.reader import CheckpointReader
@@ -42,7 +43,8 @@ def replay(workdir: str | Path, step: int) -> tuple[TrainedModel, Key, Batch]:
     job = Run(config, statistics)
     train = job.settings.train
     step = whole_number(step, "step", 1, train.steps)
-    layout = make_layout(train.parallel, train.fsdp)
+    with located("config.train", vars(train)):
+        layout = make_layout(train.parallel, train.fsdp)
     abstract_state = jax.eval_shape(job.start)
     state_shardings = shardings(layout, abstract_state)
     with CheckpointReader(workdir / CHECKPOINTS) as store:

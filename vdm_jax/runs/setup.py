@@ -62,8 +62,10 @@ def setup_run(kind: type[Job], config: dict[str, Any]) -> Setup:
     agree("configs", config)
     warn_of_wrong_reductions()
     train = settings_of(config).train
-    batch_size, layout = train.batch_size, make_layout(train.parallel, train.fsdp)
-    check_batch(layout, batch_size)
+    batch_size = train.batch_size
+    with located("config.train", vars(train)):
+        layout = make_layout(train.parallel, train.fsdp)
+        check_batch(layout, batch_size)
     dataset = load_data(config["data"])
     if dataset.levels is None:
         raise ValueError(
@@ -136,7 +138,8 @@ def dry_run(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
             )
     with located("config.sample", options):
         jax.eval_shape(partial(model.sample, n=1, **arguments), params, key)
-    make_evaluator(model, settings.evaluate.draws, settings.evaluate.importance_samples)
+    with located("config.evaluate", vars(settings.evaluate)):
+        make_evaluator(model, settings.evaluate.draws, settings.evaluate.importance_samples)
 
 
 def counts_of(config: dict[str, Any], dataset: Dataset) -> np.ndarray:

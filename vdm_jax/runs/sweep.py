@@ -71,7 +71,7 @@ class Run:
     def __init__(self, config: dict[str, Any], statistics: Statistics):
         if is_sweep(config):
             raise ValueError(
-                "config.sweep: asks for runs side by side, expected a config of one run: empty lists"
+                "config.sweep: has values, expected none for one run; use train_sweep or load_sweep"
             )
         self.config, self.settings, self.statistics = config, settings_of(config), statistics
         self.model = build_model(self.settings.model, statistics)
@@ -138,7 +138,7 @@ class Sweep:
     ):
         if not is_sweep(config):
             raise ValueError(
-                "config.sweep: asks for one run, expected some values to run side by side"
+                "config.sweep: is empty, expected values for runs side by side; use train or load"
             )
         config = config | {"sweep": requested_values(config)}
         self.configs = expand(config)

@@ -183,7 +183,7 @@ def _about(job: Run | Sweep, setup: Setup) -> Callable[[int], dict[str, Any]]:
 def _check_profile(profile: tuple[int, int], start: int, steps: int) -> None:
     if not (start < profile[1] and profile[0] < steps):
         raise ValueError(
-            f"--profile: steps {profile[0]}:{profile[1]} are none of this run, {start}:{steps}"
+            f"profile: expected steps of this run, {start}:{steps}, found {profile[0]}:{profile[1]}"
         )
 
 

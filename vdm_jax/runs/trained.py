@@ -20,13 +20,14 @@ from vdm_jax.checks import check_key, whole_number
 from vdm_jax.data import Dataset, eval_batches, load_dataset
 from vdm_jax.models import Model, Statistics
 from vdm_jax.runtime.console import STDERR
+from vdm_jax.schedules import Schedule
 from vdm_jax.settings import Settings, settings_of
 from vdm_jax.specs import choose, located, nearest
 from vdm_jax.training.dispatch import make_layout
 from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
 from vdm_jax.training.layout import Layout, jit_replicated, put
 from vdm_jax.training.state import TrainState, init_state, step_of
-from vdm_jax.typing import Array, Key
+from vdm_jax.typing import Array, Key, Params
 
 SAMPLES_PER_DEVICE = 256
 """Examples drawn at once, by default."""
@@ -211,6 +212,12 @@ class TrainedModel:
 def stream(seed: int | Array, name: str) -> Key:
     """Return the key of one of the `STREAMS` of a run; the seed may be traced."""
     return jax.random.fold_in(jax.random.key(seed), STREAMS[name])
+
+
+def initial_schedule_params(seed: int, schedule: Schedule) -> Params:
+    """Return the params of the schedule of a diffusion model in the state that training starts from."""
+    _, key = jax.random.split(stream(seed, "params"))
+    return schedule.init(key)
 
 
 def fresh(seed: int | Array, model: Model, optimizer: optax.GradientTransformation) -> TrainState:

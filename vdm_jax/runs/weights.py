@@ -5,14 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from vdm_jax.effective_weights import EffectiveWeights, effective_weights
 from vdm_jax.models import Statistics, build_model, with_defaults
 from vdm_jax.runs.axes import expand
 from vdm_jax.runs.plots import weight_curves
-from vdm_jax.runs.trained import stream
+from vdm_jax.runs.trained import initial_schedule_params
 from vdm_jax.runtime.files import check_tree, make_folder
 from vdm_jax.runtime.processes import on_process_0
 from vdm_jax.schedules import SCHEDULES
@@ -86,8 +85,7 @@ def _loss(config: dict[str, Any]) -> Loss:
     space = output if spec["loss_space"] is None else _spec_label(spec["loss_space"])
     path = spec["schedule"] if spec["train_schedule"] is None else spec["train_schedule"]
     schedule, timesteps = build(SCHEDULES, path), spec["timesteps"]
-    # as in the model's init, so that a learned schedule starts from the parameters that training starts from
-    _, key = jax.random.split(stream(config["seed"], "params"))
+    params = initial_schedule_params(config["seed"], schedule)
     at_start = ", at its start" if schedule.learned else ""
     steps = "continuous time" if timesteps is None else f"T = {timesteps}"
     return Loss(
@@ -95,7 +93,7 @@ def _loss(config: dict[str, Any]) -> Loss:
         title=f"{output}, {weighting}: error in {space}-space",
         times=f"{_spec_label(path)}{at_start}, {steps}",
         arguments={name: spec[name] for name in ("parameterization", "weighting", "loss_space")}
-        | {"schedule": schedule, "schedule_params": schedule.init(key), "timesteps": timesteps},
+        | {"schedule": schedule, "schedule_params": params, "timesteps": timesteps},
     )
 
 

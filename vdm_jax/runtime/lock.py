@@ -44,7 +44,7 @@ class FolderLock:
         except OSError:
             raise OSError(f"{folder} was deleted while the run was writing to it") from None
         if (current.st_dev, current.st_ino) != (locked.st_dev, locked.st_ino):
-            raise OSError(f"{folder} was begun anew while the run was writing to it")
+            raise OSError(f"{folder} was replaced while the run was writing to it")
 
     def close(self) -> None:
         self.file.close()
@@ -60,7 +60,7 @@ def _locked(path: Path) -> FileIO:
     try:
         if os.fstat(file.fileno()).st_nlink > 1:
             # writing the token would overwrite a file elsewhere
-            raise OSError(f"{path} has another name too, expected a file of this folder alone")
+            raise OSError(f"{path} has a second hard link, expected a file of this folder alone")
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -61,7 +61,8 @@ def named_folder(parent: Path, name: str, flag: str) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(
-            f"{flag}: expected up to 100 letters, digits, '.', '_' and '-', not first, found {name!r}; "
+            f"{flag}: expected up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit, "
+            f"found {name!r}; "
             "other folders are given as --workdir"
         )
     path = parent / name

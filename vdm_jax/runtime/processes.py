@@ -101,7 +101,7 @@ def all_gather_json(value: object) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    with deadline(AGREE_SECONDS, f"another process did not come along in {AGREE_SECONDS:.0f} s"):
+    with deadline(AGREE_SECONDS, f"another process did not arrive within {AGREE_SECONDS:.0f} s"):
         # the rows of an array have one length: gather the lengths first, then the padded texts
         sizes = _gather(np.asarray([len(text)], np.int32))[:, 0]
         texts = _gather(np.pad(text, (0, int(sizes.max()) - len(text))))
@@ -208,7 +208,7 @@ class Watchdog:
 
     @property
     def settling(self) -> bool:
-        """True for the first two waits, which must include the results, not only an asynchronous dispatch."""
+        """True for the first two waits of several processes, which must include the results of a dispatch."""
         return not self.alone and self.waits < 2
 
     @property

@@ -13,6 +13,7 @@ from vdm_jax.checks import real_number
 from vdm_jax.schedules.base import (
     GAMMA_MAX,
     GAMMA_MIN,
+    MAX_GAMMA,
     NO_SIGNAL,
     Schedule,
     as_time,
@@ -96,20 +97,20 @@ def sigmoid(
 
     Args:
       gamma_min, gamma_max: γ(0) and γ(1).
-      start, end: the range of the logistic curve; σ² becomes linear in t as the range shrinks.
+      start, end: the range of the logistic curve, in [−80, 80]; σ² becomes linear in t as the range shrinks.
 
     Raises:
       ValueError: the ends are in the wrong order, or beyond ±80, where the SNR leaves the range of float32;
-        `start` is not below `end`.
+        `start` or `end` is beyond ±80, or `start` is not below `end`.
     """
     check_ends(gamma_min, gamma_max)
     for name, value in (("start", start), ("end", end)):
-        real_number(value, name)
+        expected = f"a number in [-{MAX_GAMMA}, {MAX_GAMMA}]"
+        real_number(value, name, expected, lambda value: abs(value) <= MAX_GAMMA)
     if not start < end:
         raise ValueError(f"start: expected less than end = {end}, found {start}")
     var_first, var_last = expit(gamma_min), expit(gamma_max)
-    span = expit(gamma_max) - expit(gamma_min)
-    total = expit(end) - expit(start)
+    span, total = expit_difference(gamma_min, gamma_max), expit_difference(start, end)
 
     def progress(s, t):  # logistic(t) − logistic(s), as a fraction of the rise from start to end
         low, high = start + (end - start) * s, start + (end - start) * t
@@ -217,6 +218,8 @@ def _gamma_of_betas(betas: np.ndarray) -> tuple[np.ndarray, bool]:
                 "shorten the chain"
             )
         gamma = np.append(gamma, NO_SIGNAL)
+    if not gamma[0] < gamma[-1]:
+        raise ValueError("betas: the SNR does not fall after the first step, up to rounding")
     return gamma, no_signal
 
 
@@ -229,6 +232,11 @@ def no_params(key: Key | None = None) -> Params:
 def expit(x: float) -> float:
     """Return the logistic function of a Python float, in float64."""
     return 1 / (1 + math.exp(-x))
+
+
+def expit_difference(low: float, high: float) -> float:
+    """Return expit(high) − expit(low) in float64, without the cancellation at large values."""
+    return expit(high) * expit(-low) * -math.expm1(low - high)
 
 
 def _split(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -231,7 +231,7 @@ class CheckpointStore(CheckpointReader):
         return open_manager(self.folder, self.keep, self.bounds, create=True)
 
     def _commit(self, step: int) -> None:
-        """Wait for orbax, then write the manifest; runs in a thread, for orbax has no hook after its rename."""
+        """Wait for orbax, then write the manifest, in a thread: orbax has no hook after its rename."""
         self.manager.wait_until_finished()
         if is_first():  # one manifest covers the files of all processes
             write_manifest(self._path(step))

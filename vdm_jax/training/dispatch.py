@@ -56,9 +56,7 @@ def mesh(devices: Devices, fsdp: int = 1) -> Layout:
       ValueError: the devices cannot be divided into groups of `fsdp`.
     """
     if fsdp < 1 or len(devices) % fsdp:
-        raise ValueError(
-            f"config.train.fsdp: expected a divisor of {len(devices)} devices, found {fsdp}"
-        )
+        raise ValueError(f"fsdp: expected a divisor of {len(devices)} devices, found {fsdp}")
     return Layout(device_mesh(devices, fsdp), _wrap_mesh, _arrange_mesh)
 
 
@@ -80,17 +78,15 @@ def make_layout(parallel: str = "auto", fsdp: int = 1, *, devices: Devices | Non
     """
     devices = jax.devices() if devices is None else devices
     automatic = mesh if len(devices) > 1 else jit
-    factory = choose({"auto": automatic} | PARALLEL, parallel, "config.train.parallel")
+    factory = choose({"auto": automatic} | PARALLEL, parallel, "parallel")
     if factory is jit and jax.process_count() > 1:
         raise ValueError(
-            f"config.train.parallel: 'jit' is for one device, found {jax.process_count()} processes"
+            f"parallel: 'jit' is for one device, found {jax.process_count()} processes"
         )
     if factory is mesh:
         return mesh(devices, fsdp)
     if fsdp != 1:
-        raise ValueError(
-            f"config.train.fsdp: needs parallel = 'mesh', found {fsdp} under {factory.__name__!r}"
-        )
+        raise ValueError(f"fsdp: needs parallel = 'mesh', found {fsdp} under {factory.__name__!r}")
     return factory(devices)
 
 
@@ -103,7 +99,7 @@ def check_batch(layout: Layout, batch_size: int) -> None:
     devices, processes = layout.mesh.size, jax.process_count()
     if batch_size % devices:
         raise ValueError(
-            f"config.train.batch_size: {batch_size} examples cannot be divided over "
+            f"batch_size: {batch_size} examples cannot be divided over "
             f"{devices} devices ({processes} process{'es' * (processes > 1)} of {devices // processes})"
         )
 

@@ -109,7 +109,7 @@ def make_evaluator(
     importance = model.importance
     if importance is None:
         raise ValueError(
-            f"evaluate.importance_samples: {model.name!r} has no importance-weighted "
+            f"importance_samples: {model.name!r} has no importance-weighted "
             f"bound, expected 1, found {importance_samples}"
         )
 

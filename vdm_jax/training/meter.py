@@ -107,7 +107,7 @@ class Meter:
         self.streaks.pop(run, None)
         # skipped updates leave the parameters unchanged, so that a lost run can recover
         if self.lost.pop(run, None):
-            self._report(f"{run} goes on: the update of step {self.step} was applied")
+            self._report(f"{run} continues: the update of step {self.step} was applied")
         self._add_to_sum(run, "steps", 1.0)
         for name, value in row.items():
             self._add_to_sum(run, name, value)
@@ -144,7 +144,7 @@ class Meter:
             return
         for run in self.lost:
             if run not in lost_before:
-                self._report(f"{run} is lost, the others go on")
+                self._report(f"{run} is lost, the others continue")
 
     def _is_spike(self, run: str, loss: float) -> bool:
         """Return True if a loss is far above the recent ones, and add it to their mean and variance."""

@@ -43,7 +43,7 @@ def make_optimizer(
       (optimizer, rate), where `rate` maps the number of updates to the learning rate.
 
     Raises:
-      ValueError: an unknown name, or a decay that ends before the warm-up does.
+      ValueError: an unknown name, or a decay that does not end after the warm-up.
     """
     if decay_steps is None:
         rate = optax.constant_schedule(learning_rate)

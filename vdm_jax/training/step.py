@@ -58,9 +58,10 @@ def make_step(
       gradient was not finite, so that only the step number was changed, else 0.
 
     Raises:
-      ValueError: ema_decay outside [0, 1), or ema_every not a whole number of at least 1.
-      TypeError: a loss that is not a callable of three or four arguments, or an optimizer that is not an optax
-        transformation.
+      ValueError: ema_decay outside [0, 1), ema_every not a whole number of at least 1, or ema_warmup not a
+        boolean.
+      TypeError: a loss that is not a callable of three or four arguments, an optimizer that is not an optax
+        transformation, or an axis_name that is not a string.
 
     Examples:
       >>> import optax
@@ -110,10 +111,14 @@ def make_step(
 
         decay = jnp.asarray(ema_decay, jnp.float32)
         if ema_warmup:
-            ema_updates = state.step // ema_every
+            ema_updates = state.step
+            if ema_every > 1:
+                ema_updates = _counter("gradient_step", state.opt_state, state.step // ema_every)
             decay = jnp.minimum(decay, (1 + ema_updates) / (10 + ema_updates))
-        ema_due = (state.step + 1) % ema_every == 0
-        step_size = jnp.where(finite & ema_due, 1 - decay, 0.0)
+        ema_due = finite
+        if ema_every > 1:
+            ema_due &= _counter("mini_step", opt_state, (state.step + 1) % ema_every) == 0
+        step_size = jnp.where(ema_due, 1 - decay, 0.0)
         ema_params = optax.incremental_update(params, state.ema_params, step_size)
         metrics = metrics | {"loss": value, "grad_norm": grad_norm}
         metrics["skipped"] = 1 - finite.astype(jnp.float32)
@@ -129,3 +134,8 @@ def _mean_over(axis_name: str, leaf: Array) -> Array:
     """Return the mean of floats over an axis; integers and keys are the same on all devices."""
     is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)
     return jax.lax.pmean(leaf, axis_name) if is_float else leaf
+
+
+def _counter(name: str, opt_state: PyTree, default: Array) -> Array:
+    """Return a counter of `optax.MultiSteps`, which leaves out skipped steps; the default if there is none."""
+    return optax.tree.get(opt_state, name, default)

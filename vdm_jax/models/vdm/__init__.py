@@ -83,6 +83,7 @@ def vdm(
       ValueError: a name or an argument is unknown, `likelihood` does not fit the levels of the data, `mean` is
         used in continuous time, a learned schedule is combined with another weighting than the bound, or
         `train_schedule` is learned, has other ends than `schedule`, or is set although `timesteps` is.
+      TypeError: a component is of another type than its table's.
     """
     check_statistics(statistics)
     optional = {

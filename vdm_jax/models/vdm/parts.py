@@ -3,7 +3,6 @@
 The mathematics is per example and mapped over the batch; the network sees the whole batch.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -44,11 +43,6 @@ class VDM(NamedTuple):
     weighting: Weighting
     time_sampler: TimeSampler
     timesteps: int | None
-
-    @property
-    def bits(self) -> float:
-        """Conversion factor from nats per example to bits/dim."""
-        return 1 / (self.statistics.dim * math.log(2))
 
     @property
     def by_variance(self) -> bool:

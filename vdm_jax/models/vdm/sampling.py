@@ -10,8 +10,9 @@ from vdm_jax.models.denoiser import same_for_all
 from vdm_jax.models.keys import example_keys
 from vdm_jax.models.model import check_params
 from vdm_jax.models.vdm.parts import VDM
-from vdm_jax.samplers import Sampler, build_sampler, sample_chain
+from vdm_jax.samplers import SAMPLERS, Sampler, sample_chain
 from vdm_jax.schedules import interval
+from vdm_jax.specs import build
 from vdm_jax.typing import Array, Int, Key, Params, Spec
 
 
@@ -40,7 +41,7 @@ def sample(
     grid = model.timesteps or steps
     if not model.denoiser.parameterization.continuous and grid % steps != 0:
         raise ValueError(
-            f"steps: 'mean' is a step of the training chain, expected a divisor of "
+            f"steps: 'mean' predicts x_s of an interval of the training chain, expected a divisor of "
             f"timesteps = {grid}, found {steps}"
         )
     start_keys, chain_keys = example_keys(key, first + jnp.arange(n), 2)
@@ -60,7 +61,7 @@ def sample(
         chain_keys,
         schedule=model.schedule,
         schedule_params=params["schedule"],
-        sampler=build_sampler(sampler),
+        sampler=build(SAMPLERS, sampler, "sampler"),
         steps=steps,
     )
     return model.likelihood.decode(x0)

@@ -45,7 +45,7 @@ def loss(
     With a model state, the metrics are paired with the next model state.
     """
     draw, next_state = training_draw(model, params, key, batch, model_state)
-    bits = model.bits
+    bits = model.statistics.bits
     metrics = {name: bits * jnp.mean(term) for name, term in draw.bound._asdict().items()}
     value = bits * jnp.mean(draw.loss.total)
     metrics |= {"loss": value, "bits_per_dim": bits * jnp.mean(draw.bound.total)}
@@ -62,7 +62,9 @@ def loss_per_noise_level(
 ) -> Array:
     """Return the training loss by bin of γ, [K], without reconstruction and prior, bits/dim."""
     draw, _ = training_draw(model, params, key, batch, model_state)
-    return model.bits * jnp.mean(split_by_noise(draw.interval, draw.loss.matching, edges), 0)
+    return model.statistics.bits * jnp.mean(
+        split_by_noise(draw.interval, draw.loss.matching, edges), 0
+    )
 
 
 def training_draw(
@@ -100,7 +102,7 @@ def training_draw(
     if times.weight is not None:
         losses = {name: times.weight * value for name, value in losses.items()}
     if handle is not None:  # the schedule is learned, for which the loss is the bound
-        recorded = record_loss(losses["bound"], model.bits * handle)
+        recorded = record_loss(losses["bound"], model.statistics.bits * handle)
         losses = losses | {"bound": recorded, "loss": recorded}
     return as_draw(noisy.interval, bound, losses), state
 
