@@ -441,7 +441,7 @@ def test_links_in_the_folder_are_refused(copied, tmp_path):
 
 GONE = {
     "deleted": lambda folder: shutil.rmtree(folder),
-    "begun anew": lambda folder: (shutil.rmtree(folder), folder.mkdir(), (folder / "lock").touch()),
+    "replaced": lambda folder: (shutil.rmtree(folder), folder.mkdir(), (folder / "lock").touch()),
 }
 
 

@@ -32,9 +32,9 @@ class Dropped(nnx.Module):
 
 WRONG = [
     ({"parameterizations": ["epz"]}, "parameterizations: unknown name 'epz'; did you mean 'eps'"),
-    ({"parameterizations": []}, "parameterizations: expected some names"),
+    ({"parameterizations": []}, "parameterizations: expected names"),
     ({"parameterizations": ["v", "v"]}, "parameterizations: expected each once, found 'v' twice"),
-    ({"parameterizations": [eps()]}, "parameterizations: expected names; give own ones by name"),
+    ({"parameterizations": [eps()]}, "parameterizations: expected names, or a mapping"),
     ({"parameterizations": ["mean"], "timesteps": None}, "'mean' has no finite form in continuous"),
     ({"output_scales": ["row"]}, "output_scales: unknown name 'row'; choices: none"),
     ({"weightings": ["snr"]}, "weightings: unknown name 'snr'"),
@@ -111,7 +111,7 @@ def test_type_errors_and_mistakes_in_losses():
         (
             {"eps": lambda x, g: x},
             {"output_scale": "unit_variance"},
-            "statistics: are needed for base 'zero'",
+            "statistics: are needed for output_scale 'unit_variance'",
         ),
         ({"eps": Linen()}, {}, r"expected a callable .*, or its parameters beside network="),
         ({"eps": {"w": x}}, {"network": NET}, r"denoisers_or_params\['eps'\]: cannot be applied"),

@@ -249,7 +249,7 @@ ROWS = {
     "rate": (lambda: vdm.time_samplers.learned(rate=None), "rate: expected a number"),
     "width": (
         lambda: vdm.nets.mlp(width=True),
-        "width: expected whole numbers of at least 1, found True",
+        "width: expected a whole number of at least 1, found True",
     ),
     # mathematics
     "kl of numbers": (lambda: vdm.kl(1.0, NORMAL), "expected a Gaussian such as"),

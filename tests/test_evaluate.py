@@ -146,5 +146,5 @@ def test_models_without_that_bound_say_so():
     ):
         make_evaluator(vdm(STATISTICS, network=TINY), 1, 3)
     model = vae(STATISTICS, prior_weight=0)
-    with pytest.raises(ValueError, match=r"^vae: .*an autoencoder .* has neither a likelihood"):
+    with pytest.raises(ValueError, match=r"^vae: .*an autoencoder .* has no bound"):
         make_evaluator(model, 1)

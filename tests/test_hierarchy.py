@@ -197,5 +197,5 @@ def test_an_autoencoder_reconstructs_and_refuses_the_rest():
     assert loss == model.loss(params, jax.random.key(1), X)[0]  # no noise on the code
     assert model.importance is None
     for call in (model.elbo, model.sample):
-        with pytest.raises(ValueError, match=r"neither a likelihood.*nor samples.*it reconstructs"):
+        with pytest.raises(ValueError, match=r"no bound.*no samples.*reconstruct"):
             call(params, jax.random.key(0), 3)

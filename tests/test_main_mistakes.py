@@ -76,7 +76,7 @@ OVERRIDES = [
         "model.network.wdith=3",
         "--config.model.network.wdith: no such field; did you mean --config.model.network.width? fields",
     ),
-    ("train.steps.x=3", "--config.train.steps.x: no such field, for config.train.steps is 60"),
+    ("train.steps.x=3", "--config.train.steps.x: no such field: config.train.steps is 60"),
     ("train.steps=abc", "--config.train.steps: expected a whole number, found 'abc'"),
     ("train.steps=1.5", "--config.train.steps: expected a whole number, found '1.5'"),
     ("train.steps=None", "--config.train.steps: expected a whole number, found None"),
@@ -180,7 +180,7 @@ def test_unprepared_data(command, here):
     line = assert_one_line(
         command(f"--config={CONFIGS / 'cifar10.py'}", f"--config.data.data_dir={here}/x")
     )
-    assert line.startswith(f"config.data.data_dir: 'cifar10' is not prepared, for '{here}/x'")
+    assert line.startswith(f"config.data.data_dir: 'cifar10' is not prepared: '{here}/x'")
     assert (
         f"tfds.builder('cifar10', data_dir='{here}/x'" in line and "download_and_prepare()" in line
     )

@@ -81,9 +81,9 @@ def test_recovered_run_is_not_lost(capsys):
     meter = together([*first, *[(1.0, np.nan)] * 5])
     assert meter.ended is None and meter.step == 14
     lines = capsys.readouterr().err.splitlines()
-    assert lines.count("a is lost, the others go on") == 1
-    assert lines.count("a goes on: the update of step 5 was applied") == 1
-    assert lines.count("b is lost, the others go on") == 1
+    assert lines.count("a is lost, the others continue") == 1
+    assert lines.count("a continues: the update of step 5 was applied") == 1
+    assert lines.count("b is lost, the others continue") == 1
     together([*first, (np.nan, 1.0)])
     assert "a: loss is nan at step 10: update not applied (1 in a row" in capsys.readouterr().err
 

@@ -139,7 +139,7 @@ def test_elements_and_fields_of_fields(name):
         assert f"whole value, --config.{path}=<value>" in refusal(name, f"{path}[0]=16")
         if path not in HOLDS_COMPONENT[name]:
             line = refusal(name, f"{path}.x=16")
-            assert line.startswith(f"--config.{path}.x: no such field, for config.{path} is ")
+            assert line.startswith(f"--config.{path}.x: no such field: config.{path} is ")
 
 
 @every_config

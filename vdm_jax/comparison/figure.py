@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,10 +14,8 @@ from matplotlib.lines import Line2D
 from vdm_jax.comparison.measure import known_mean
 from vdm_jax.runs.plots import tile
 
-if TYPE_CHECKING:
-    from vdm_jax.comparison.result import Comparison as Result
-else:
-    Result = Any  # its module imports this one
+Result = Any
+"""A `Comparison`; its module imports this one."""
 
 
 class Picture(Figure):

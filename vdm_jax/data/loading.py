@@ -32,7 +32,9 @@ def load_dataset(
             "name: 'tfds' stands for any TFDS data set: write that one's name instead, "
             "such as 'svhn_cropped'"
         )
-    tfds_loader = partial(tfds_images, dataset=name, others=tuple(DATASETS))
+    tfds_loader = partial(
+        tfds_images, dataset=name, others=[row for row in DATASETS if row != "tfds"]
+    )
     load = DATASETS.get(name, tfds_loader)
     return load(data_dir=data_dir, train_split=train_split, test_split=test_split)
 
@@ -46,5 +48,6 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
+    "tfds": tfds_images,
 }
 """Loaders by name: (data_dir=..., train_split=..., test_split=...) -> `Dataset`; `tfds` loads any TFDS name."""

@@ -94,8 +94,8 @@ def check_timesteps(
         whole_number(timesteps, "timesteps", 1, MAX_STEPS)
     if timesteps is None and not parameterization.continuous:
         raise ValueError(
-            f"{name}: has no finite form in continuous time ('mean', or continuous=False): expected "
-            "timesteps=T, found None"
+            f"{name}: 'mean' has no finite form in continuous time, nor has a row with continuous=False: "
+            "give timesteps=T, found None"
         )
 
 

@@ -111,13 +111,9 @@ def make_step(
 
         decay = jnp.asarray(ema_decay, jnp.float32)
         if ema_warmup:
-            ema_updates = state.step
-            if ema_every > 1:
-                ema_updates = _counter("gradient_step", state.opt_state, state.step // ema_every)
-            decay = jnp.minimum(decay, (1 + ema_updates) / (10 + ema_updates))
-        ema_due = finite
-        if ema_every > 1:
-            ema_due &= _counter("mini_step", opt_state, (state.step + 1) % ema_every) == 0
+            updated = _counter("gradient_step", state.opt_state, state.step, ema_every)
+            decay = jnp.minimum(decay, (1 + updated) / (10 + updated))
+        ema_due = finite & (_counter("mini_step", opt_state, state.step + 1, ema_every) == 0)
         step_size = jnp.where(ema_due, 1 - decay, 0.0)
         ema_params = optax.incremental_update(params, state.ema_params, step_size)
         metrics = metrics | {"loss": value, "grad_norm": grad_norm}
@@ -136,6 +132,10 @@ def _mean_over(axis_name: str, leaf: Array) -> Array:
     return jax.lax.pmean(leaf, axis_name) if is_float else leaf
 
 
-def _counter(name: str, opt_state: PyTree, default: Array) -> Array:
-    """Return a counter of `optax.MultiSteps`, which leaves out skipped steps; the default if there is none."""
-    return optax.tree.get(opt_state, name, default)
+def _counter(name: str, opt_state: PyTree, step: Array, every: int) -> Array:
+    """Return the updates so far ("gradient_step"), or the batches since the last ("mini_step").
+
+    The counters of `optax.MultiSteps` leave out skipped steps. Without them, every step counts.
+    """
+    default = step // every if name == "gradient_step" else step % every
+    return default if every == 1 else optax.tree.get(opt_state, name, default)
