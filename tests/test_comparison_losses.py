@@ -159,3 +159,13 @@ def test_losses_accept_parameters_or_a_callable():
     assert [*chain] == [*ROWS]
     integers = vdm.parameterization_losses(lambda xt, g: 0 * xt, images(), jax.random.key(1))
     assert np.isfinite(integers["v"].bits_per_dim).all()
+
+
+def test_losses_accept_specs_and_built_bases():
+    x, key = jnp.zeros((2, 3)), jax.random.key(0)
+    expected = vdm.parameterization_losses({"eps": lambda xt, g: xt}, x, key)["eps"]
+    for base in ({"name": "zero"}, vdm.bases.zero()):
+        losses = vdm.parameterization_losses(
+            {"eps": lambda xt, g: xt}, x, key, base=base, output_scale={"name": "none"}
+        )
+        np.testing.assert_array_equal(losses["eps"].bits_per_dim, expected.bits_per_dim)

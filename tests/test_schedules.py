@@ -312,6 +312,8 @@ def test_ends_beyond_float32_are_refused(name, ends):
         ("from_betas", {"betas": [*[0.5] * 90, 1.0]}, "the signal is lost before the last step"),
         ("from_betas", {"betas": [0.1, 0.2, np.nan]}, r"betas\[2\]: .* found nan"),
         ("from_betas", {"betas": np.full(400, 0.5)}, r"expected ends in .* 277\."),
+        ("from_betas", {"betas": [0.5, 1e-20, 1e-20]}, "the SNR does not fall"),
+        ("sigmoid", {"start": -1000.0}, r"start: expected a number in \[-80, 80\], found"),
         ("sigmoid", {"start": 1.0, "end": 1.0}, "start: expected less than end = 1.0, found 1.0"),
         (
             "learned_monotone",
@@ -323,3 +325,15 @@ def test_ends_beyond_float32_are_refused(name, ends):
 def test_arguments_that_make_no_schedule_are_refused(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         SCHEDULES[name](**kwargs)
+
+
+@pytest.mark.parametrize(
+    "ends", [{"gamma_min": 40.0, "gamma_max": 70.0}, {"start": 40.0, "end": 50.0}], ids=str
+)
+def test_sigmoid_is_exact_where_logistic_values_round_to_one(ends):
+    schedule = SCHEDULES["sigmoid"](**ends)
+    t = jnp.linspace(0, 1, 11)
+    gamma = np.asarray(schedule.gamma(None, t), np.float64)
+    delta = np.asarray(schedule.delta(None, jnp.zeros(()), t), np.float64)
+    assert np.isfinite(gamma).all() and np.all(np.diff(gamma) > 0)
+    np.testing.assert_allclose(delta, gamma - gamma[0], rtol=1e-5, atol=1e-4)

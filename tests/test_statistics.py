@@ -335,3 +335,8 @@ def test_inconsistent_fields_are_damage(tmp_path, field, value):
         ValueError, match=rf"statistics\.npz is damaged: .*{field if value is not None else ''}"
     ):
         load_statistics(path)
+
+
+def test_counts_over_all_positions_need_the_shape():
+    with pytest.raises(ValueError, match=r"shape: expected that of one example .* found None"):
+        fit_statistics(np.ones(4, np.int64))

@@ -453,3 +453,18 @@ def test_accumulated_half_batches_equal_one_full_batch():
     np.testing.assert_array_equal(of_halves[0], 1)
     np.testing.assert_allclose(of_halves[1::2], of_whole, rtol=1e-5)
     np.testing.assert_array_equal(of_halves[2], of_halves[1])
+
+
+def test_average_follows_an_accumulating_optimizer_through_skipped_steps():
+    """One batch that is not finite delays the update and the average alike."""
+    optimizer = optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation()
+    step = make_step(
+        lambda params, key, x: (params * jnp.mean(x), {}), optimizer, ema_decay=0.0, ema_every=2
+    )
+    state = init_state(jnp.zeros(()), optimizer, jax.random.key(0))
+    averages = []
+    for value in (1.0, np.nan, 1.0, 1.0, 1.0):
+        state, metrics = step(state, jnp.full(1, value))
+        assert float(metrics["skipped"]) == float(np.isnan(value))
+        averages.append((float(state.params), float(state.ema_params)))
+    assert averages == [(0, 0), (0, 0), (-1, -1), (-1, -1), (-2, -2)]
