@@ -206,11 +206,11 @@ def _loaded(workdir: Path, read: Callable[..., Any] = load) -> Any:
         raise ValueError(f"--checkpoint: expected newest, best or a step, found {step!r}")
     settings = settings_of(config).train
     step = int(step) if step.isdecimal() else step
-    if (workdir / CONFIG_FILE).exists() and (lines := difference(read_config(workdir), config)):
+    loaded = read(workdir, step, parallel=settings.parallel, fsdp=settings.fsdp)
+    if lines := difference(read_config(workdir), config):
         raise ValueError(
             f"{workdir} holds a run of another config ({CONFIG_FILE}): {'; '.join(lines)}"
         )
-    loaded = read(workdir, step, parallel=settings.parallel, fsdp=settings.fsdp)
     return with_sections(loaded, {name: config[name] for name in ("evaluate", "sample", "data")})
 
 
