@@ -54,11 +54,11 @@ def test_hierarchy_is_trained_resumed_and_plotted(tmp_path):
 def test_autoencoder_reports_that_it_has_no_bound(tmp_path):
     lines = []
     trained = vdm.train(shrunk("ae"), tmp_path, log=lines.append)
-    assert lines[0].startswith("no test bound: an autoencoder (prior_weight = 0) has neither")
+    assert lines[0].startswith("no test bound: an autoencoder (prior_weight = 0) has no bound")
     assert (tmp_path / "reconstructions.png").exists() and (tmp_path / "loss.png").exists()
     assert not (tmp_path / "samples.png").exists()
     for refused in (trained.bits_per_dim, lambda: trained.sample(jax.random.key(0), 2)):
-        with pytest.raises(ValueError, match="neither a likelihood"):
+        with pytest.raises(ValueError, match="has no bound, because its loss lacks the prior term"):
             refused()
     again = []
     vdm.train(shrunk("ae"), tmp_path, log=again.append)
