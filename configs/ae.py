@@ -2,8 +2,8 @@
 
     python -m vdm_jax.main --config=configs/ae.py
 
-It has no likelihood and no samples, and says so; it writes reconstructions and interpolations. Under a minute
-on 2 CPU cores.
+It has no likelihood and no samples, and the report says so; it writes reconstructions and interpolations. Under
+a minute on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

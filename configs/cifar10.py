@@ -2,9 +2,9 @@
 
     TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/cifar10.py
 
-For accelerators; the paper reports 2.65 bits/dim after 10 M steps. Not run here. As it is, a step's temporary
-arrays take 42 GiB in the program compiled for a CPU; with --config.model.network.scan=True and
---config.model.network.remat=save_conv 13 GiB, with remat=full 9 GiB (docs/speed.md).
+For accelerators; not run here. The paper reports 2.65 bits/dim after 10 M steps. Compiled for a CPU, a step has
+42 GiB of temporary arrays. --config.model.network.scan=True with --config.model.network.remat=save_conv reduces
+them to 13 GiB, and remat=full to 9 GiB (docs/speed.md).
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -2,7 +2,7 @@
 
     python -m vdm_jax.main --config=configs/mean.py
 
-Measured: test 1.760 ± 0.020 bits/dim (297 examples, 16 draws each) after 1,500 steps, some
+Measured: test 1.760 ± 0.020 bits/dim (297 examples, 16 draws each) after 1,500 steps, a few
 minutes on 2 CPU cores.
 """
 

@@ -12,20 +12,20 @@ from vdm_jax.config import default_vae
 
 def get_config():
     config = default_vae()
-    one = config.model
+    vae = config.model
     config.model = ConfigDict(
         {
             "name": "mhvae",
             "chain": {
                 "name": "gaussian",
                 "latents": (16, 16, 16, 16),
-                "encoder": one.encoder,
-                "decoder": one.decoder,
+                "encoder": vae.encoder,
+                "decoder": vae.decoder,
                 "level": {"name": "mlp", "width": 128, "depth": 1},
             },
-            "likelihood": one.likelihood,
-            "draws": one.draws,
-            "prior_weight": one.prior_weight,
+            "likelihood": vae.likelihood,
+            "draws": vae.draws,
+            "prior_weight": vae.prior_weight,
         }
     )
     return config

@@ -2,9 +2,9 @@
 
     TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/mnist.py
 
-The training schedule spends its times where a network this small has something to learn, γ between −7.5
-and 3, and the plain squared error of eps weighs them alike; nearer to the data, what the base leaves is
-mostly the noise of the grey levels. The bound that is reported is the exact one.
+The training schedule has most of its times at γ between −7.5 and 3, where a network this small can improve on
+the base, and the plain squared error of eps weighs all times equally. Closer to the data, most of the base's
+error is the noise of the grey levels. The reported bound is exact.
 
 Measured: test 1.087 ± 0.003 bits/dim (10,000 examples, 4 draws each), 18 minutes on 2 CPU cores, of which
 16 were training.

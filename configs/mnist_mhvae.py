@@ -1,5 +1,5 @@
-"""A hierarchical VAE of four latents on MNIST (28×28, 256 levels), prepared by TFDS: `mnist_vae.py` and
-three more.
+"""A hierarchical VAE of four latents on MNIST (28×28, 256 levels), prepared by TFDS: `mnist_vae.py` with
+three more latents.
 
     TFDS_DATA_DIR=... python -m vdm_jax.main --config=configs/mnist_mhvae.py
 

@@ -16,9 +16,9 @@ def get_config():
     config = default()
     config.sweep.parameterizations = ("mean", "x0", "eps", "v", "score")
     config.sweep.seeds = (0, 1)
-    config.model.timesteps = 1000  # a mean has no form in continuous time
+    config.model.timesteps = 1000  # `mean` has no continuous-time form
     config.model.output_scale = "none"
-    config.model.time_sampler = "uniform"  # the same ones for all rows
+    config.model.time_sampler = "uniform"  # shared by all runs
     config.model.network = ConfigDict(
         {"name": "mlp", "width": 256, "depth": 3, "dropout": 0.1, "dtype": "float32"}
     )

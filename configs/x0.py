@@ -2,7 +2,7 @@
 
     python -m vdm_jax.main --config=configs/x0.py
 
-Measured: test 1.738 ± 0.018 bits/dim (297 examples, 16 draws each) after 1,500 steps, some
+Measured: test 1.738 ± 0.018 bits/dim (297 examples, 16 draws each) after 1,500 steps, a few
 minutes on 2 CPU cores.
 """
 

@@ -84,6 +84,7 @@ def make_step(
     if not isinstance(axis_name, str | None):
         raise TypeError(f"axis_name: expected a name or None, found {describe(axis_name)}")
     optimizer = optax.with_extra_args_support(optimizer)
+    ema_step_size = partial(_ema_step_size, ema_decay, ema_warmup, ema_every)
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         # a function of the run and the step alone, so that a resumed run draws the same noise
@@ -109,12 +110,7 @@ def make_step(
         )
         params = optax.apply_updates(state.params, updates)
 
-        decay = jnp.asarray(ema_decay, jnp.float32)
-        if ema_warmup:
-            updated = _counter("gradient_step", state.opt_state, state.step, ema_every)
-            decay = jnp.minimum(decay, (1 + updated) / (10 + updated))
-        ema_due = finite & (_counter("mini_step", opt_state, state.step + 1, ema_every) == 0)
-        step_size = jnp.where(ema_due, 1 - decay, 0.0)
+        step_size = jnp.where(finite, ema_step_size(state, opt_state), 0.0)
         ema_params = optax.incremental_update(params, state.ema_params, step_size)
         metrics = metrics | {"loss": value, "grad_norm": grad_norm}
         metrics["skipped"] = 1 - finite.astype(jnp.float32)
@@ -132,10 +128,16 @@ def _mean_over(axis_name: str, leaf: Array) -> Array:
     return jax.lax.pmean(leaf, axis_name) if is_float else leaf
 
 
-def _counter(name: str, opt_state: PyTree, step: Array, every: int) -> Array:
-    """Return the updates so far ("gradient_step"), or the batches since the last ("mini_step").
-
-    The counters of `optax.MultiSteps` leave out skipped steps. Without them, every step counts.
-    """
-    default = step // every if name == "gradient_step" else step % every
-    return default if every == 1 else optax.tree.get(opt_state, name, default)
+def _ema_step_size(
+    ema_decay: float, ema_warmup: bool, ema_every: int, state: TrainState, opt_state: PyTree
+) -> Array:
+    """Return the fraction by which the average moves to the new parameters, 0 between two updates."""
+    updates, remainder = state.step // ema_every, (state.step + 1) % ema_every
+    if ema_every > 1:
+        # the counters of an accumulating optimizer leave out skipped steps
+        updates = optax.tree.get(state.opt_state, "gradient_step", updates)
+        remainder = optax.tree.get(opt_state, "mini_step", remainder)
+    decay = jnp.asarray(ema_decay, jnp.float32)
+    if ema_warmup:
+        decay = jnp.minimum(decay, (1 + updates) / (10 + updates))
+    return jnp.where(remainder == 0, 1 - decay, 0.0)
