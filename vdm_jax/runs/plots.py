@@ -70,7 +70,7 @@ def strips(path: Path, rows: np.ndarray, *, levels: int, title: str) -> None:
     )
     axes = figure.subplots()
     axes.imshow(picture, interpolation="nearest", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=9, wrap=True)
     axes.set_axis_off()
     _save(path, figure)
 
@@ -94,7 +94,7 @@ def loss_curve(path: Path, rows: Rows, *, test: Evaluation | None = None, title:
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         is_bound = name == "bits_per_dim"
         _curve(axes, rows, name, test if is_bound else None, test_rows if is_bound else [])
-    figure.suptitle(title, fontsize=8)
+    figure.suptitle(title, fontsize=8, wrap=True)
     _save(path, figure)
 
 
@@ -246,7 +246,7 @@ def weight_curves(
         axes.set_xlabel("noise  ←  log-SNR λ  →  data")
         axes.grid(alpha=0.25)
     figure.axes[0].set_ylabel("effective weight ω, per unit of λ")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, wrap=True)
     figure.legend(
         handles=lines,
         loc="outside lower center",
