@@ -88,7 +88,7 @@ def identity(trained: TrainedModel) -> dict[str, Any]:
     settings = trained.settings
     return {
         "of": {
-            "weights": trained.weights,
+            "weights": trained.weights_digest,
             "statistics": digest_of(trained.statistics),
             "data": fingerprint(trained.dataset),
             "model": settings.model,

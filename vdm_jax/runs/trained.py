@@ -86,7 +86,7 @@ class TrainedModel:
         return self.load(vars(self.settings.data))
 
     @cached_property
-    def weights(self) -> str:
+    def weights_digest(self) -> str:
         """Digest of the EMA weights, 16 hexadecimal digits, which identifies the weights of a result."""
         digest = hashlib.sha256()
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.state.ema_params):

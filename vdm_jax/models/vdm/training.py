@@ -11,7 +11,6 @@ import numpy as np
 
 from vdm_jax.checks import check_key
 from vdm_jax.diffusion import Interval
-from vdm_jax.effective_weights import training_weight
 from vdm_jax.elbo import Elbo, NoisySample, training_interval, weighted_square
 from vdm_jax.models.keys import example_keys
 from vdm_jax.models.model import BatchLike, Metrics, TrainingDraw, check_params, encoded
@@ -20,6 +19,7 @@ from vdm_jax.models.vdm.parts import VDM, corrupt, terms
 from vdm_jax.time_samplers import TimeSample, TrainingPath
 from vdm_jax.typing import Array, Key, Keys, Params, PyTree, Reals, Scalar
 from vdm_jax.variance import per_example_params, record_loss
+from vdm_jax.weightings import training_weight
 
 
 def init(model: VDM, key: Key) -> Params:
