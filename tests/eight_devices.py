@@ -14,7 +14,7 @@ import vdm_jax as vdm
 from vdm_jax.config import to_dict
 from vdm_jax.data import level_counts, load_dataset, train_batches
 from vdm_jax.elbo import draw_times
-from vdm_jax.models.keys import example_keys
+from vdm_jax.keys import example_keys
 from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.runs.sweep import Run, Sweep
 from vdm_jax.training.checkpoint import CheckpointStore

@@ -13,10 +13,10 @@ import vdm_jax
 PACKAGE = "vdm_jax"
 ROOT = Path(vdm_jax.__file__).parent
 FLOORS = [  # a name stands for the module, or for everything in the folder
-    {"typing", "checks", "gaussian", "xla", "specs", "runtime"},
+    {"typing", "checks", "gaussian", "keys", "xla", "specs", "runtime"},
     {"diffusion", "schedules", "likelihoods", "mixtures", "variance"},
     {"parameterizations", "bases", "output_scales", "weightings", "reductions"},
-    {"elbo", "effective_weights", "samplers", "time_samplers", "nets"},
+    {"elbo", "effective_weights", "samplers", "time_samplers", "estimators", "nets"},
     {"models"},
     {"training", "data"},
     {

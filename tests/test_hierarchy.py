@@ -22,11 +22,11 @@ from small_hierarchy import (
 
 from vdm_jax.elbo import NoisySample, matching
 from vdm_jax.gaussian import Gaussian
+from vdm_jax.keys import example_keys, fold_each
 from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.models import CHAINS, Statistics, mhvae, vae, vdm
 from vdm_jax.models.chain import diffusion, gaussian
 from vdm_jax.models.denoiser import denoiser
-from vdm_jax.models.keys import example_keys, fold_each
 from vdm_jax.models.latents import ascend, level_terms
 from vdm_jax.schedules import linear
 

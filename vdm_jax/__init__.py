@@ -17,6 +17,7 @@ from vdm_jax import (  # noqa: E402
     bases,
     diffusion,
     elbo,
+    estimators,
     likelihoods,
     output_scales,
     parameterizations,
@@ -28,6 +29,7 @@ from vdm_jax import (  # noqa: E402
 from vdm_jax.diffusion import Interval, marginal, posterior, transition  # noqa: E402
 from vdm_jax.effective_weights import effective_weights  # noqa: E402
 from vdm_jax.elbo import negative_elbo  # noqa: E402
+from vdm_jax.estimators import log_likelihood  # noqa: E402
 from vdm_jax.gaussian import Gaussian, kl  # noqa: E402
 from vdm_jax.mixtures import Mixture  # noqa: E402
 from vdm_jax.parameterizations import to_x0  # noqa: E402
@@ -62,6 +64,7 @@ __all__ = [
     "diffusion",
     "effective_weights",
     "elbo",
+    "estimators",
     "generate",
     "init_state",
     "interval",
@@ -69,6 +72,7 @@ __all__ = [
     "likelihoods",
     "load",
     "load_sweep",
+    "log_likelihood",
     "make_step",
     "marginal",
     "models",
@@ -106,6 +110,7 @@ _LATER = {
     "BASES": "bases",
     "OUTPUT_SCALES": "output_scales",
     "FORMS": "elbo",
+    "ESTIMATORS": "estimators",
     "Elbo": "elbo",
     "LIKELIHOODS": "likelihoods",
     "PARAMETERIZATIONS": "parameterizations",

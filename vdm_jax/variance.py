@@ -4,7 +4,7 @@ In continuous time the bound does not depend on the path between the schedule's 
 variance of its estimate does. Because the mean is constant, the gradient of the variance is that of the second
 moment,
 
-    ∇ E[L²] = E[2 L ∇L]                                                                   (26)
+    ∇ E[L²] = E[2 L ∇L]                                                                   (39)
 
 so that the contribution of each example is its gradient of the bound times 2 L. The losses are known when the
 backward pass begins: `record_loss` passes them to a handle as its cotangent, and `per_example_params`, which

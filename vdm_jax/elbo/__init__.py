@@ -14,6 +14,16 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from vdm_jax.checks import check_array, check_callable, check_key
+from vdm_jax.elbo.batch import (
+    Draw,
+    Process,
+    corrupt,
+    draw_terms,
+    log_prob_of_data,
+    process_of,
+    same_for_all,
+    terms,
+)
 from vdm_jax.elbo.consistency import consistency_bridge, consistency_log_ratio, consistency_printed
 from vdm_jax.elbo.denoising import denoising
 from vdm_jax.elbo.terms import (
@@ -42,23 +52,31 @@ from vdm_jax.typing import Key, Numbers, Params, Spec
 __all__ = [
     "FORMS",
     "Denoise",
+    "Draw",
     "Elbo",
     "NoisySample",
+    "Process",
     "check_ends",
     "check_timesteps",
     "consistency_bridge",
     "consistency_log_ratio",
     "consistency_printed",
+    "corrupt",
     "denoising",
     "draw_noisy",
+    "draw_terms",
     "draw_times",
+    "log_prob_of_data",
     "matching",
     "mean_of_draws",
     "negative_elbo",
     "output_of",
     "predict_data",
     "prior",
+    "process_of",
     "reconstruction",
+    "same_for_all",
+    "terms",
     "training_interval",
     "weighted_square",
 ]

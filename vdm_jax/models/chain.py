@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from vdm_jax.bases import Base
 from vdm_jax.checks import check_key, check_sizes
 from vdm_jax.diffusion import Interval, data_interval, marginal, posterior, transition
-from vdm_jax.elbo import check_ends, check_timesteps
+from vdm_jax.elbo import check_ends, check_timesteps, same_for_all
 from vdm_jax.gaussian import Gaussian
+from vdm_jax.keys import fold_each
 from vdm_jax.likelihoods import Likelihood, observation
-from vdm_jax.models.denoiser import denoiser, same_for_all
-from vdm_jax.models.keys import fold_each
+from vdm_jax.models.denoiser import denoiser
 from vdm_jax.models.model import Statistics
 from vdm_jax.nets import NETS, Network
 from vdm_jax.nets.adapters import as_map

@@ -116,8 +116,3 @@ def _checked_output(output: Any, xt: Array) -> Array:
     if output.shape != xt.shape:
         raise ValueError(f"network: gives {output.shape[1:]} for data {xt.shape[1:]}")
     return in_precision_of(output, xt)
-
-
-def same_for_all(interval: Interval, xt: Array) -> Interval:
-    """Repeat one interval for each example of a batch `xt` [B, *d]."""
-    return jax.tree.map(lambda value: jnp.broadcast_to(value, xt.shape[:1]), interval)

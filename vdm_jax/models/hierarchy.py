@@ -12,9 +12,9 @@ import numpy as np
 from vdm_jax.checks import describe, real_number, whole_number
 from vdm_jax.elbo import Elbo, mean_of_draws
 from vdm_jax.gaussian import Gaussian
+from vdm_jax.keys import example_keys, fold_each
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.models.chain import Chain
-from vdm_jax.models.keys import example_keys, fold_each
 from vdm_jax.models.latents import ascend, latent_usage, level_terms, log_ratio
 from vdm_jax.models.model import BatchLike, Metrics, Model, Statistics, check_params, encoded
 from vdm_jax.typing import Array, ArrayLike, Int, Key, Keys, Params, Reals, Scalar

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.gaussian import Gaussian, cross_entropy, kl, standard_normal
+from vdm_jax.keys import fold_each
 from vdm_jax.models.chain import Chain
-from vdm_jax.models.keys import fold_each
 from vdm_jax.typing import Array, Keys, Params
 
 

@@ -37,7 +37,7 @@ Metrics = dict[str, Array]
 class TrainingDraw(NamedTuple):
     """One noisy sample of each example of a batch, and its scores.
 
-    Terms that depend on the time are multiplied by the importance weight of the time, eq. (24). Their means
+    Terms that depend on the time are multiplied by the importance weight of the time, eq. (37). Their means
     therefore estimate the means over uniform times, for any density of the times.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Densities of training times: importance sampling over t, eq. (24), (25)."""
+"""Densities of training times: importance sampling over t, eq. (37), (38)."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Densities that are constant on K bins of the training times, and draws from them, eq. (24), (25).
+"""Densities that are constant on K bins of the training times, and draws from them, eq. (37), (38).
 
 The bins divide the unit interval, or the steps of a chain into consecutive groups. Probabilities are whole
 multiples of 2⁻²⁰, so that the weights are exact and the mean over the draws is unbiased to the last bit.
@@ -99,7 +99,7 @@ def bin_probabilities(
 def draw_weighted(
     key: Key, phase: Real, probability: Float[Array, " K"], timesteps: int | None
 ) -> TimeSample:
-    """Draw times from a density that is constant on bins, stratified as in `draw_times`, eq. (24).
+    """Draw times from a density that is constant on bins, stratified as in `draw_times`, eq. (37).
 
     Args:
       key: one key for the batch.
@@ -155,7 +155,7 @@ def updated_moments(
 
 
 def best_mass(moments: Float[Array, " K"], edges: np.ndarray) -> Float[Array, " K"]:
-    """Return the mass of each bin under the optimal density, eq. (25), from E[L² | bin]."""
+    """Return the mass of each bin under the optimal density, eq. (38), from E[L² | bin]."""
     moments = _promoted(moments)
     return jnp.sqrt(jnp.maximum(moments, 0)) * jnp.asarray(shares(edges), moments.dtype)
 

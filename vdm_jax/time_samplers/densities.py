@@ -1,15 +1,15 @@
 """Densities of training times.
 
-    E_t L(t) = E_u[w L(t(u))],   t = Φ⁻¹(u),   w = 1/p(t)                                   (24)
-    its variance is minimal for    p(t) ∝ √E[L² | t]                                       (25)
+    E_t L(t) = E_u[w L(t(u))],   t = Φ⁻¹(u),   w = 1/p(t)                                   (37)
+    its variance is minimal for    p(t) ∝ √E[L² | t]                                       (38)
 
 The density p is constant on K bins of the unit interval, or on K groups of consecutive steps of a chain, and
 mixed with a uniform density, which bounds the weights. It determines the distribution of the draws but not the
 estimate: every density gives the same expectation. u is that of eq. (15), stratified over the global batch.
 
     uniform          p = 1: no weights
-    analytic         (25) for a network whose output is zero; its error is that of the base
-    learned          (25) from running averages of L² in each bin, initially those of `analytic`
+    analytic         (38) for a network whose output is zero; its error is that of the base
+    learned          (38) from running averages of L² in each bin, initially those of `analytic`
     logit_normal     log(t/(1 − t)) normal
     lognormal_sigma  log(σ/α) = γ/2 normal
 

@@ -6,10 +6,10 @@ import numpy as np
 
 from vdm_jax.checks import whole_number
 from vdm_jax.diffusion import Interval
-from vdm_jax.elbo import Elbo, draw_times, mean_of_draws, training_interval
-from vdm_jax.models.keys import example_keys, fold_each, split_each
+from vdm_jax.elbo import Elbo, draw_terms, mean_of_draws, training_interval
+from vdm_jax.keys import example_keys, fold_each
 from vdm_jax.models.model import BatchLike, check_params, encoded
-from vdm_jax.models.vdm.parts import VDM, corrupt, terms
+from vdm_jax.models.vdm.parts import VDM, process
 from vdm_jax.typing import Array, Key, Params
 
 
@@ -38,14 +38,13 @@ def elbo_per_noise_level(
     check_params(params)
     batch, x0 = encoded(batch, model.statistics, model.likelihood)
     time_keys, draw_keys = example_keys(key, batch.index, 2)
+    diffusion = process(model, params)
 
     def one_draw(i):
-        noise_keys, end_keys = split_each(fold_each(draw_keys, i), 2)
         # one time key for all draws: with the phases i / draws, their times are stratified, eq. (15)
-        times = jax.vmap(lambda key: draw_times(key, i / draws, model.timesteps))(time_keys)
-        noisy = corrupt(model, model.schedule, params["schedule"], noise_keys, x0, times)
-        bound, _ = terms(model, params, batch.x, x0, noisy, end_keys)
-        return bound, split_by_noise(noisy.interval, bound.matching, edges)
+        keys, phase = fold_each(draw_keys, i), i / draws
+        draw = draw_terms(diffusion, batch.x, x0, time_keys, keys, phase, model.timesteps)
+        return draw.bound, split_by_noise(draw.noisy.interval, draw.bound.matching, edges)
 
     return mean_of_draws(one_draw, draws)
 

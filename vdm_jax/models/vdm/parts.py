@@ -1,21 +1,15 @@
-"""The components of a variational diffusion model, and the terms of its bound for a batch.
-
-The mathematics is per example and mapped over the batch; the network sees the whole batch.
-"""
+"""The components of a variational diffusion model, and its process for given params."""
 
 from typing import NamedTuple
 
-import jax
-
-from vdm_jax.diffusion import data_interval, marginal
-from vdm_jax.elbo import Elbo, NoisySample, draw_noisy, matching, prior
-from vdm_jax.likelihoods import Likelihood, observation
-from vdm_jax.models.denoiser import Denoiser, same_for_all
+from vdm_jax.elbo import Process
+from vdm_jax.likelihoods import Likelihood
+from vdm_jax.models.denoiser import Denoiser
 from vdm_jax.models.model import Statistics
 from vdm_jax.parameterizations import Parameterization
 from vdm_jax.schedules import Schedule
 from vdm_jax.time_samplers import TimeSampler
-from vdm_jax.typing import Array, ArrayLike, Keys, Params, Reals
+from vdm_jax.typing import Keys, Params
 from vdm_jax.weightings import Weighting
 
 
@@ -53,79 +47,18 @@ class VDM(NamedTuple):
         return self.timesteps is None and self.schedule.interior is not None
 
 
-def corrupt(
-    model: VDM,
-    schedule: Schedule,
-    schedule_params: Params,
-    keys: Keys,
-    x0: Array,
-    times: Array,
-    params_axes: dict[str, int | None] | None = None,
-) -> NoisySample:
-    """Draw the latents of a batch at the given times.
+def process(model: VDM, params: Params, dropout_keys: Keys | None = None) -> Process:
+    """Return the process of a model with its params.
 
     Args:
-      schedule: the path, `model.schedule` or `model.train_schedule`.
-      schedule_params: its params, some of which may have an axis of examples.
-      keys: [B].
-      x0: [B, *d].
-      times: [B].
-      params_axes: name -> 0 for params with an axis of examples, None for the others; None if none has one.
-    """
-
-    def corrupt_example(key, x0, t, params):
-        return draw_noisy(
-            key, x0, t, schedule=schedule, schedule_params=params, timesteps=model.timesteps
-        )
-
-    return jax.vmap(corrupt_example, (0, 0, 0, params_axes))(keys, x0, times, schedule_params)
-
-
-def terms(
-    model: VDM,
-    params: Params,
-    x: ArrayLike,
-    x0: Array,
-    noisy: NoisySample,
-    keys: Keys,
-    dropout_keys: Keys | None = None,
-) -> tuple[Elbo, Array]:
-    """Return the terms of −ELBO, [B] each, and the error x_0 − x̂_0 [B, *d] of a noisy sample.
-
-    Args:
-      x: data [B, *d] as stored.
-      x0: the encoded data.
-      noisy: arrays with a leading axis [B].
-      keys: [B], which draw the least noisy latents.
       dropout_keys: [B], or None for no dropout.
     """
-    reconstruction, prior_nats = ends(model, params, x, x0, keys, dropout_keys)
-    error = model.denoiser.error(params["network"], noisy, dropout_keys)
-    return Elbo(reconstruction, jax.vmap(matching)(noisy, error), prior_nats), error
-
-
-def ends(
-    model: VDM,
-    params: Params,
-    x: ArrayLike,
-    x0: Array,
-    keys: Keys,
-    dropout_keys: Keys | None = None,
-) -> tuple[Reals, Reals]:
-    """Return reconstruction and prior, nats [B] each, eq. (11), (12). The arguments are those of `terms`."""
-    likelihood = model.likelihood
-    gamma_0 = model.schedule.gamma(params["schedule"], 0.0)
-    gamma_1 = model.schedule.gamma(params["schedule"], 1.0)
-    latent = jax.vmap(lambda key, x0: marginal(x0, gamma_0).sample(key))(keys, x0)
-    x0_hat = None
-    if (
-        likelihood.uses_prediction
-    ):  # otherwise the latent is the observation, and saves a call of the network
-        last = same_for_all(data_interval(gamma_0), x0)
-        x0_hat = model.denoiser.predict(params["network"], latent, last, dropout_keys)
-
-    def log_prob(x, latent, x0_hat):
-        return likelihood.log_prob(x, *observation(likelihood, latent, x0_hat, gamma_0))
-
-    nats = -jax.vmap(log_prob)(x, latent, x0_hat)
-    return nats, jax.vmap(prior, (0, None))(x0, gamma_1)
+    network = params["network"]
+    return Process(
+        predict=lambda xt, intervals: model.denoiser.predict(network, xt, intervals, dropout_keys),
+        error=lambda noisy: model.denoiser.error(network, noisy, dropout_keys),
+        parameterization=model.denoiser.parameterization,
+        schedule=model.schedule,
+        schedule_params=params["schedule"],
+        likelihood=model.likelihood,
+    )

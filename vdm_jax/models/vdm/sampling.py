@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 from vdm_jax.checks import MAX_STEPS, whole_number
 from vdm_jax.diffusion import Interval, data_interval
+from vdm_jax.elbo import same_for_all
+from vdm_jax.keys import example_keys
 from vdm_jax.likelihoods import observation
-from vdm_jax.models.denoiser import same_for_all
-from vdm_jax.models.keys import example_keys
 from vdm_jax.models.model import check_params
 from vdm_jax.models.vdm.parts import VDM
 from vdm_jax.samplers import SAMPLERS, Sampler, sample_chain

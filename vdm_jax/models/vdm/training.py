@@ -11,11 +11,18 @@ import numpy as np
 
 from vdm_jax.checks import check_key
 from vdm_jax.diffusion import Interval
-from vdm_jax.elbo import Elbo, NoisySample, training_interval, weighted_square
-from vdm_jax.models.keys import example_keys
+from vdm_jax.elbo import (
+    Elbo,
+    NoisySample,
+    corrupt,
+    terms,
+    training_interval,
+    weighted_square,
+)
+from vdm_jax.keys import example_keys
 from vdm_jax.models.model import BatchLike, Metrics, TrainingDraw, check_params, encoded
 from vdm_jax.models.vdm.bound import split_by_noise
-from vdm_jax.models.vdm.parts import VDM, corrupt, terms
+from vdm_jax.models.vdm.parts import VDM, process
 from vdm_jax.time_samplers import TimeSample, TrainingPath
 from vdm_jax.typing import Array, Key, Keys, Params, PyTree, Reals, Scalar
 from vdm_jax.variance import per_example_params, record_loss
@@ -93,9 +100,8 @@ def training_draw(
 
     times, state = sample_times(model, params, time_key, batch.phase, model_state)
     noisy, handle = corrupt_for_training(model, params, noise_keys, x0, times.t)
-    bound, error = terms(
-        model, params, batch.x, x0, noisy, end_keys, dropout_keys if dropout else None
-    )
+    diffusion = process(model, params, dropout_keys if dropout else None)
+    bound, error = terms(diffusion, batch.x, x0, noisy, end_keys)
     losses = weigh(model, noisy, error, bound.matching)
     # the sampler learns where the loss is large, and so takes the losses before their importance weights
     state = model.time_sampler.update(state, times, losses["loss"] / model.statistics.dim)
@@ -152,14 +158,16 @@ def corrupt_for_training(
     """
     schedule, schedule_params = model.schedule, params["schedule"]
     if not model.by_variance:
-        return corrupt(model, model.train_schedule, schedule_params, keys, x0, times), None
-    # eq. (26) multiplies the gradient of each example by its loss, which needs a copy for each example
+        path = model.train_schedule
+        return corrupt(path, schedule_params, keys, x0, times, model.timesteps), None
+    # eq. (39) multiplies the gradient of each example by its loss, which needs a copy for each example
     interior, handle = per_example_params(
         schedule_params[schedule.interior], jnp.zeros(times.shape)
     )
     axes = {name: 0 if name == schedule.interior else None for name in schedule_params}
     per_example = schedule_params | {schedule.interior: interior}
-    return corrupt(model, schedule, per_example, keys, x0, times, axes), handle
+    noisy = corrupt(schedule, per_example, keys, x0, times, model.timesteps, axes)
+    return noisy, handle
 
 
 def weigh(model: VDM, noisy: NoisySample, error: Array, matching: Reals) -> dict[str, Reals]:
