@@ -288,7 +288,8 @@ def main() -> None:
             )
             test = json.loads((workdir / "evaluation.json").read_text())["test"]
             x = np.asarray(trained.sample(key, SHOWN, steps=steps))
-            pictures.append((f"{name}, {output_scale}", x, f"{test['bits_per_dim']:.3f}"))
+            label = name if output_scale == "unit_variance" else f"{name}, unscaled"
+            pictures.append((label, x, f"{test['bits_per_dim']:.3f}"))
             result = {"parameterization": name, "output_scale": output_scale, "test": test}
             results.append(result | {"config": trained.config})
             print(f"{name}, {output_scale}: {test['bits_per_dim']:.3f} bits/dim", flush=True)
@@ -307,7 +308,7 @@ def main() -> None:
         out / "parameterizations.png",
         [("data", data, ""), *pictures],
         dataset.levels,
-        ("output, scale", "bits/dim"),
+        ("output", "bits/dim"),
     )
     keys = jax.random.split(jax.random.key(SEED + 1), BATCHES)
     measured, pictures = [], []
