@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from vdm_jax import main
-from vdm_jax.runs import trained as loading
+from vdm_jax.runs import start as loading
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMOKE = f"--config={CONFIGS / 'smoke.py'}"

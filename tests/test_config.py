@@ -25,6 +25,7 @@ from vdm_jax.data import load_dataset, train_batches
 from vdm_jax.models import MODELS, Statistics, build_model
 from vdm_jax.runs import report
 from vdm_jax.runs import trained as runs
+from vdm_jax.runs.start import fresh
 from vdm_jax.settings import ROWS, settings_of
 from vdm_jax.training.dispatch import make_layout
 from vdm_jax.training.evaluate import Evaluation
@@ -81,7 +82,7 @@ def test_shipped_configs_are_built_initialised_and_stepped(name):
 
     def build():
         model = build_model(config["model"], Statistics(shape, levels, log_counts=log_counts))
-        return model, jax.eval_shape(partial(runs.fresh, config["seed"], model, optimizer))
+        return model, jax.eval_shape(partial(fresh, config["seed"], model, optimizer))
 
     model, state = build()
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -170,26 +171,34 @@ def test_every_field_of_evaluate_and_sample_is_read(monkeypatch, tmp_path):
         arguments.update(n=n, sampler=sampler, steps=steps)
         return jax.numpy.zeros((n, *shape), np.uint8)
 
-    def make_evaluator(model, draws, importance_samples, layout):
-        arguments.update(draws=draws, importance_samples=importance_samples)
+    def make_evaluator(estimator, layout):
+        arguments.update(draws=estimator.settings["draws"], estimators=[estimator.settings["name"]])
+        return lambda params, key, batch, fitted: {}
 
     def evaluate(*args, **kwargs):
         batch, _ = next(args[3])
         arguments.update(batch_size=len(batch.x))
         return Evaluation(*[0.0] * 5, 297, "", "", 0)
 
+    def fit(measure, params, key, batches, layout):
+        arguments.update(fit_examples=sum(mask.sum() for _, mask in batches))
+
     monkeypatch.setattr(runs, "make_evaluator", make_evaluator)
+    monkeypatch.setattr(runs, "fit", fit)
     monkeypatch.setattr(runs, "evaluate", evaluate)
     monkeypatch.setattr(runs.jax, "jit", lambda function, **options: function)
     state = init_state({}, optax.identity(), jax.random.key(0))
     trained = runs.TrainedModel(config, model._replace(sample=sample), statistics, state, tmp_path)
     trained.evaluate()
+    trained.evaluate(estimator={"name": "tuned", "timesteps": 2})
+    arguments["estimators"] = ["elbo"]
     report.draw_samples(trained, tmp_path / "samples.png")
     assert config["sample"].read == fields("sample")
     assert fields("evaluate") <= arguments.keys()
     assert arguments == {
         "draws": config["evaluate"]["draws"],
-        "importance_samples": config["evaluate"]["importance_samples"],
+        "estimators": config["evaluate"]["estimators"],
+        "fit_examples": config["evaluate"]["fit_examples"],
         "batch_size": config["evaluate"]["batch_size"],
         "n": config["sample"]["count"],
         "sampler": config["sample"]["sampler"],
@@ -307,7 +316,9 @@ BAD = [
     ("optimizer.accumulate", 0, "config.optimizer.accumulate: .* found 0"),
     ("evaluate.batch_size", 0, "config.evaluate.batch_size: .* found 0"),
     ("evaluate.draws", 0, "config.evaluate.draws: .* found 0"),
-    ("evaluate.importance_samples", 0, "config.evaluate.importance_samples: .* found 0"),
+    ("evaluate.estimators", (3,), r"config.evaluate.estimators: expected a name or .* found 3"),
+    ("evaluate.estimators", ({"steps": 3},), r"config.evaluate.estimators: expected a name or"),
+    ("evaluate.fit_examples", 0, "config.evaluate.fit_examples: .* found 0"),
     ("sample.count", 0, "config.sample.count: .* found 0"),
     ("sample.steps", 0, "config.sample.steps: .* found 0"),
     ("model.base", np.zeros(2), "config.model.base: expected a number, .* found ndarray"),

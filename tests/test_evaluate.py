@@ -10,6 +10,7 @@ import pytest
 from vdm_jax.data import Split, eval_batches
 from vdm_jax.elbo import Elbo
 from vdm_jax.models import Statistics, vae, vdm
+from vdm_jax.models.likelihood import build_estimator
 from vdm_jax.nets import Network
 from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
 
@@ -31,7 +32,7 @@ def assert_close(a: Evaluation, b: Evaluation, rtol):
 def test_each_example_once_and_nothing_of_the_padding(batch_size):
     size, dim, seen = 10, 4, []
 
-    def evaluator(params, key, batch):
+    def evaluator(params, key, batch, fitted):
         """Parts that are known for each example, and poison where the batch is padded."""
         i = np.where(batch.index < size, batch.index, np.nan).astype(np.float64)
         seen.extend(batch.index[batch.index < size])
@@ -55,11 +56,11 @@ def test_each_example_once_and_nothing_of_the_padding(batch_size):
     assert_close(result, expected, 1e-12)
     parts = result.reconstruction + result.matching + result.prior
     np.testing.assert_allclose(result.bits_per_dim, parts, rtol=1e-12)
-    assert all(type(value) in (float, int, str) for value in result)  # as JSON has them
+    assert all(type(value) in (float, int, str, dict, type(None)) for value in result)  # of JSON
 
 
 def test_one_example_has_no_standard_error():
-    def evaluator(params, key, batch):
+    def evaluator(params, key, batch, fitted):
         return Elbo(*(np.ones(len(batch.index)),) * 3)._asdict()
 
     batches = eval_batches(split(1), batch_size=3)
@@ -76,7 +77,9 @@ def estimate():
     )
     model = vdm(Statistics((2, 2, 1), 5), network=network)
     params = model.init(jax.random.key(0))
-    evaluators = {draws: make_evaluator(model, draws) for draws in (1, 2, 16)}
+    evaluators = {
+        draws: make_evaluator(build_estimator(model, "elbo", draws)) for draws in (1, 2, 16)
+    }
 
     def run(size, batch_size, draws=2, seed=0):
         batches = eval_batches(split(size), batch_size=batch_size)
@@ -129,9 +132,9 @@ def test_the_importance_weighted_bound_has_no_parts_and_is_tighter():
     leaves = [leaf + 0.5 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
     params = jax.tree.unflatten(tree, leaves)
     results = {}
-    for samples in (1, 20):
+    for samples, spec in ((1, "elbo"), (20, {"name": "importance", "samples": 20})):
         batches = eval_batches(split(40), batch_size=16)
-        evaluator = make_evaluator(model, 4, samples)
+        evaluator = make_evaluator(build_estimator(model, spec, 4))
         results[samples] = evaluate(evaluator, params, jax.random.key(0), batches, dim=4, **WORDS)
     elbo, tight = results[1], results[20]
     assert elbo.reconstruction > 0 and elbo.prior > 0
@@ -140,11 +143,17 @@ def test_the_importance_weighted_bound_has_no_parts_and_is_tighter():
     assert str(tight).splitlines()[0].endswith(" bits/dim") and "= reconstr" in str(elbo)
 
 
-def test_models_without_that_bound_say_so():
-    with pytest.raises(
-        ValueError, match=r"importance_samples: 'vdm' has no .* expected 1, found 3"
-    ):
-        make_evaluator(vdm(STATISTICS, network=TINY), 1, 3)
+def test_models_without_an_estimator_say_so():
+    message = "estimator: 'ode' needs a diffusion process, which 'vae' does not have; choices: elbo"
+    with pytest.raises(ValueError, match=message):
+        build_estimator(vae(STATISTICS, encoder=TINY, decoder=TINY), "ode")
+    with pytest.raises(ValueError, match="estimator: unknown name 'iwae'"):
+        build_estimator(vae(STATISTICS, encoder=TINY, decoder=TINY), "iwae")
+    with pytest.raises(ValueError, match=r"estimator\.timesteps: needed, because"):
+        build_estimator(vdm(STATISTICS, network=TINY), "importance")
+    mean = vdm(STATISTICS, network=TINY, parameterization="mean", timesteps=4)
+    with pytest.raises(ValueError, match=r"estimator\.timesteps: 'mean' .* expected 4, found 3"):
+        build_estimator(mean, {"name": "elbo", "timesteps": 3})
     model = vae(STATISTICS, prior_weight=0)
     with pytest.raises(ValueError, match=r"^vae: .*an autoencoder .* has no bound"):
-        make_evaluator(model, 1)
+        build_estimator(model, "elbo")

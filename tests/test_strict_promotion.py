@@ -9,6 +9,7 @@ from vdm_jax.effective_weights import effective_weights
 from vdm_jax.elbo import FORMS, negative_elbo
 from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.models import MODELS, Statistics
+from vdm_jax.models.likelihood import build_estimator
 from vdm_jax.parameterizations import PARAMETERIZATIONS
 from vdm_jax.samplers import SAMPLERS, generate
 from vdm_jax.schedules import SCHEDULES
@@ -122,7 +123,7 @@ def test_a_train_step_the_bound_and_samples(family, fields, optimizer):
     state, metrics = lowered.out_info
     assert metrics["loss"].dtype == jnp.float32
     params = state.ema_params
-    bound = jax.eval_shape(make_evaluator(model, 2), params, key, X)
+    bound = jax.eval_shape(make_evaluator(build_estimator(model, "elbo", 2)), params, key, X)
     assert jnp.dtype("float32") in {part.dtype for part in bound.values()}
     if model.importance is not None:
         jax.eval_shape(make_evaluator(model, 1, 2), params, key, X)

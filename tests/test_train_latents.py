@@ -43,7 +43,7 @@ def test_hierarchy_is_trained_resumed_and_plotted(tmp_path):
             assert min(picture.size) > 100
     rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert {"kl_1", "gain_2", "level_1", "level_2", "bits_per_dim"} <= rows[-1].keys()
-    tight = whole.evaluate("test", importance_samples=3)
+    tight = whole.evaluate("test", estimator={"name": "importance", "samples": 3})
     assert "importance-weighted bound of 3 samples" in tight.estimator and tight.prior is None
     again = []
     vdm.train(shrunk("mhvae"), tmp_path / "whole", log=again.append)
@@ -83,8 +83,8 @@ def test_autoencoder_reports_that_it_has_no_bound(tmp_path):
         ),
         (
             "vae",
-            {"evaluate.importance_samples": 0},
-            r"config\.evaluate\.importance_samples: expected .* at least 1, found 0",
+            {"evaluate.estimators": ({"name": "importance", "samples": 0},)},
+            r"config\.evaluate: estimator\.samples: expected .* at least 1, found 0",
         ),
         (
             "vae",
@@ -93,8 +93,8 @@ def test_autoencoder_reports_that_it_has_no_bound(tmp_path):
         ),
         (
             "smoke",
-            {"evaluate.importance_samples": 4},
-            r"importance_samples: 'vdm' has no importance",
+            {"evaluate.estimators": ("importance",)},
+            r"estimator\.timesteps: needed, because the estimator has no continuous-time limit",
         ),
     ],
 )

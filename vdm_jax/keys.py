@@ -10,10 +10,15 @@ from vdm_jax.checks import check_key
 from vdm_jax.typing import ArrayLike, Key, Keys
 
 
+def key_of_each(key: Key, index: ArrayLike) -> Keys:
+    """Return a key [B] for each example, from its index [B] in the global batch."""
+    check_key(key)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
 def example_keys(key: Key, index: ArrayLike, n: int) -> tuple[Keys, ...]:
     """Return `n` keys [B] for each example, from its index [B] in the global batch."""
-    check_key(key)
-    return split_each(jax.vmap(jax.random.fold_in, (None, 0))(key, index), n)
+    return split_each(key_of_each(key, index), n)
 
 
 def split_each(keys: Keys, n: int) -> tuple[Keys, ...]:

@@ -31,6 +31,7 @@ from vdm_jax.runs import report
 from vdm_jax.runs import train as trainer
 from vdm_jax.runs import weights as weights_report
 from vdm_jax.runs.axes import is_sweep
+from vdm_jax.runs.estimates import report_estimates
 from vdm_jax.runs.folder import CONFIG as CONFIG_FILE
 from vdm_jax.runs.folder import read_config
 from vdm_jax.runs.load import load, load_sweep, with_sections
@@ -86,11 +87,11 @@ def train(workdir: Path) -> None:
 
 
 def evaluate(workdir: Path) -> None:
-    """Evaluate a checkpoint with the settings of the command line."""
+    """Evaluate a checkpoint with the estimators and settings of the command line."""
     if is_sweep(to_dict(_config())):
         report.report_sweep(_loaded(workdir, load_sweep), workdir, log)
     else:
-        log(f"test: {_loaded(workdir).evaluate('test')}")
+        report_estimates(_loaded(workdir), workdir, log)
 
 
 def sample(workdir: Path) -> None:

@@ -125,11 +125,30 @@ def parse_value(field: Field, override: Override) -> Any:
         return None
     try:
         if field.kind is tuple:
+            if field.element is object:
+                return _specs(text)
             return tuple(_scalar(part, field.element) for part in _elements(text))
         return _scalar(text, field.kind)
     except ValueError:
         shown = text if text == "None" else repr(text if len(text) < 80 else f"{text[:77]}...")
         raise ValueError(f"{override.flag}: expected {expected}, found {shown}") from None
+
+
+def _specs(text: str) -> tuple[Any, ...]:
+    """Parse a list of names and of specs such as ('elbo', {'name': 'ode', 'steps': 32}).
+
+    Raises:
+      ValueError: an element that is neither.
+    """
+    value = literal(text)
+    if isinstance(value, str):  # names without quotes
+        value = _elements(text)
+    elements = [value] if isinstance(value, dict) else value
+    if not isinstance(elements, list | tuple):
+        raise ValueError
+    if not all(isinstance(element, str | dict) and element for element in elements):
+        raise ValueError
+    return tuple(elements)
 
 
 def _elements(text: str) -> list[str]:

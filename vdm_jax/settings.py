@@ -23,6 +23,9 @@ AT_LEAST_TWO = Rule("a whole number of at least 2", lambda v: v >= 2)
 NOT_NEGATIVE = Rule("a finite number of at least 0", lambda v: 0 <= v < math.inf)
 ABOVE_ZERO = Rule("a finite number above 0", lambda v: 0 < v < math.inf)
 FRACTION = Rule("a number in [0, 1)", lambda v: 0 <= v < 1)
+SPEC = Rule(
+    "a name or {'name': ...}", lambda v: isinstance(v, str) or (isinstance(v, dict) and "name" in v)
+)
 PART = Rule("a number in [0, 1]", lambda v: 0 <= v <= 1)
 
 
@@ -101,7 +104,8 @@ class EvaluateSettings:
 
     batch_size: int = row(100, AT_LEAST_ONE, may_change=True)
     draws: int = row(16, AT_LEAST_ONE, may_change=True)
-    importance_samples: int = row(1, AT_LEAST_ONE, may_change=True)
+    estimators: Sequence[Any] = row(("elbo",), SPEC, may_change=True)
+    fit_examples: int = row(1024, AT_LEAST_ONE, may_change=True)
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class Row(NamedTuple):
 
     Attributes:
       kind: type of the value; list for a list.
-      element: type of the elements of a list, or None.
+      element: type of the elements of a list, `object` for any; or None.
       optional: True if the value may be None.
       default: value in the default config.
       rule: condition on the value, or on each element of a list; or None.
@@ -164,7 +168,7 @@ def _rows(kind: type, prefix: str = "") -> dict[str, Row]:
         is_list = get_origin(hint) is Sequence
         rows[f"{prefix}{declared.name}"] = Row(
             kind=list if is_list else types[0],
-            element=types[0] if is_list else None,
+            element=(object if types[0] is Any else types[0]) if is_list else None,
             optional=type(None) in arguments,
             default=declared.default,
             rule=declared.metadata["rule"],

@@ -90,9 +90,9 @@ def _from_config(plain: dict[str, Any], defaults: dict[str, Any]) -> dict[str, A
         )
     if sweep["learning_rates"]:
         raise ValueError("config.sweep.learning_rates: are not compared, expected none")
-    if (samples := plain["evaluate"]["importance_samples"]) != 1:
+    if (estimators := plain["evaluate"]["estimators"]) != ["elbo"]:
         raise ValueError(
-            f"config.evaluate.importance_samples: comparisons are of ELBOs, expected 1, found {samples}"
+            f"config.evaluate.estimators: comparisons are of ELBOs, expected ['elbo'], found {estimators}"
         )
     arguments = {name: model[name] for name in defaults if name in model}
     for axis in CHOICES:

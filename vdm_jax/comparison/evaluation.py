@@ -16,7 +16,7 @@ from vdm_jax.comparison.quality import Quality
 from vdm_jax.comparison.result import Comparison
 from vdm_jax.comparison.setup import Setup
 from vdm_jax.effective_weights import EffectiveWeights, effective_weights
-from vdm_jax.runs.trained import initial_schedule_params
+from vdm_jax.runs.start import initial_schedule_params
 from vdm_jax.schedules import SCHEDULES
 from vdm_jax.specs import build
 from vdm_jax.typing import PyTree

@@ -16,8 +16,8 @@ import numpy as np
 from vdm_jax.data import Split, eval_batches, train_batches
 from vdm_jax.elbo import Elbo
 from vdm_jax.models import Model, PerNoiseLevel
+from vdm_jax.runs.start import stream
 from vdm_jax.runs.sweep import Sweep
-from vdm_jax.runs.trained import stream
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import make_step
 from vdm_jax.typing import Array, PyTree

@@ -113,12 +113,18 @@ def train_batches(
 
 
 def eval_batches(
-    split: Split, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    split: Split,
+    *,
+    batch_size: int,
+    first: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yield the whole split in order, each example once, with a mask: (Batch [b, *d], bool [B]).
+    """Yield a split in order, each example once, with a mask: (Batch [b, *d], bool [B]).
 
-    The last batch is padded with zeros, where the mask is False. `index` is the index in the split, `phase` is
-    (index mod B) / B. The mask is that of the global batch, of which this process has its block.
+    The batches begin with example `first`; the last one is padded with zeros, where the mask is False. `index`
+    is the index in the split, `phase` is (index mod B) / B. The mask is that of the global batch, of which this
+    process has its block.
 
     Raises:
       ValueError: raised at the call, for a batch size below 1 or one that the processes cannot share equally.
@@ -135,7 +141,7 @@ def eval_batches(
 
     # an inner generator, so that the checks above run at the call and not at the first batch
     def batches() -> Iterator[tuple[Batch, np.ndarray]]:
-        for start in range(0, size, batch_size):
+        for start in range(first, size, batch_size):
             index = (start + block).astype(np.int32)
             images = split.images[index[index < size]]
             padding = np.zeros((len(block) - len(images), *images.shape[1:]), images.dtype)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from vdm_jax.checks import check_array, check_callable, check_key
 from vdm_jax.elbo import Denoise, check_ends, process_of
 from vdm_jax.estimators.base import Estimate, Estimator
-from vdm_jax.estimators.bounds import elbo, tuned
+from vdm_jax.estimators.bounds import elbo, time_of, tuned
 from vdm_jax.estimators.dequantization import DEQUANTIZATIONS
 from vdm_jax.estimators.importance import importance
 from vdm_jax.estimators.ode import DIVERGENCES, EXACT_LIMIT, SOLVERS, ode
@@ -38,6 +38,7 @@ __all__ = [
     "importance",
     "log_likelihood",
     "ode",
+    "time_of",
     "tuned",
 ]
 
@@ -109,7 +110,7 @@ def log_likelihood(
         likelihood=likelihood,
     )
     with located("estimator", estimator.settings):
-        estimator.check(process)
         batch = jnp.asarray(x)[None]
+        estimator.check(parameterization, likelihood, batch[0].size)
         x0 = jax.vmap(likelihood.encode)(batch)
         return estimator.estimate(process, batch, x0, key[None]).log_prob[0]

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, NamedTuple
 
 from vdm_jax.elbo import Elbo, Process
+from vdm_jax.likelihoods import Likelihood
+from vdm_jax.parameterizations import Parameterization
 from vdm_jax.typing import Array, ArrayLike, Keys, Reals
 
 
@@ -21,6 +23,11 @@ class Estimate(NamedTuple):
     discretization: Reals | None = None
 
 
+def accept(parameterization: Parameterization, likelihood: Likelihood, dim: int) -> None:
+    """Accept every process."""
+    del parameterization, likelihood, dim
+
+
 class Estimator(NamedTuple):
     """An estimator of the log-likelihood of a diffusion process.
 
@@ -28,15 +35,18 @@ class Estimator(NamedTuple):
       estimate: (process, x, x0, keys, fitted=None) -> `Estimate` of a batch: `x` [B, *d] as stored, `x0` the
         encoded data, and `keys` [B], on which alone the randomness of each example depends. `fitted` is the
         mean of `fit` over training examples.
-      calls: number of calls of the network for one example.
+      calls: likelihood -> number of calls of the network for one example.
+      description: the estimator and its settings in words, for reports.
       settings: name -> value, for reports: timesteps, samples, dequantization, draws and others.
       fit: (process, x0, keys) -> an array, which is averaged over batches of training examples and passed to
         `estimate`; None for an estimator that needs no training examples.
-      check: process -> None; raises ValueError if the process does not have this estimator.
+      check: (parameterization, likelihood, dim) -> None; raises ValueError if a process of these components
+        does not have the estimator.
     """
 
     estimate: Callable[Concatenate[Process, ArrayLike, Array, Keys, ...], Estimate]
-    calls: Callable[[Process], int]
+    calls: Callable[[Likelihood], int]
+    description: str
     settings: Mapping[str, Any]
     fit: Callable[[Process, Array, Keys], Array] | None = None
-    check: Callable[[Process], None] = lambda process: None
+    check: Callable[[Parameterization, Likelihood, int], None] = accept

@@ -42,8 +42,9 @@ def elbo(*, timesteps: int | None = None, draws: int = 1) -> Estimator:
     return Estimator(
         estimate,
         calls=lambda likelihood: draws * (1 + likelihood.uses_prediction),
+        description=f"diffusion ELBO, {time_of(timesteps)}, {draws} draws per example",
         settings={"timesteps": timesteps, "draws": draws},
-        check=lambda process: check_timesteps(timesteps, process.parameterization),
+        check=lambda row, likelihood, dim: check_timesteps(timesteps, row),
     )
 
 
@@ -87,10 +88,15 @@ def tuned(*, timesteps: int | None, variance: Any = FITTED, draws: int = 1) -> E
     return Estimator(
         estimate,
         calls=lambda likelihood: draws * (1 + likelihood.uses_prediction),
+        description=f"diffusion ELBO{reverse.words}, T = {steps}, {draws} draws per example",
         settings={"timesteps": steps, "draws": draws, "variance": reverse.name},
         fit=reverse.fit,
-        check=lambda process: check_timesteps(steps, process.parameterization),
     )
+
+
+def time_of(timesteps: int | None) -> str:
+    """Return the time of a bound in words, for reports."""
+    return "continuous time" if timesteps is None else f"T = {timesteps}"
 
 
 def chain_steps(timesteps: int | None) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vdm_jax.checks import whole_number
 from vdm_jax.diffusion import Interval, alpha, log_sigma, marginal, sigma
-from vdm_jax.elbo import NoisySample, Process, check_timesteps, log_prob_of_data, same_for_all
+from vdm_jax.elbo import NoisySample, Process, log_prob_of_data, same_for_all
 from vdm_jax.estimators.base import Estimate, Estimator
 from vdm_jax.estimators.bounds import chain_steps
 from vdm_jax.estimators.variance import Excess, ReverseVariance, residual
@@ -47,9 +47,9 @@ def importance(*, timesteps: int | None, samples: int = 10, variance: Any = None
     return Estimator(
         estimate,
         calls=lambda likelihood: samples * (steps + likelihood.uses_prediction),
+        description=f"importance-weighted bound of {samples} trajectories{reverse.words}, T = {steps}",
         settings={"timesteps": steps, "samples": samples, "variance": reverse.name},
         fit=reverse.fit,
-        check=lambda process: check_timesteps(steps, process.parameterization),
     )
 
 

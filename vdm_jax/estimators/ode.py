@@ -6,8 +6,9 @@ It is the likelihood of the flow, which is another model than the chain whose EL
 the same steps, uniform in γ, so that no device waits for another and results do not depend on adaptive steps.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,10 @@ from vdm_jax.estimators.dequantization import DEQUANTIZATIONS
 from vdm_jax.estimators.importance import log_mean_exp
 from vdm_jax.gaussian import standard_normal
 from vdm_jax.keys import fold_each, split_each
+from vdm_jax.likelihoods import Likelihood
+from vdm_jax.parameterizations import Parameterization
 from vdm_jax.specs import choose
-from vdm_jax.typing import Array, Keys, Reals, Scalar
+from vdm_jax.typing import Array, ArrayLike, Keys, Reals, Scalar
 
 EXACT_LIMIT = 256
 """The largest dimension of data for the exact divergence, which costs one backward pass for each dimension."""
@@ -119,52 +122,62 @@ def ode(
     if check_steps and steps % 2:
         raise ValueError(f"steps: expected an even number with check_steps, found {steps}")
 
-    def dequantize(process, x, x0, keys):
-        if process.likelihood.levels is None:
-            gamma_0 = process.gamma(0.0)
-            log_volume = x0[0].size * log_alpha(gamma_0)
-            return alpha(gamma_0) * x0, jnp.full(x0.shape[:1], log_volume)
-        return DEQUANTIZATIONS[dequantization or "decoder"](process, x, x0, keys)
+    def log_prob(process, x, x0, keys, steps):
+        draw_keys, probe_keys = split_each(keys, 2)
+        y, log_ratio = latent_of(process, x, x0, draw_keys, dequantization)
+        return log_ratio + flow_log_prob(process, y, probe_keys, solver, steps, divergence)
 
     def estimate(process, x, x0, keys, fitted=None):
         del fitted
-        check(process)
-        if divergence == "exact":
-            check_dimension(x0[0].size)
 
-        def log_prob(m, steps):
-            draw_keys, probe_keys = split_each(fold_each(keys, m), 2)
-            y, log_ratio = dequantize(process, x, x0, draw_keys)
-            return log_ratio + flow_log_prob(process, y, probe_keys, solver, steps, divergence)
+        def on_grid(steps):
+            def draw(m):
+                return log_prob(process, x, x0, fold_each(keys, m), steps)
 
-        fine = log_mean_exp(lambda m: log_prob(m, steps), samples)
-        if not check_steps:
-            return Estimate(fine)
-        coarse = log_mean_exp(lambda m: log_prob(m, steps // 2), samples)
-        return Estimate(fine, discretization=fine - coarse)
+            return log_mean_exp(draw, samples)
 
-    def check(process):
-        if not process.parameterization.continuous:
-            raise ValueError(
-                "parameterization: 'mean' is defined on the steps of a chain, expected another for 'ode'"
-            )
-        is_continuous = process.likelihood.levels is None
-        if is_continuous and dequantization is not None:
-            raise ValueError(
-                f"dequantization: continuous data need none, expected None, found {dequantization!r}"
-            )
-        if is_continuous and samples > 1:
-            raise ValueError(f"samples: draws of a dequantization, expected 1, found {samples}")
+        fine = on_grid(steps)
+        return Estimate(fine, discretization=fine - on_grid(steps // 2) if check_steps else None)
 
     def calls(likelihood):
         grid = steps + check_steps * (steps // 2)
         decodes = likelihood.uses_prediction and dequantization in (None, "decoder")
         return samples * (grid * len(SOLVERS[solver].nodes) + decodes * (1 + check_steps))
 
-    settings = {"samples": samples, "solver": solver, "steps": steps, "divergence": divergence}
-    return Estimator(
-        estimate, calls, settings | {"dequantization": dequantization or "decoder"}, check=check
-    )
+    settings = {
+        "samples": samples,
+        "solver": solver,
+        "steps": steps,
+        "divergence": divergence,
+        "dequantization": dequantization,
+    }
+    words = f"probability-flow ODE, {steps} steps of {solver}, {divergence} divergence"
+    if dequantization is not None:
+        words += f", {samples} draw{'s' if samples > 1 else ''} of {dequantization} dequantization"
+    return Estimator(estimate, calls, words, settings, check=partial(check, settings))
+
+
+def check(
+    settings: Mapping[str, Any],
+    parameterization: Parameterization,
+    likelihood: Likelihood,
+    dim: int,
+) -> None:
+    """Raise ValueError unless a process of these components has the ODE with the given settings."""
+    if not parameterization.continuous:
+        raise ValueError(
+            "parameterization: 'mean' is defined on the steps of a chain, expected another for 'ode'"
+        )
+    if settings["divergence"] == "exact":
+        check_dimension(dim)
+    if likelihood.levels is not None:
+        return
+    if (name := settings["dequantization"]) is not None:
+        raise ValueError(
+            f"dequantization: continuous data need none, expected None, found {name!r}"
+        )
+    if (samples := settings["samples"]) > 1:
+        raise ValueError(f"samples: draws of a dequantization, expected 1, found {samples}")
 
 
 def check_dimension(dim: int) -> None:
@@ -174,6 +187,16 @@ def check_dimension(dim: int) -> None:
             f"divergence: 'exact' costs d = {dim} backward passes for each call of the network, expected at "
             f"most {EXACT_LIMIT} dimensions; 'rademacher' costs one"
         )
+
+
+def latent_of(
+    process: Process, x: ArrayLike, x0: Array, keys: Keys, dequantization: str | None
+) -> tuple[Array, Reals]:
+    """Return y at γ_0, and the terms that turn log p(y) into log p(x), nats [B], eq. (27)."""
+    if process.likelihood.levels is None:
+        gamma_0 = process.gamma(0.0)
+        return alpha(gamma_0) * x0, jnp.full(x0.shape[:1], x0[0].size * log_alpha(gamma_0))
+    return DEQUANTIZATIONS[dequantization or "decoder"](process, x, x0, keys)
 
 
 def flow_log_prob(

@@ -81,6 +81,11 @@ class ReverseVariance:
             if not is_traced(variance) and not np.all(np.asarray(self.given) > -1):
                 raise ValueError("variance: expected numbers above −1, found a smaller one")
 
+    @property
+    def words(self) -> str:
+        """The variance in words, for reports."""
+        return "" if self.name is None else f" with {self.name} variance"
+
     def excess(self, process: Process, shape: tuple[int, ...], fitted: Array | None) -> Excess:
         """Return r as a function of the step.
 

@@ -1,5 +1,6 @@
 """The interface of a model: pure functions of (params, key, batch)."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -98,7 +99,9 @@ class Model(NamedTuple):
       init_model_state: params -> model state, which the loss updates at every training step, such as the
         running averages of learned training times; None for a model without one.
       importance: (params, key, batch, samples) -> −log of the mean of `samples` importance weights, nats [B];
-        None if the model has no such bound.
+        None if the model has no such bound of its own.
+      estimator: (spec, draws) -> `models.likelihood.ModelEstimator`, for a model with more estimators of its
+        likelihood than `elbo` and `importance`; None for others.
       plots: name -> function (params, data [n, *d]) -> images [rows, columns, *d].
       unsupported: the reason why `elbo` and `sample` raise ValueError, for a model that is not generative.
       per_noise_level: the bound and the loss by noise level; None for a model without noise levels.
@@ -113,6 +116,8 @@ class Model(NamedTuple):
     components: str
     init_model_state: Callable[[Params], PyTree] = no_model_state
     importance: Callable[[Params, Key, BatchLike, int], Array] | None = None
+    # Any: the type is defined above this module
+    estimator: Callable[[Any, int], Any] | None = None
     plots: Mapping[str, Callable[[Params, Array | np.ndarray], Array]] = MappingProxyType({})
     unsupported: str | None = None
     per_noise_level: PerNoiseLevel | None = None
@@ -121,6 +126,12 @@ class Model(NamedTuple):
     def name(self) -> str:
         """Name of the family, the first word of `components`."""
         return self.components.partition(":")[0]
+
+
+def sample_options(model: Model) -> list[str]:
+    """Return the names of the options of a model's `sample`."""
+    # they follow params, key and n; `first` is set by code that draws in chunks
+    return [name for name in [*inspect.signature(model.sample).parameters][3:] if name != "first"]
 
 
 def with_model_state(model: Model, model_state: PyTree) -> Model:

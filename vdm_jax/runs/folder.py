@@ -23,7 +23,7 @@ from vdm_jax.config import difference, to_dict
 from vdm_jax.data import Dataset, fingerprint
 from vdm_jax.models import Statistics
 from vdm_jax.models.statistics import digest_of, load_statistics, save_statistics
-from vdm_jax.runs.trained import load_data
+from vdm_jax.runs.start import load_data
 from vdm_jax.runtime.console import log, warn
 from vdm_jax.runtime.files import check_tree, make_folder, read_json, remove_temporary, write_json
 from vdm_jax.runtime.processes import all_gather_json, is_first, on_process_0

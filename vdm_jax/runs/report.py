@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.data import fingerprint
 from vdm_jax.data.statistics import sample_places
-from vdm_jax.models.statistics import digest_of
 from vdm_jax.runs.plots import curves, loss_curve, sample_grid, strips
-from vdm_jax.runs.trained import TrainedModel, stream
+from vdm_jax.runs.start import stream
+from vdm_jax.runs.trained import TrainedModel
 from vdm_jax.runtime.console import warn
 from vdm_jax.runtime.files import read_checked, write_checked, write_text
 from vdm_jax.runtime.processes import is_first, on_process_0
@@ -85,17 +84,10 @@ def report(trained: TrainedModel, log: Callable[[str], None] = print) -> None:
 
 def identity(trained: TrainedModel) -> dict[str, Any]:
     """Return what determines an evaluation: weights, statistics, data, model and seed; step; settings."""
-    settings = trained.settings
     return {
-        "of": {
-            "weights": trained.weights_digest,
-            "statistics": digest_of(trained.statistics),
-            "data": fingerprint(trained.dataset),
-            "model": settings.model,
-            "seed": settings.seed,
-        },
+        "of": trained.identity,
         "step": step_of(trained.state),
-        "evaluate": vars(settings.evaluate),
+        "evaluate": vars(trained.settings.evaluate),
     }
 
 

@@ -1,6 +1,5 @@
 """Build and trace everything before a folder is written, so that a mistake leaves no files behind."""
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -17,16 +16,17 @@ from vdm_jax.models import (
     statistics_needed,
     with_model_state,
 )
+from vdm_jax.models.likelihood import build_estimator
+from vdm_jax.models.model import sample_options
 from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.reductions import warn_of_wrong_reductions
 from vdm_jax.runs.axes import expand
 from vdm_jax.runs.folder import about_data, agree
+from vdm_jax.runs.start import load_data, stream
 from vdm_jax.runs.sweep import Run, Sweep
-from vdm_jax.runs.trained import load_data, stream
 from vdm_jax.settings import settings_of
 from vdm_jax.specs import located, nearest
 from vdm_jax.training.dispatch import check_batch, make_layout
-from vdm_jax.training.evaluate import make_evaluator
 from vdm_jax.training.layout import Layout
 
 Job = TypeVar("Job", Run, Sweep)
@@ -128,8 +128,7 @@ def dry_run(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
             raise ValueError(f"config.train.evaluate_every: {model.unsupported}")
         return
     arguments = {name: value for name, value in settings.sample.items() if name != "count"}
-    # options come after params, key and n; `first` is set by what draws in chunks, not by a config
-    options = [s for s in [*inspect.signature(model.sample).parameters][3:] if s != "first"]
+    options = sample_options(model)
     for name in arguments:
         if name not in options:
             raise ValueError(
@@ -139,7 +138,12 @@ def dry_run(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
     with located("config.sample", options):
         jax.eval_shape(partial(model.sample, n=1, **arguments), params, key)
     with located("config.evaluate", vars(settings.evaluate)):
-        make_evaluator(model, settings.evaluate.draws, settings.evaluate.importance_samples)
+        for spec in settings.evaluate.estimators:
+            estimator = build_estimator(model, spec, settings.evaluate.draws)
+            fitted = None
+            if estimator.fit is not None:
+                fitted = jax.eval_shape(estimator.fit, params, key, batch)
+            jax.eval_shape(estimator.estimate, params, key, batch, fitted)
 
 
 def counts_of(config: dict[str, Any], dataset: Dataset) -> np.ndarray:

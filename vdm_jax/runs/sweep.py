@@ -20,7 +20,8 @@ from vdm_jax.data import Dataset, Split, train_batches
 from vdm_jax.models import Model, Statistics, build_model
 from vdm_jax.nets.adapters import by_row, is_by_row
 from vdm_jax.runs.axes import AXES, CHOICES, expand, is_sweep, requested_values
-from vdm_jax.runs.trained import TrainedModel, fresh, load_data
+from vdm_jax.runs.start import fresh, load_data
+from vdm_jax.runs.trained import TrainedModel
 from vdm_jax.settings import Settings, settings_of
 from vdm_jax.specs import build, located
 from vdm_jax.training.dispatch import over_runs

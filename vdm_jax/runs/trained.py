@@ -1,9 +1,9 @@
 """A trained model with its run, for sampling and evaluation."""
 
 import hashlib
-import inspect
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,38 +12,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from vdm_jax.checks import check_key, whole_number
-from vdm_jax.data import Dataset, eval_batches, load_dataset
+from vdm_jax.data import Dataset, Split, eval_batches, fingerprint
+from vdm_jax.data.statistics import sample_places
+from vdm_jax.estimators import Estimator
 from vdm_jax.models import Model, Statistics
+from vdm_jax.models.likelihood import ModelEstimator, build_estimator
+from vdm_jax.models.model import sample_options
+from vdm_jax.models.statistics import digest_of
+from vdm_jax.runs.start import load_data, stream
 from vdm_jax.runtime.console import STDERR
-from vdm_jax.schedules import Schedule
 from vdm_jax.settings import Settings, settings_of
 from vdm_jax.specs import choose, located, nearest
 from vdm_jax.training.dispatch import make_layout
-from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
+from vdm_jax.training.evaluate import Evaluation, Evaluator, evaluate, fit, make_evaluator
 from vdm_jax.training.layout import Layout, jit_replicated, put
-from vdm_jax.training.state import TrainState, init_state, step_of
-from vdm_jax.typing import Array, Key, Params
+from vdm_jax.training.progress import Progress
+from vdm_jax.training.state import TrainState, step_of
+from vdm_jax.typing import Array, Batch, Key, Spec
 
 SAMPLES_PER_DEVICE = 256
 """Examples drawn at once, by default."""
-
-STREAMS = {"params": 0, "train": 1, "evaluate": 2, "sample": 3}
-"""Numbers folded into the seed of a run, for independent randomness of its parts."""
-
-
-def load_data(settings: dict[str, Any]) -> Dataset:
-    """Load the data that the section `data` of a config names.
-
-    Raises:
-      ValueError, OSError: those of `load_dataset`, with the path config.data.
-    """
-    with located("config.data", settings):
-        return load_dataset(**settings)
 
 
 @dataclass(frozen=True)
@@ -86,6 +78,17 @@ class TrainedModel:
         return self.load(vars(self.settings.data))
 
     @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Values that determine the results of the weights: their digest, statistics, data, model and seed."""
+        return {
+            "weights": self.weights_digest,
+            "statistics": digest_of(self.statistics),
+            "data": fingerprint(self.dataset),
+            "model": self.settings.model,
+            "seed": self.settings.seed,
+        }
+
+    @cached_property
     def weights_digest(self) -> str:
         """Digest of the EMA weights, 16 hexadecimal digits, which identifies the weights of a result."""
         digest = hashlib.sha256()
@@ -118,11 +121,11 @@ class TrainedModel:
         size = self._sample_size(n, batch_size)
         if self.model.unsupported is not None:
             raise ValueError(self.model.unsupported)
-        settings = [*inspect.signature(self.model.sample).parameters][3:]  # after params, key, n
+        known = sample_options(self.model)
         for name in chosen:
-            if name not in settings or name == "first":
-                others = [*(s for s in settings if s != "first"), "batch_size"]
-                raise ValueError(f"sample: no option {name!r}{nearest(name, others)}")
+            if name not in known:
+                hint = nearest(name, [*known, "batch_size"])
+                raise ValueError(f"sample: no option {name!r}{hint}")
 
         def draw(params, key, first):
             return self.model.sample(params, key, size, first=first, **chosen)
@@ -131,7 +134,7 @@ class TrainedModel:
         compiled = self._compiled.setdefault(cache_key, jit_replicated(self.layout, draw, size))
         chunks = []
         bar = tqdm(total=n, disable=size >= n, desc="sample", leave=False, file=STDERR)
-        with bar, located("sample", settings):
+        with bar, located("sample", known):
             for first in range(0, n, size):
                 # fetched before the next chunk is dispatched, so that the device holds one chunk at a time
                 chunk = np.asarray(compiled(self.state.ema_params, key, np.int32(first)))
@@ -154,52 +157,99 @@ class TrainedModel:
         self,
         split: str = "test",
         *,
+        estimator: Spec | Estimator | None = None,
         draws: int | None = None,
         batch_size: int | None = None,
-        importance_samples: int | None = None,
+        resume: bool = False,
     ) -> Evaluation:
         """Evaluate the EMA weights on a split, each example once. Settings are the config's by default.
 
         Args:
           split: "train" or "test".
-          draws: estimates per example.
+          estimator: a name or spec of `ESTIMATORS`, such as {"name": "ode", "steps": 32}, or for a diffusion
+            model an `Estimator`. A variance "fitted" is measured on training examples.
+          draws: estimates per example, if the estimator averages them.
           batch_size: examples evaluated at once; the result does not depend on it.
-          importance_samples: K. 1 is the ELBO; more are the importance-weighted bound, if the model has one.
+          resume: True to save finished batches in the folder, and to continue from those saved there.
 
         Raises:
-          ValueError: another split, a number below 1, a model without that bound.
+          ValueError: another split, a number below 1, a model without that estimator.
         """
-        data, defaults = self.dataset, vars(self.settings.evaluate)
+        data, settings = self.dataset, self.settings.evaluate
         evaluated = choose({"train": data.train, "test": data.test}, split, "split")
-        options = {
-            "draws": draws,
-            "batch_size": batch_size,
-            "importance_samples": importance_samples,
-        }
-        chosen = {k: defaults[k] if value is None else value for k, value in options.items()}
-        for name, value in chosen.items():
-            whole_number(value, name, 1)
-        n, k = chosen["draws"], chosen["importance_samples"]
-        if (n, k) not in self._compiled:
-            self._compiled[n, k] = make_evaluator(self.model, n, k, layout=self.layout)
-        bound = self.model.bound
-        if k > 1:
-            bound = f"importance-weighted bound of {k} samples, of the {bound}"
+        spec = settings.estimators[0] if estimator is None else estimator
+        draws = whole_number(settings.draws if draws is None else draws, "draws", 1)
+        size = whole_number(
+            settings.batch_size if batch_size is None else batch_size, "batch_size", 1
+        )
+        built = build_estimator(self.model, spec, draws)
+        evaluator = self._evaluator(spec, draws, built)
         devices = self.layout.mesh.size
         # rounded up to a multiple of the devices, which share a batch; padding is masked
-        size = math.ceil(min(chosen["batch_size"], len(evaluated.images)) / devices) * devices
-        processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        batches = eval_batches(evaluated, batch_size=size, **processes)
-        return evaluate(
-            self._compiled[n, k],
+        size = math.ceil(min(size, len(evaluated.images)) / devices) * devices
+        fitted = self._fit(built, size)
+        progress = self._progress(split, built, size, fitted) if resume else None
+        finished = {} if progress is None else progress.load()
+        first = len(next(iter(finished.values()))) if finished else 0
+        result = evaluate(
+            evaluator,
             self.state.ema_params,
             stream(self.settings.seed, "evaluate"),
-            ((put(self.layout, batch), mask) for batch, mask in batches),
+            self._batches(evaluated, size, first),
             dim=int(np.prod(data.shape)),
-            estimator=f"{bound}, {n} draws per example; {self.model.components}",
+            estimator=f"{built.description}; {self.model.components}",
             data=f"{data.name} {data.version}, split {evaluated.name}",
             step=step_of(self.state),
+            fitted=fitted,
+            settings=built.settings,
+            calls=built.calls,
+            finished=finished,
+            save=None if progress is None else progress.save,
+            examples=len(evaluated.images),
         )
+        if progress is not None:
+            progress.remove()
+        return result
+
+    def _evaluator(self, spec: Any, draws: int, estimator: ModelEstimator) -> Evaluator:
+        """Return the jitted estimator of a spec, compiled once unless the spec has arrays or functions."""
+        evaluator = make_evaluator(estimator, layout=self.layout)
+        try:
+            return self._compiled.setdefault(json.dumps(["evaluate", spec, draws]), evaluator)
+        except TypeError:
+            return evaluator
+
+    def _batches(
+        self, split: Split, size: int, first: int = 0
+    ) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Yield the batches of a split from example `first` on, in the layout of the devices."""
+        processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        for batch, mask in eval_batches(split, batch_size=size, first=first, **processes):
+            yield put(self.layout, batch), mask
+
+    def _fit(self, estimator: ModelEstimator, size: int) -> Array | None:
+        """Return what an estimator measures on a sample of the training split; None if it measures nothing."""
+        if estimator.fit is None:
+            return None
+        train, count = self.dataset.train, self.settings.evaluate.fit_examples
+        images = train.images[sample_places(len(train.images), count)]
+        size = min(size, len(images) // self.layout.mesh.size * self.layout.mesh.size)
+        return fit(
+            estimator.fit,
+            self.state.ema_params,
+            stream(self.settings.seed, "fit"),
+            self._batches(Split(images, train.name), size),
+            layout=self.layout,
+        )
+
+    def _progress(
+        self, split: str, estimator: ModelEstimator, size: int, fitted: Array | None
+    ) -> Progress:
+        """Return the progress of an evaluation, identified by all that determines its values."""
+        about = {"of": self.identity, "split": split, "batch_size": size}
+        about |= {"estimator": [estimator.description, dict(estimator.settings)]}
+        about |= {"fitted": None if fitted is None else np.asarray(fitted).tolist()}
+        return Progress.of(self.workdir / "evaluation", about)
 
     def plots(self, x: ArrayLike) -> dict[str, Array]:
         """Return images that the model makes of data [n, *d], by name: [rows, columns, *d], as stored."""
@@ -207,21 +257,3 @@ class TrainedModel:
             name: jit_replicated(self.layout, draw)(self.state.ema_params, x)
             for name, draw in self.model.plots.items()
         }
-
-
-def stream(seed: int | Array, name: str) -> Key:
-    """Return the key of one of the `STREAMS` of a run; the seed may be traced."""
-    return jax.random.fold_in(jax.random.key(seed), STREAMS[name])
-
-
-def initial_schedule_params(seed: int, schedule: Schedule) -> Params:
-    """Return the params of the schedule of a diffusion model in the state that training starts from."""
-    _, key = jax.random.split(stream(seed, "params"))
-    return schedule.init(key)
-
-
-def fresh(seed: int | Array, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
-    """Return the state that training starts from; the seed may be traced."""
-    params = model.init(stream(seed, "params"))
-    state = model.init_model_state(params)
-    return init_state(params, optimizer, stream(seed, "train"), model_state=state)

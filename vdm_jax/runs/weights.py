@@ -11,7 +11,7 @@ from vdm_jax.effective_weights import EffectiveWeights, effective_weights
 from vdm_jax.models import Statistics, build_model, with_defaults
 from vdm_jax.runs.axes import expand
 from vdm_jax.runs.plots import weight_curves
-from vdm_jax.runs.trained import initial_schedule_params
+from vdm_jax.runs.start import initial_schedule_params
 from vdm_jax.runtime.files import check_tree, make_folder
 from vdm_jax.runtime.processes import on_process_0
 from vdm_jax.schedules import SCHEDULES

@@ -1,25 +1,30 @@
 """One exact pass over a split: bits per dimension with its terms and its standard error."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from tqdm import tqdm
 
-from vdm_jax.checks import whole_number
 from vdm_jax.elbo import Elbo
-from vdm_jax.models import Model
-from vdm_jax.runtime.interrupt import check, defer_signals, is_command
-from vdm_jax.runtime.processes import STALL_SECONDS, Watchdog
+from vdm_jax.models.likelihood import ModelEstimator
+from vdm_jax.models.model import BatchLike
+from vdm_jax.runtime.console import STDERR
+from vdm_jax.runtime.interrupt import Interrupted, check, defer_signals, is_command
+from vdm_jax.runtime.processes import STALL_SECONDS, Watchdog, is_first
 from vdm_jax.training.layout import Layout, jit_replicated
+from vdm_jax.training.progress import Columns
 from vdm_jax.typing import Array, Batch, Key, Params, as_batch
 
-Evaluator = Callable[[Params, Key, Batch | ArrayLike], dict[str, Array]]
-"""(params, key, batch) -> the bound of each example: its terms in nats, arrays [B], and "index" [B]."""
+Evaluator = Callable[..., dict[str, Array]]
+"""(params, key, batch, fitted=None) -> arrays [B] of each example: "index", and in nats the terms of the bound,
+or "bound" for one without terms, and "discretization"."""
 
 
 class Evaluation(NamedTuple):
@@ -33,6 +38,9 @@ class Evaluation(NamedTuple):
       estimator: description of the estimator of −ELBO.
       data: data set, version and split.
       step: training steps of the weights.
+      settings: of the estimator: its name, T, M, draws and others.
+      calls: number of calls of the network for one example; None if the model does not count them.
+      discretization: mean change of −`bits_per_dim` by a grid of half as many steps; None without that check.
     """
 
     bits_per_dim: float
@@ -44,6 +52,9 @@ class Evaluation(NamedTuple):
     estimator: str
     data: str
     step: int
+    settings: Mapping[str, Any] = MappingProxyType({})
+    calls: int | None = None
+    discretization: float | None = None
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Evaluation":
@@ -64,9 +75,12 @@ class Evaluation(NamedTuple):
     def __str__(self) -> str:
         values = {name: getattr(self, name) for name in PARTS}
         terms = [f"{name} {value:.4f}" for name, value in values.items() if value is not None]
+        grid = ""
+        if self.discretization is not None:
+            grid = f", of which {abs(self.discretization):.4f} may be of the grid"
         return (
             f"{self.bits_per_dim:.4f} ± {self.standard_error:.4f} bits/dim"
-            f"{' = ' if terms else ''}{' + '.join(terms)}\n"
+            f"{' = ' if terms else ''}{' + '.join(terms)}{grid}\n"
             f"  {self.estimator}; {self.data}, {self.examples} examples; EMA weights of step {self.step}"
         )
 
@@ -74,56 +88,59 @@ class Evaluation(NamedTuple):
 PARTS = Elbo._fields
 """Terms of the negative ELBO."""
 
+SAVE_SECONDS = 10.0
+"""Seconds between two saves of an unfinished evaluation."""
 
-def make_evaluator(
-    model: Model, draws: int, importance_samples: int = 1, *, layout: Layout | None = None
-) -> Evaluator:
-    """Return the jitted function that estimates a model's bound on a batch.
+BAR_SECONDS = 10.0
+"""Seconds after which a progress bar appears."""
+
+
+def make_evaluator(estimator: ModelEstimator, *, layout: Layout | None = None) -> Evaluator:
+    """Return the jitted function that estimates the negative log-likelihood of a batch.
 
     Its output "index" holds the indices of the examples, because devices may hold them in another order.
 
     Args:
-      model: the model to evaluate.
-      draws: number of estimates averaged for each example.
-      importance_samples: K. 1 is the ELBO, with the terms of `Elbo`; K > 1 is the importance-weighted bound
-        (Burda et al. 2015), which has no terms.
+      estimator: of the model to evaluate.
       layout: of the parameters and the batches; the outputs are replicated.
-
-    Raises:
-      ValueError: the model does not have that bound.
     """
-    if model.unsupported is not None:
-        raise ValueError(f"{model.components}: {model.unsupported}")
-    whole_number(draws, "draws", 1)
-    whole_number(importance_samples, "importance_samples", 1)
 
-    jit = jax.jit if layout is None else partial(jit_replicated, layout)
-    if importance_samples == 1:
-
-        def estimate_elbo(params: Params, key: Key, batch: Batch | ArrayLike) -> dict[str, Array]:
-            elbo = model.elbo(params, key, batch, draws=draws)
-            return {"index": as_batch(batch).index} | elbo._asdict()
-
-        return jit(estimate_elbo)
-
-    importance = model.importance
-    if importance is None:
-        raise ValueError(
-            f"importance_samples: {model.name!r} has no importance-weighted "
-            f"bound, expected 1, found {importance_samples}"
-        )
-
-    def estimate_importance_bound(
-        params: Params, key: Key, batch: Batch | ArrayLike
+    def estimate(
+        params: Params, key: Key, batch: Batch | ArrayLike, fitted: Array | None = None
     ) -> dict[str, Array]:
-        def draw(i: Array) -> Array:
-            return importance(params, jax.random.fold_in(key, i), batch, importance_samples)
+        result = estimator.estimate(params, key, batch, fitted)
+        columns = {"bound": -result.log_prob} if result.terms is None else result.terms._asdict()
+        if result.discretization is not None:
+            columns["discretization"] = result.discretization
+        return {"index": as_batch(batch).index} | columns
 
-        # sequential, so that the memory does not grow with the number of draws
-        bound = jnp.mean(jax.lax.map(draw, jnp.arange(draws)), 0)
-        return {"index": as_batch(batch).index, "bound": bound}
+    return jax.jit(estimate) if layout is None else jit_replicated(layout, estimate)
 
-    return jit(estimate_importance_bound)
+
+def fit(
+    measure: Callable[[Params, Key, BatchLike], Array],
+    params: Params,
+    key: Key,
+    batches: Iterable[tuple[Batch, np.ndarray]],
+    *,
+    layout: Layout,
+) -> Array:
+    """Return what an estimator measures on training examples: the mean over batches without padding.
+
+    Args:
+      measure: the `fit` of the estimator.
+      params: the parameters that are evaluated.
+      key: each example folds its index into it.
+      batches: (batch, mask) pairs; those with padded examples are left out.
+      layout: of the parameters and the batches.
+    """
+    measure = jit_replicated(layout, measure)
+    means = []
+    for batch, mask in batches:
+        check()
+        if mask.all():
+            means.append(measure(params, key, batch))
+    return jnp.mean(jnp.stack(means), 0)
 
 
 def evaluate(
@@ -136,6 +153,12 @@ def evaluate(
     estimator: str,
     data: str,
     step: int,
+    fitted: Array | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    calls: int | None = None,
+    finished: Columns | None = None,
+    save: Callable[[Columns], None] | None = None,
+    examples: int | None = None,
 ) -> Evaluation:
     """Average the bound over batches with their masks (False where a batch is padded).
 
@@ -143,29 +166,69 @@ def evaluate(
       evaluator: made by `make_evaluator`.
       params: usually the EMA weights.
       key: each example folds its index into it, so that the result does not depend on the batch size.
-      batches: (batch, mask) pairs that hold each example once.
+      batches: (batch, mask) pairs that hold each example once, without those that are finished.
       dim: number of dimensions of an example.
-      estimator, data, step: fields of the report.
+      estimator, data, step, settings, calls: fields of the report.
+      fitted: the result of `fit`.
+      finished: values of the examples before the first batch.
+      save: called with the values of the finished examples every `SAVE_SECONDS`, and when a signal arrives.
+      examples: total number of examples, for the progress bar, which appears after `BAR_SECONDS`.
 
     Raises:
       Interrupted: a signal arrived; raised between two batches.
     """
-    columns: dict[str, list[np.ndarray]] = {}
+    columns = {name: [column] for name, column in (finished or {}).items()}
+    saved = time.monotonic()
     with (
         defer_signals(),  # all processes end after the same batch
         Watchdog(STALL_SECONDS, command=is_command()) as watchdog,
+        _progress_bar(columns, examples) as bar,
     ):
         for batch, mask in batches:
-            check()
+            try:
+                check()
+            except Interrupted:
+                if save is not None:
+                    save(joined(columns))
+                raise
             with watchdog.wait("evaluation"):
-                outputs = evaluator(params, key, batch)
+                outputs = evaluator(params, key, batch, fitted)
                 values = {name: np.asarray(output) for name, output in outputs.items()}
             # the mask is in the order of the indices
             order = np.argsort(values.pop("index", np.arange(len(mask))))
             for name, value in values.items():
                 columns.setdefault(name, []).append(value.astype(np.float64)[order][mask])
-    nats_per_bit = math.log(2)
-    bits = {name: np.concatenate(column) / (dim * nats_per_bit) for name, column in columns.items()}
+            bar.update(int(mask.sum()))
+            if save is not None and time.monotonic() - saved > SAVE_SECONDS:
+                save(joined(columns))
+                saved = time.monotonic()
+    about = {"estimator": estimator, "data": data, "step": step}
+    return summarize(joined(columns), dim, settings=dict(settings), calls=calls, **about)
+
+
+def _progress_bar(columns: Mapping[str, list[np.ndarray]], examples: int | None) -> Any:
+    """Return the progress bar of an evaluation that continues from the given values."""
+    return tqdm(
+        total=examples,
+        initial=len(next(iter(columns.values()))[0]) if columns else 0,
+        desc="evaluate",
+        unit="example",
+        leave=False,
+        file=STDERR,
+        delay=BAR_SECONDS,
+        disable=examples is None or not is_first(),
+    )
+
+
+def joined(columns: Mapping[str, list[np.ndarray]]) -> Columns:
+    """Return the values of all batches, one array a column."""
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def summarize(nats: Columns, dim: int, **fields: Any) -> Evaluation:
+    """Return the means of the values of all examples, in bits per dimension."""
+    bits = {name: column / (dim * math.log(2)) for name, column in nats.items()}
+    discretization = bits.pop("discretization", None)
     total = sum(bits.values(), np.zeros(()))  # [examples]
     error = total.std(ddof=1) / math.sqrt(len(total)) if len(total) > 1 else math.nan
     terms = {name: float(bits[name].mean()) if name in bits else None for name in PARTS}
@@ -174,7 +237,6 @@ def evaluate(
         standard_error=float(error),
         **terms,
         examples=len(total),
-        estimator=estimator,
-        data=data,
-        step=step,
+        discretization=None if discretization is None else float(discretization.mean()),
+        **fields,
     )

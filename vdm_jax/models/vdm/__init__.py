@@ -9,6 +9,7 @@ import numpy as np
 
 from vdm_jax.bases import Base
 from vdm_jax.elbo import check_ends, check_timesteps
+from vdm_jax.estimators import time_of
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.models.denoiser import denoiser
 from vdm_jax.models.model import (
@@ -21,6 +22,7 @@ from vdm_jax.models.model import (
     likelihood_for,
 )
 from vdm_jax.models.vdm.bound import elbo, elbo_per_noise_level, output_gain, split_by_noise
+from vdm_jax.models.vdm.likelihood import build_estimator
 from vdm_jax.models.vdm.parts import VDM
 from vdm_jax.models.vdm.sampling import sample
 from vdm_jax.models.vdm.training import (
@@ -139,7 +141,6 @@ def _component_names(first: Sequence[object], optional: Mapping[str, object]) ->
 
 def as_model(model: VDM, components: str) -> Model:
     """Return the `Model` of a variational diffusion model: its functions, with the components bound."""
-    time = "continuous time" if model.timesteps is None else f"T = {model.timesteps}"
 
     def draw(
         params: Params,
@@ -157,8 +158,9 @@ def as_model(model: VDM, components: str) -> Model:
         elbo=partial(elbo, model),
         sample=partial(sample, model),
         init_model_state=partial(init_model_state, model),
-        bound=f"diffusion ELBO, {time}",
+        bound=f"diffusion ELBO, {time_of(model.timesteps)}",
         components=components,
+        estimator=partial(build_estimator, model),
         per_noise_level=PerNoiseLevel(
             elbo=partial(elbo_per_noise_level, model),
             draw=draw,
