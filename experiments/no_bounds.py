@@ -94,9 +94,9 @@ def log_prob(estimator: dict[str, Any], x: jax.Array, key: jax.Array) -> jax.Arr
     return vdm.log_likelihood(denoise, x, key, estimator=estimator, **OPTIONS)
 
 
-def bound(x: jax.Array, key: jax.Array) -> Any:
-    """Return the terms of one estimate of −ELBO with T steps."""
-    return vdm.negative_elbo(denoise, x, key, timesteps=TIMESTEPS, **OPTIONS)
+def bound(x: jax.Array, key: jax.Array, timesteps: int | None = TIMESTEPS) -> Any:
+    """Return the terms of one estimate of −ELBO."""
+    return vdm.negative_elbo(denoise, x, key, timesteps=timesteps, **OPTIONS)
 
 
 def density(x: jax.Array, key: jax.Array, width: float) -> jax.Array:
@@ -112,9 +112,10 @@ LOG_BIN = DIM * math.log(2 / LEVELS)
 """Logarithm of the volume of a bin, in units of x_0."""
 
 
-def elbo_of(term: Callable[[Any], jax.Array], x: jax.Array, key: jax.Array) -> jax.Array:
-    """Return a function of the terms of −ELBO, nats."""
-    return term(bound(x, key))
+def without_reconstruction(x: jax.Array, key: jax.Array) -> jax.Array:
+    """Return the matching and the prior term in continuous time."""
+    terms = bound(x, key, None)
+    return terms.matching + terms.prior
 
 
 def best_of(x: jax.Array, key: jax.Array) -> jax.Array:
@@ -132,7 +133,7 @@ def with_known_pixel(x: jax.Array, key: jax.Array) -> jax.Array:
     """Return −ELBO where the denoiser is told the first pixel, which no sampler knows."""
     log_prior = jnp.where(jnp.arange(LEVELS) == x[0], 0.0, -1e4)
     given = partial(denoise, log_prior=log_prior)
-    return vdm.negative_elbo(given, x, key, timesteps=TIMESTEPS, **OPTIONS).total
+    return vdm.negative_elbo(given, x, key, **OPTIONS).total
 
 
 def printed_form(x: jax.Array, key: jax.Array) -> jax.Array:
@@ -153,7 +154,7 @@ def no_entropy_of_dequantization(x: jax.Array, key: jax.Array) -> jax.Array:
     x0 = jnp.asarray(level_values(LEVELS), jnp.float32)[x]
     noise = jnp.exp(0.5 * ENDS["gamma_min"]) * jax.random.normal(noise_key, x0.shape)
     options = OPTIONS | {"likelihood": "gaussian"}
-    return -vdm.log_likelihood(denoise, x0 + noise, key, estimator=ODE, **options) - LOG_BIN
+    return -vdm.log_likelihood(denoise, x0 + noise, key, estimator=ODE, **options)
 
 
 def density_at_the_levels(x: jax.Array, key: jax.Array) -> jax.Array:
@@ -192,7 +193,7 @@ MISTAKES: dict[str, tuple[Estimate, str]] = {
         "log p(z_0) of a draw of q, without − log q(z_0; x)",
     ),
     "matching term only": (
-        partial(elbo_of, lambda terms: terms.matching + terms.prior),
+        without_reconstruction,
         "no reconstruction term",
     ),
     "one step of the chain": (one_term_of_a_chain, "1 KL term instead of the sum of T"),

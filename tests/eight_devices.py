@@ -162,6 +162,18 @@ def collectives(text):
     return {kind: text.count(f" {kind}(") + text.count(f" {kind}-start(") for kind in kinds}
 
 
+def estimates(trained, n):
+    """Return the likelihood estimates of a run on n devices, in bits/dim."""
+    layout = make_layout("mesh", devices=jax.devices()[:n])
+    state = jax.device_put(trained.state, replicated(layout))
+    run = replace(trained, layout=layout, state=state, _compiled={})
+    specs = [
+        {"name": "importance", "timesteps": 2, "samples": 2, "variance": "fitted"},
+        {"name": "ode", "steps": 2},
+    ]
+    return [run.evaluate(estimator=spec).bits_per_dim for spec in specs]
+
+
 def main(folder):
     digits, results = Digits(), {}
     results["devices"] = jax.device_count()
@@ -217,6 +229,7 @@ def main(folder):
     results["backwards"] = replace(
         trained, layout=backwards, state=state, _compiled={}
     ).bits_per_dim()
+    results["estimates"] = {n: estimates(trained, n) for n in (1, 2, 8)}
     config["train"] |= {"parallel": "jit", "fsdp": 1}
     alone = vdm.train(config, folder / "jit", log=partial(print, file=sys.stderr))
     results["accumulated"] = [numbers(run.state) for run in (trained, alone)]

@@ -304,12 +304,12 @@ MISTAKES = [
     (
         {"name": "tuned", "timesteps": 4, "variance": np.zeros(3)},
         {},
-        r"estimator\.variance: expected shape .*found \(3,\)",
+        r"estimator\.variance: expected one of the shapes .*found \(3,\)",
     ),
     (
         {"name": "tuned", "timesteps": 4, "variance": -1.0},
         {},
-        r"estimator\.variance: expected numbers above −1",
+        r"estimator\.variance: expected finite numbers above −1",
     ),
     (
         {"name": "tuned", "timesteps": 4, "variance": "learned"},
@@ -324,6 +324,17 @@ MISTAKES = [
     ({"name": "importance", "timesteps": 0}, {}, r"estimator\.timesteps: .*found 0"),
     ({"name": "elbo", "draws": 0}, {}, r"estimator\.draws: .*found 0"),
     ("elbo", {"parameterization": "mean"}, "'mean' has no finite form in continuous time"),
+    (
+        {"name": "tuned", "timesteps": 4, "variance": lambda gamma_t: np.zeros((3, 1))},
+        {},
+        r"estimator\.variance: expected a function to shape \(\) or \(2,\), found \(3, 1\)",
+    ),
+    ({"timesteps": 3}, {}, "estimator: expected a 'name', found only"),
+    (
+        {"name": "ode", "check_steps": "no"},
+        {},
+        r"estimator\.check_steps: expected True or False, found 'no'",
+    ),
     ({"name": "ode", "steps": 0}, {}, r"estimator\.steps: .*found 0"),
     (
         {"name": "ode", "steps": 5, "check_steps": True},
@@ -353,7 +364,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[str(i) for i in range(len(MISTAKES))])
-def test_mistakes_are_reported_in_one_line(mistake):
+def test_mistakes_are_reported_in_one_line(mistake, as_users):
     estimator, options, message = mistake
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         likelihood_with(estimator, **options)

@@ -16,6 +16,7 @@ from vdm_jax.runs.estimates import estimate, estimates_table
 from vdm_jax.runtime.files import read_checked
 from vdm_jax.runtime.interrupt import Interrupted
 from vdm_jax.training import evaluate as evaluation
+from vdm_jax.training.progress import remove_progress
 
 compiled_quickly = tiny_runs.compiled_quickly  # a fixture of every test below
 
@@ -54,12 +55,11 @@ def test_estimates_name_their_settings(trained, estimates):
         assert line.startswith(f"test: {row['bits_per_dim']:.4f} ± ")
         assert row["calls"] > 0
     assert rows[3]["settings"]["dequantization"] == "decoder"
-    assert rows[3]["discretization"] is not None and "may be of the grid" in lines[3]
+    assert rows[3]["discretization"] is not None and "discretization error about" in lines[3]
     table = estimates_table(rows).splitlines()
     assert len([line for line in table if line.startswith("| ")]) == 1 + len(SPECS)
-    assert not (trained.workdir / "evaluation").exists() or not [
-        *(trained.workdir / "evaluation").iterdir()
-    ]
+    assert len([*(trained.workdir / "evaluation").iterdir()]) == len(SPECS)
+    remove_progress(trained.workdir / "evaluation")
 
 
 def test_the_fitted_variance_lowers_the_bound_of_few_steps(trained):
@@ -120,6 +120,7 @@ def counted(trained, monkeypatch):
 
 def test_an_interrupted_evaluation_continues(trained, monkeypatch):
     spec = {"name": "elbo", "timesteps": 4, "draws": 1}
+    remove_progress(trained.workdir / "evaluation")
     whole = trained.evaluate(estimator=spec)
     with monkeypatch.context() as patch:
         interrupt_after(2, patch)
@@ -130,16 +131,34 @@ def test_an_interrupted_evaluation_continues(trained, monkeypatch):
         sizes = counted(trained, patch)
         # another estimator has another file, and starts anew
         trained.evaluate(estimator=spec | {"timesteps": 5}, resume=True)
-        assert sum(sizes) == 297 and path.exists()
+        assert sum(sizes) == 297
         sizes.clear()
         assert trained.evaluate(estimator=spec, resume=True) == whole
         assert sum(sizes) == 97
-    assert not path.exists()
+        # the values stay until a report is written: the next call has nothing to evaluate
+        sizes.clear()
+        assert trained.evaluate(estimator=spec, resume=True) == whole and sizes == []
+    assert path.exists()
+    remove_progress(path.parent)
+    assert not path.parent.exists()
 
 
-@pytest.mark.parametrize("fault", ["cut", "other"])
+def test_what_cannot_be_resumed_or_drawn_is_reported(trained):
+    built = vdm.estimators.elbo(timesteps=5)
+    with pytest.raises(ValueError, match="resume: needs an estimator of names and numbers"):
+        trained.evaluate(estimator=built, resume=True)
+    with pytest.raises(
+        ValueError, match="draws: the estimator has its own, expected None, found 3"
+    ):
+        trained.evaluate(estimator=built, draws=3)
+    with pytest.raises(ValueError, match="estimator: expected a 'name', found only"):
+        trained.evaluate(estimator={"timesteps": 3})
+
+
+@pytest.mark.parametrize("fault", ["cut", "other", "column", "long"])
 def test_damaged_progress_is_reported_and_ignored(trained, monkeypatch, capsys, fault):
     spec = {"name": "elbo", "timesteps": 6, "draws": 1}
+    remove_progress(trained.workdir / "evaluation")
     with monkeypatch.context() as patch:
         interrupt_after(1, patch)
         with pytest.raises(Interrupted):
@@ -148,7 +167,14 @@ def test_damaged_progress_is_reported_and_ignored(trained, monkeypatch, capsys, 
     if fault == "cut":
         path.write_bytes(path.read_bytes()[:100])
     else:
-        np.savez(path, identity=np.zeros(32, np.uint8), matching=np.zeros(100))
+        columns = dict(np.load(path))
+        if fault == "other":
+            columns["identity"] = np.zeros(32, np.uint8)
+        elif fault == "column":
+            columns["more"] = np.zeros(100)
+        else:
+            columns |= {name: np.zeros(298) for name in columns if name != "identity"}
+        np.savez(path, **columns)
     capsys.readouterr()
     result = trained.evaluate(estimator=spec, resume=True)
     assert "the evaluation starts anew" in capsys.readouterr().err

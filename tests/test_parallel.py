@@ -108,6 +108,13 @@ def test_evaluation_does_not_depend_on_device_order(measured):
     np.testing.assert_allclose(measured[0]["backwards"], measured[0]["test"], rtol=1e-6)
 
 
+def test_likelihood_estimates_do_not_depend_on_the_number_of_devices(measured):
+    single, *others = measured[0]["estimates"].values()
+    assert all(np.isfinite(single))
+    for other in others:
+        np.testing.assert_allclose(other, single, rtol=1e-5)
+
+
 def test_samples_are_drawn_in_parts(measured):
     single, each_of_eight = measured[0]["sampling"]
     np.testing.assert_allclose(each_of_eight, single / 8, rtol=0.05)

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -147,10 +148,24 @@ def _check_kind(table: Mapping[str, Callable], value: object, where: str) -> Non
 
 
 def name_of(spec: object) -> str:
-    """Return the name in a spec, or the type of an object that is built already."""
+    """Return the name in a spec, or the type of an object that is built already.
+
+    Raises:
+      ValueError: a spec without a name.
+    """
     if isinstance(spec, Mapping):
+        if "name" not in spec:
+            raise ValueError(f"expected a 'name', found only {sorted(spec)}")
         return str(spec["name"])
     return spec if isinstance(spec, str) else type(spec).__name__
+
+
+def text_of(spec: object) -> str | None:
+    """Return specs of names and numbers as text, or None for specs with arrays, functions or built objects."""
+    try:
+        return json.dumps(spec, sort_keys=True)
+    except TypeError:
+        return None
 
 
 def nearest(name: object, choices: Collection[str]) -> str:

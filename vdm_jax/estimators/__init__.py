@@ -65,7 +65,7 @@ def log_likelihood(
     """Estimate log p(x) of one example, in nats: higher is better.
 
     The means of `elbo`, `tuned` and `importance` are lower bounds on log p(x). `ode` estimates the log-density
-    of continuous data, and a lower bound on the log-probability of K-level data.
+    of continuous data, and a lower bound on the log-probability of K-level data, up to the error of its grid.
 
     Args:
       denoise, x, key, schedule, schedule_params, parameterization, likelihood: as in `negative_elbo`. For
@@ -75,7 +75,8 @@ def log_likelihood(
 
     Raises:
       ValueError: an unknown name, an argument that an estimator does not take or that is out of range, an
-        estimator of a chain without `timesteps`, `mean` in continuous time, a `dequantization` of continuous
+        estimator of a chain without `timesteps`, the variance "fitted", which only a trained run has, `mean` in
+        continuous time, a `dequantization` of continuous
         data, or the exact divergence in more than `EXACT_LIMIT` dimensions.
       TypeError: as in `negative_elbo`.
 
@@ -111,6 +112,6 @@ def log_likelihood(
     )
     with located("estimator", estimator.settings):
         batch = jnp.asarray(x)[None]
-        estimator.check(parameterization, likelihood, batch[0].size)
+        estimator.check(parameterization, likelihood, batch.shape[1:])
         x0 = jax.vmap(likelihood.encode)(batch)
         return estimator.estimate(process, batch, x0, key[None]).log_prob[0]

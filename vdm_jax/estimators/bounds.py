@@ -40,11 +40,14 @@ def elbo(*, timesteps: int | None = None, draws: int = 1) -> Estimator:
         return Estimate(-bound.total, bound)
 
     return Estimator(
+        "elbo",
         estimate,
         calls=lambda likelihood: draws * (1 + likelihood.uses_prediction),
-        description=f"diffusion ELBO, {time_of(timesteps)}, {draws} draws per example",
+        description=f"diffusion ELBO, {time_of(timesteps)}, {plural(draws, 'draw')} per example",
         settings={"timesteps": timesteps, "draws": draws},
-        check=lambda row, likelihood, dim: check_timesteps(timesteps, row),
+        check=lambda parameterization, likelihood, shape: check_timesteps(
+            timesteps, parameterization
+        ),
     )
 
 
@@ -70,7 +73,7 @@ def tuned(*, timesteps: int | None, variance: Any = FITTED, draws: int = 1) -> E
 
     def estimate(process, x, x0, keys, fitted=None):
         time_keys, draw_keys = split_each(keys, 2)
-        excess = reverse.excess(process, x0.shape[1:], fitted)
+        excess = reverse.excess(x0.shape[1:], fitted)
 
         def matching(interval: Interval, error: Array, i: Array) -> Scalar:
             rho, r = squared_residual(interval, error), excess(interval, i)
@@ -86,10 +89,12 @@ def tuned(*, timesteps: int | None, variance: Any = FITTED, draws: int = 1) -> E
         return Estimate(-bound.total, bound)
 
     return Estimator(
+        "tuned",
         estimate,
         calls=lambda likelihood: draws * (1 + likelihood.uses_prediction),
-        description=f"diffusion ELBO{reverse.words}, T = {steps}, {draws} draws per example",
+        description=f"diffusion ELBO{reverse.words}, T = {steps}, {plural(draws, 'draw')} per example",
         settings={"timesteps": steps, "draws": draws, "variance": reverse.name},
+        check=lambda parameterization, likelihood, shape: reverse.check(shape),
         fit=reverse.fit,
     )
 
@@ -97,6 +102,11 @@ def tuned(*, timesteps: int | None, variance: Any = FITTED, draws: int = 1) -> E
 def time_of(timesteps: int | None) -> str:
     """Return the time of a bound in words, for reports."""
     return "continuous time" if timesteps is None else f"T = {timesteps}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, for reports."""
+    return f"{count} {noun}{'s' if count > 1 else ''}"
 
 
 def chain_steps(timesteps: int | None) -> int:

@@ -3,8 +3,10 @@
 log P(x) ≥ E_q [log p(y) + log P(x | y) − log q(y | x)], where y lies in the space of the least noisy latents:
 
     decoder            y = z_0 ~ q(z_0 | x)                       P(x | z_0) of the likelihood
-    truncated_normal   y = α_0 x_0 + σ_0 u, |u| ≤ τ = α_0/(σ_0 K)   P(x | y) = 1: y lies in the bin of its level
+    truncated_normal   y = α_0 x_0 + σ_0 u, |u| ≤ τ                P(x | y) = 1: y lies in the bin of its level
     uniform            y = α_0 (x_0 + U(−1/K, 1/K))               P(x | y) = 1
+
+τ is α_0/(σ_0 K), the end of the bin, and at most 5.
 """
 
 import math
@@ -35,7 +37,8 @@ def truncated_normal(process: Process, x: ArrayLike, x0: Array, keys: Keys) -> t
     """Draw Gaussian noise with the variance of the least noisy latent, truncated to the level's bin."""
     del x
     gamma_0 = process.gamma(0.0)
-    bound = jnp.exp(-0.5 * gamma_0) / levels_of(process)  # τ
+    # any density within the bin gives a bound; beyond 5, the inverse of erf in float32 may return τ itself
+    bound = jnp.minimum(jnp.exp(-0.5 * gamma_0) / levels_of(process), 5.0)  # τ
     noise = jax.vmap(
         lambda key: jax.random.truncated_normal(key, -bound, bound, x0.shape[1:], x0.dtype)
     )(keys)

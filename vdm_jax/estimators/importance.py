@@ -37,7 +37,7 @@ def importance(*, timesteps: int | None, samples: int = 10, variance: Any = None
     reverse = ReverseVariance(variance, steps)
 
     def estimate(process, x, x0, keys, fitted=None):
-        excess = reverse.excess(process, x0.shape[1:], fitted)
+        excess = reverse.excess(x0.shape[1:], fitted)
 
         def weigh(m):
             return log_weight(process, x, x0, fold_each(keys, m), steps, excess)
@@ -45,10 +45,12 @@ def importance(*, timesteps: int | None, samples: int = 10, variance: Any = None
         return Estimate(log_mean_exp(weigh, samples))
 
     return Estimator(
+        "importance",
         estimate,
         calls=lambda likelihood: samples * (steps + likelihood.uses_prediction),
-        description=f"importance-weighted bound of {samples} trajectories{reverse.words}, T = {steps}",
+        description=f"importance-weighted bound, T = {steps}, M = {samples}{reverse.words}",
         settings={"timesteps": steps, "samples": samples, "variance": reverse.name},
+        check=lambda parameterization, likelihood, shape: reverse.check(shape),
         fit=reverse.fit,
     )
 
@@ -63,7 +65,7 @@ def log_weight(
     """
     start_keys, step_keys = split_each(keys, 2)
     eps = noise_like(start_keys, x0)
-    ends = jax.vmap(log_ratio_of_ends, (0, 0, None))(x0, eps, process.gamma(1.0))
+    total = jax.vmap(log_ratio_of_ends, (0, 0, None))(x0, eps, process.gamma(1.0))
 
     def step(carry, i):
         eps, total = carry
@@ -81,7 +83,7 @@ def log_weight(
         eps = jnp.exp(-0.5 * delta) * eps + jnp.sqrt(-jnp.expm1(-delta)) * noise
         return (eps, total), None
 
-    (eps, total), _ = jax.lax.scan(step, (eps, ends), jnp.arange(timesteps - 1, -1, -1))
+    (eps, total), _ = jax.lax.scan(step, (eps, total), jnp.arange(timesteps - 1, -1, -1))
     latent = marginal(x0, process.gamma(0.0)).mean + sigma(process.gamma(0.0)) * eps
     return total + log_prob_of_data(process, x, latent)
 

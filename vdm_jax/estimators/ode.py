@@ -6,6 +6,7 @@ It is the likelihood of the flow, which is another model than the chain whose EL
 the same steps, uniform in γ, so that no device waits for another and results do not depend on adaptive steps.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from vdm_jax.checks import MAX_STEPS, whole_number
 from vdm_jax.diffusion import Interval, alpha, log_alpha
 from vdm_jax.elbo import Process, same_for_all
 from vdm_jax.estimators.base import Estimate, Estimator
+from vdm_jax.estimators.bounds import plural
 from vdm_jax.estimators.dequantization import DEQUANTIZATIONS
 from vdm_jax.estimators.importance import log_mean_exp
 from vdm_jax.gaussian import standard_normal
@@ -29,6 +31,9 @@ from vdm_jax.typing import Array, ArrayLike, Keys, Reals, Scalar
 
 EXACT_LIMIT = 256
 """The largest dimension of data for the exact divergence, which costs one backward pass for each dimension."""
+
+LAST = 30.0
+"""The largest γ to which the ODE is solved. Beyond, x_t is N(0, I) in float32: α is below 3e-7."""
 
 PASSES = 16  # backward passes of the exact divergence that are computed at once
 
@@ -95,8 +100,9 @@ def ode(
 ) -> Estimator:
     """Return the estimator of the log-likelihood of the probability-flow ODE, eq. (26), (27).
 
-    For continuous data it is the log-density of x_t/α_0 at t = 0. For K-level data it is a lower bound on
-    log P(x), which increases with the number of draws of the dequantization.
+    For continuous data it is the log-density of x_t/α_t at t = 0. For K-level data it is a lower bound on
+    log P(x), which increases with the number of draws of the dequantization. Both hold up to the error of the
+    grid, which `check_steps` estimates.
 
     Args:
       dequantization: a name of `DEQUANTIZATIONS` for K-level data, "decoder" by default; None for continuous
@@ -108,10 +114,11 @@ def ode(
       divergence: "rademacher", one probe for each trajectory, or "exact" for data of at most `EXACT_LIMIT`
         dimensions.
       check_steps: True to solve the ODE also on a grid of half as many steps, from the same draws, and return
-        the difference as the discretization error.
+        the difference.
 
     Raises:
-      ValueError: an unknown name, a number below 1, or an odd number of steps with `check_steps`.
+      ValueError: an unknown name, a number below 1, a `check_steps` that is neither True nor False, or an odd
+        number of steps with it.
     """
     whole_number(samples, "samples", 1)
     whole_number(steps, "steps", 1, MAX_STEPS)
@@ -119,6 +126,8 @@ def ode(
     choose(DIVERGENCES, divergence, "divergence")
     if dequantization is not None:
         choose(DEQUANTIZATIONS, dequantization, "dequantization")
+    if not isinstance(check_steps, bool):
+        raise ValueError(f"check_steps: expected True or False, found {check_steps!r}")
     if check_steps and steps % 2:
         raise ValueError(f"steps: expected an even number with check_steps, found {steps}")
 
@@ -137,7 +146,7 @@ def ode(
             return log_mean_exp(draw, samples)
 
         fine = on_grid(steps)
-        return Estimate(fine, discretization=fine - on_grid(steps // 2) if check_steps else None)
+        return Estimate(fine, discretization=on_grid(steps // 2) - fine if check_steps else None)
 
     def calls(likelihood):
         grid = steps + check_steps * (steps // 2)
@@ -153,15 +162,15 @@ def ode(
     }
     words = f"probability-flow ODE, {steps} steps of {solver}, {divergence} divergence"
     if dequantization is not None:
-        words += f", {samples} draw{'s' if samples > 1 else ''} of {dequantization} dequantization"
-    return Estimator(estimate, calls, words, settings, check=partial(check, settings))
+        words += f", {plural(samples, 'draw')} of {dequantization} dequantization"
+    return Estimator("ode", estimate, calls, words, settings, partial(check, settings))
 
 
 def check(
     settings: Mapping[str, Any],
     parameterization: Parameterization,
     likelihood: Likelihood,
-    dim: int,
+    shape: tuple[int, ...],
 ) -> None:
     """Raise ValueError unless a process of these components has the ODE with the given settings."""
     if not parameterization.continuous:
@@ -169,7 +178,7 @@ def check(
             "parameterization: 'mean' is defined on the steps of a chain, expected another for 'ode'"
         )
     if settings["divergence"] == "exact":
-        check_dimension(dim)
+        check_dimension(math.prod(shape))
     if likelihood.levels is not None:
         return
     if (name := settings["dequantization"]) is not None:
@@ -212,14 +221,14 @@ def flow_log_prob(
     """
     nodes, weights = SOLVERS[solver]
     trace = DIVERGENCES[divergence]
-    gamma_0, gamma_1 = process.gamma(0.0), process.gamma(1.0)
+    gamma_0, gamma_1 = process.gamma(0.0), jnp.minimum(process.gamma(1.0), LAST)
     width = (gamma_1 - gamma_0) / steps
     probe = jax.vmap(lambda key: jax.random.rademacher(key, y.shape[1:], y.dtype))(keys)
 
     # one scan over the stages of all steps, so that the network is compiled once
     stages = len(nodes)
     positions = np.arange(steps)[:, None] + np.asarray(nodes)
-    schedule = {
+    rows = {
         "position": positions.ravel().astype(y.dtype),
         "node": np.tile(np.asarray(nodes, y.dtype), steps),
         "weight": np.tile(np.asarray(weights, y.dtype), steps),
@@ -238,7 +247,7 @@ def flow_log_prob(
         return (x, log_det, slope, change), None
 
     start = y, jnp.zeros(y.shape[:1], y.dtype), jnp.zeros_like(y), jnp.zeros_like(y)
-    (x1, log_det, *_), _ = jax.lax.scan(stage, start, schedule)
+    (x1, log_det, *_), _ = jax.lax.scan(stage, start, rows)
     return jax.vmap(standard_normal(y.shape[1:], y.dtype).log_prob)(x1) + log_det
 
 

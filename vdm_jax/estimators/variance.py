@@ -19,7 +19,7 @@ import numpy as np
 
 from vdm_jax.checks import check_callable, check_real, is_traced
 from vdm_jax.diffusion import Interval
-from vdm_jax.elbo import Process, corrupt, training_interval
+from vdm_jax.elbo import Process, corrupt
 from vdm_jax.keys import fold_each
 from vdm_jax.typing import Array, Int, Keys, Reals
 
@@ -35,7 +35,8 @@ Excess = Callable[[Interval, Int[Array, ""]], Reals]
 
 def residual(interval: Interval, error: Array) -> Array:
     """Return δ = (μ_q − μ_p)/σ_q of one step, elementwise, from the error x_0 − x̂_0 of one example."""
-    scale = jnp.sqrt(jnp.expm1(interval.delta)) * jnp.exp(-0.5 * interval.gamma_t)
+    # equal to √expm1(Δ) e^{−γ_t/2}, without the overflow of expm1
+    scale = jnp.sqrt(-jnp.expm1(-interval.delta)) * jnp.exp(-0.5 * interval.gamma_s)
     # selects before multiplying: on a flat stretch of the schedule, x̂_0 of `mean` may overflow
     return scale * jnp.where(interval.delta == 0, 0, error)
 
@@ -61,6 +62,7 @@ class ReverseVariance:
 
     def __init__(self, variance: Any, timesteps: int):
         self.timesteps = timesteps
+        self.given: Any  # numbers, a function, or None for "fitted"
         self.name = None if variance is None else "given"
         self.fit: Callable[[Process, Array, Keys], Array] | None = None
         if variance is None:
@@ -71,50 +73,63 @@ class ReverseVariance:
                     f"variance: expected {FITTED!r}, numbers or a function, found {variance!r}"
                 )
             self.name, self.given = FITTED, None
-            self.fit = partial(mean_squared_error, timesteps=timesteps)
+            self.fit = partial(squared_errors, timesteps=timesteps)
         elif callable(variance):
             check_callable(variance, ("gamma_t",), "variance")
             self.given = variance
         else:
             self.given = variance if hasattr(variance, "dtype") else np.asarray(variance)
             check_real(self.given, "variance")
-            if not is_traced(variance) and not np.all(np.asarray(self.given) > -1):
-                raise ValueError("variance: expected numbers above −1, found a smaller one")
+            values = np.zeros(1) if is_traced(variance) else np.asarray(self.given)
+            if not np.all((values > -1) & np.isfinite(values)):
+                raise ValueError("variance: expected finite numbers above −1, found others")
 
     @property
     def words(self) -> str:
         """The variance in words, for reports."""
         return "" if self.name is None else f" with {self.name} variance"
 
-    def excess(self, process: Process, shape: tuple[int, ...], fitted: Array | None) -> Excess:
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError unless numbers are those of data of a shape [*d]."""
+        shapes = (), shape, (self.timesteps,), (self.timesteps, *shape)
+        found = jnp.shape(self.given) if hasattr(self.given, "dtype") else ()
+        if found not in shapes:
+            expected = ", ".join(map(str, dict.fromkeys(shapes)))
+            raise ValueError(f"variance: expected one of the shapes {expected}, found {found}")
+
+    def excess(self, shape: tuple[int, ...], fitted: Array | None) -> Excess:
         """Return r as a function of the step.
 
         Args:
-          process: the process.
           shape: [*d] of one example.
-          fitted: the mean of `fit` over batches of training examples, for "fitted".
+          fitted: the mean of `fit` over training examples, for "fitted".
 
         Raises:
-          ValueError: numbers of another shape, or "fitted" without training examples.
+          ValueError: "fitted" without training examples, or a function whose result has another shape.
         """
-        given, steps = self.given, self.timesteps
-        if given is None:
+        if self.given is None:
             if fitted is None:
                 raise ValueError(
                     "variance: 'fitted' is measured on the training examples of a run, expected numbers or a "
                     "function of γ_t"
                 )
-            return interpolated(process, steps, fitted)
-        if callable(given):
-            return lambda interval, i: jnp.asarray(given(interval.gamma_t))
-        r = jnp.asarray(given, jnp.result_type(float))
-        if r.shape in ((steps,), (steps, *shape)):
+            return interpolated(self.timesteps, fitted)
+        if callable(self.given):
+            return partial(self._evaluate, shape)
+        r = jnp.asarray(self.given, jnp.result_type(float))
+        if r.shape in ((self.timesteps,), (self.timesteps, *shape)):
             return lambda interval, i: r[i]
-        if r.shape in ((), shape):
-            return lambda interval, i: r
-        raise ValueError(
-            f"variance: expected shape (), {shape}, {(steps,)} or {(steps, *shape)}, found {r.shape}"
-        )
+        return lambda interval, i: r
+
+    def _evaluate(self, shape: tuple[int, ...], interval: Interval, i: Array) -> Array:
+        """Return r of a function, and check its shape."""
+        del i
+        r = jnp.asarray(self.given(interval.gamma_t))
+        if r.shape not in ((), shape):
+            raise ValueError(
+                f"variance: expected a function to shape () or {shape}, found {r.shape}"
+            )
+        return r
 
 
 def nodes(timesteps: int) -> np.ndarray:
@@ -123,36 +138,30 @@ def nodes(timesteps: int) -> np.ndarray:
     return np.unique(evenly_spaced.round().astype(np.int32))
 
 
-def mean_squared_error(process: Process, x0: Array, keys: Keys, timesteps: int) -> Array:
-    """Return the mean of (ε − ε̂)² over a batch and its positions, at each of the `nodes`."""
+def squared_errors(process: Process, x0: Array, keys: Keys, timesteps: int) -> Array:
+    """Return the mean of (ε − ε̂)² over the positions of each example, at each of the `nodes`, [B, n]."""
 
     def at_step(i):
         times = jnp.full(x0.shape[:1], i)
         step_keys = fold_each(keys, i)
         schedule, params = process.schedule, process.schedule_params
         noisy = corrupt(schedule, params, step_keys, x0, times, timesteps)
-        signal_to_noise = jnp.exp(-noisy.interval.gamma_t)
-        flat = noisy.interval.delta == 0  # r is then 0, whatever the error
         mean_over_data = jax.vmap(lambda error: jnp.mean(jnp.square(error)))
-        squared = jnp.where(flat, 0, mean_over_data(process.error(noisy)))
-        return jnp.mean(signal_to_noise * squared)
+        squared = jnp.exp(-noisy.interval.gamma_t) * mean_over_data(process.error(noisy))
+        # `mean` may overflow on a flat stretch of the schedule, where r is 0 for any error
+        return jnp.where(jnp.isfinite(squared), squared, 0)
 
-    return jax.lax.map(at_step, jnp.asarray(nodes(timesteps)))
+    return jax.lax.map(at_step, jnp.asarray(nodes(timesteps))).T
 
 
-def interpolated(process: Process, timesteps: int, fitted: Array) -> Excess:
-    """Return r = expm1(Δ) E(ε − ε̂)², with the mean interpolated between the nodes, linearly in γ."""
-
-    def gamma_of_step(i):
-        schedule, params = process.schedule, process.schedule_params
-        return training_interval(schedule, params, i, timesteps)[0].gamma_t
-
-    gammas = jax.vmap(gamma_of_step)(jnp.asarray(nodes(timesteps)))
+def interpolated(timesteps: int, fitted: Array) -> Excess:
+    """Return r = expm1(Δ) E(ε − ε̂)², with the mean interpolated between the nodes, linearly in the step."""
+    steps = jnp.asarray(nodes(timesteps), fitted.dtype)
     # in logarithms, because the mean spans orders of magnitude
     log_mean = jnp.log(jnp.maximum(fitted, jnp.finfo(fitted.dtype).tiny))
 
     def excess(interval, i):
-        del i
-        return jnp.expm1(interval.delta) * jnp.exp(jnp.interp(interval.gamma_t, gammas, log_mean))
+        mean = jnp.exp(jnp.interp(i.astype(fitted.dtype), steps, log_mean))
+        return jnp.expm1(interval.delta) * mean
 
     return excess

@@ -9,8 +9,9 @@ import jax
 from vdm_jax.checks import whole_number
 from vdm_jax.elbo import mean_of_draws
 from vdm_jax.estimators import ESTIMATORS, Estimate, Estimator
+from vdm_jax.estimators.bounds import plural
 from vdm_jax.models.model import BatchLike, Model
-from vdm_jax.specs import build, name_of
+from vdm_jax.specs import build, located, name_of
 from vdm_jax.typing import Array, Key, Params, Spec
 
 
@@ -22,8 +23,8 @@ class ModelEstimator(NamedTuple):
       description: the estimator in words, for reports.
       settings: name -> value, for reports; "name" is that of the estimator.
       calls: number of calls of the network for one example; None if the model does not count them.
-      fit: (params, key, batch) -> an array, averaged over batches of training examples and then passed to
-        `estimate`; None for an estimator that needs no training examples.
+      fit: (params, key, batch) -> an array [B, n], whose mean over training examples is passed to `estimate`;
+        None for an estimator that needs no training examples.
     """
 
     estimate: Callable[..., Estimate]
@@ -53,7 +54,8 @@ def build_estimator(model: Model, spec: Spec | Estimator, draws: int = 1) -> Mod
     table: dict[str, Callable[..., ModelEstimator]] = {"elbo": partial(elbo, model)}
     if model.importance is not None:
         table["importance"] = partial(importance, model)
-    name = name_of(spec)
+    with located("estimator"):
+        name = name_of(spec)
     if name in ESTIMATORS and name not in table:
         raise ValueError(
             f"estimator: {name!r} needs a diffusion process, which {model.name!r} does not have; choices: "
@@ -74,7 +76,7 @@ def elbo(model: Model, *, draws: int = 1) -> ModelEstimator:
         return Estimate(-bound.total, bound)
 
     settings = {"name": "elbo", "draws": draws}
-    return ModelEstimator(estimate, f"{model.bound}, {draws} draws per example", settings)
+    return ModelEstimator(estimate, f"{model.bound}, {plural(draws, 'draw')} per example", settings)
 
 
 def importance(model: Model, *, samples: int = 10, draws: int = 1) -> ModelEstimator:
@@ -97,4 +99,4 @@ def importance(model: Model, *, samples: int = 10, draws: int = 1) -> ModelEstim
 
     settings = {"name": "importance", "samples": samples, "draws": draws}
     words = f"importance-weighted bound of {samples} samples, of the {model.bound}"
-    return ModelEstimator(estimate, f"{words}, {draws} draws per example", settings)
+    return ModelEstimator(estimate, f"{words}, {plural(draws, 'draw')} per example", settings)

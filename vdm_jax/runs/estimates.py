@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vdm_jax.runs.trained import TrainedModel
+from vdm_jax.runs.trained import UNFINISHED, TrainedModel
 from vdm_jax.runtime.files import write_checked, write_text
 from vdm_jax.runtime.processes import is_first
+from vdm_jax.training.progress import remove_progress
 from vdm_jax.training.state import step_of
 
 ESTIMATES, TABLE = "estimates.json", "estimates.md"
@@ -20,7 +21,7 @@ COLUMNS = {
     "draws": lambda row: row["settings"].get("draws"),
     "dequantization": lambda row: row["settings"].get("dequantization"),
     "calls per example": lambda row: row["calls"],
-    "grid error": lambda row: _signed(row["discretization"]),
+    "grid difference": lambda row: _signed(row["discretization"]),
     "seconds": lambda row: f"{row['seconds']:.1f}",
 }
 """Heading -> function of a row of `estimate` that returns a cell; a cell that is None is shown as a dash."""
@@ -31,7 +32,8 @@ def estimate(
 ) -> list[dict[str, Any]]:
     """Evaluate the estimators of the config on a split, and log each result.
 
-    An interrupted evaluation continues with the batch after the last saved one.
+    After an interruption, finished estimators are read from the folder, and the interrupted one continues after
+    its last saved batch. `report_estimates` removes these files.
 
     Returns:
       The fields of an `Evaluation`, and "seconds" of wall time, of which compilation is a part, for each.
@@ -59,6 +61,7 @@ def report_estimates(trained: TrainedModel, workdir: Path, log: Callable[[str], 
         about = {"of": trained.identity, "step": step_of(trained.state)}
         write_text(files["table"], table + "\n")
         write_checked(files["estimates"], about | {"test": rows})
+        remove_progress(trained.workdir / UNFINISHED)
     for name, file in files.items():
         log(f"  {name:<15} {file}")
 
@@ -74,7 +77,8 @@ def estimates_table(rows: list[dict[str, Any]]) -> str:
     about = (
         f"± standard error over the examples; {row['data']}, {row['examples']} examples; EMA weights of step "
         f"{row['step']}. elbo, tuned and importance are upper bounds for the chain with T steps; ode is of the "
-        "probability flow. Each call of ode also computes a gradient. Seconds include compilation."
+        "probability flow, and its calls also compute gradients. Seconds are of the last command and include "
+        "compilation."
     )
     return "\n".join([*lines, "", about])
 

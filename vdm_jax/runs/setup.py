@@ -142,7 +142,8 @@ def dry_run(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
             estimator = build_estimator(model, spec, settings.evaluate.draws)
             fitted = None
             if estimator.fit is not None:
-                fitted = jax.eval_shape(estimator.fit, params, key, batch)
+                rows = jax.eval_shape(estimator.fit, params, key, batch)
+                fitted = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
             jax.eval_shape(estimator.estimate, params, key, batch, fitted)
 
 

@@ -1,7 +1,6 @@
 """A trained model with its run, for sampling and evaluation."""
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,13 +25,16 @@ from vdm_jax.models.statistics import digest_of
 from vdm_jax.runs.start import load_data, stream
 from vdm_jax.runtime.console import STDERR
 from vdm_jax.settings import Settings, settings_of
-from vdm_jax.specs import choose, located, nearest
+from vdm_jax.specs import choose, located, nearest, text_of
 from vdm_jax.training.dispatch import make_layout
-from vdm_jax.training.evaluate import Evaluation, Evaluator, evaluate, fit, make_evaluator
+from vdm_jax.training.evaluate import Evaluation, evaluate, fit, make_evaluator
 from vdm_jax.training.layout import Layout, jit_replicated, put
 from vdm_jax.training.progress import Progress
 from vdm_jax.training.state import TrainState, step_of
 from vdm_jax.typing import Array, Batch, Key, Spec
+
+UNFINISHED = "evaluation"
+"""Folder of the values of evaluations whose report is not written yet."""
 
 SAMPLES_PER_DEVICE = 256
 """Examples drawn at once, by default."""
@@ -178,20 +180,31 @@ class TrainedModel:
         data, settings = self.dataset, self.settings.evaluate
         evaluated = choose({"train": data.train, "test": data.test}, split, "split")
         spec = settings.estimators[0] if estimator is None else estimator
+        if draws is not None and (isinstance(spec, Estimator) or "draws" in spec):
+            raise ValueError(f"draws: the estimator has its own, expected None, found {draws}")
         draws = whole_number(settings.draws if draws is None else draws, "draws", 1)
         size = whole_number(
             settings.batch_size if batch_size is None else batch_size, "batch_size", 1
         )
         built = build_estimator(self.model, spec, draws)
-        evaluator = self._evaluator(spec, draws, built)
+        text = text_of([spec, draws])
+        if resume and text is None:
+            raise ValueError("resume: needs an estimator of names and numbers")
+        evaluator = make_evaluator(built, layout=self.layout)
+        if text is not None:  # compiled once
+            evaluator = self._compiled.setdefault(text, evaluator)
         devices = self.layout.mesh.size
         # rounded up to a multiple of the devices, which share a batch; padding is masked
         size = math.ceil(min(size, len(evaluated.images)) / devices) * devices
         fitted = self._fit(built, size)
-        progress = self._progress(split, built, size, fitted) if resume else None
-        finished = {} if progress is None else progress.load()
+        progress, finished = None, {}
+        if resume:
+            about = {"of": self.identity, "split": split, "batch_size": size, "estimator": text}
+            about |= {"fitted": None if fitted is None else np.asarray(fitted).tolist()}
+            progress = Progress.of(self.workdir / UNFINISHED, about, self.check_folder)
+            finished = progress.load(len(evaluated.images))
         first = len(next(iter(finished.values()))) if finished else 0
-        result = evaluate(
+        return evaluate(
             evaluator,
             self.state.ema_params,
             stream(self.settings.seed, "evaluate"),
@@ -207,17 +220,6 @@ class TrainedModel:
             save=None if progress is None else progress.save,
             examples=len(evaluated.images),
         )
-        if progress is not None:
-            progress.remove()
-        return result
-
-    def _evaluator(self, spec: Any, draws: int, estimator: ModelEstimator) -> Evaluator:
-        """Return the jitted estimator of a spec, compiled once unless the spec has arrays or functions."""
-        evaluator = make_evaluator(estimator, layout=self.layout)
-        try:
-            return self._compiled.setdefault(json.dumps(["evaluate", spec, draws]), evaluator)
-        except TypeError:
-            return evaluator
 
     def _batches(
         self, split: Split, size: int, first: int = 0
@@ -233,7 +235,6 @@ class TrainedModel:
             return None
         train, count = self.dataset.train, self.settings.evaluate.fit_examples
         images = train.images[sample_places(len(train.images), count)]
-        size = min(size, len(images) // self.layout.mesh.size * self.layout.mesh.size)
         return fit(
             estimator.fit,
             self.state.ema_params,
@@ -241,15 +242,6 @@ class TrainedModel:
             self._batches(Split(images, train.name), size),
             layout=self.layout,
         )
-
-    def _progress(
-        self, split: str, estimator: ModelEstimator, size: int, fitted: Array | None
-    ) -> Progress:
-        """Return the progress of an evaluation, identified by all that determines its values."""
-        about = {"of": self.identity, "split": split, "batch_size": size}
-        about |= {"estimator": [estimator.description, dict(estimator.settings)]}
-        about |= {"fitted": None if fitted is None else np.asarray(fitted).tolist()}
-        return Progress.of(self.workdir / "evaluation", about)
 
     def plots(self, x: ArrayLike) -> dict[str, Array]:
         """Return images that the model makes of data [n, *d], by name: [rows, columns, *d], as stored."""

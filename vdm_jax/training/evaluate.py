@@ -31,7 +31,7 @@ class Evaluation(NamedTuple):
     """A bound in bits per dimension, with the model, data and estimator that it belongs to.
 
     Attributes:
-      bits_per_dim: mean of −ELBO over the split, an upper bound on the negative log-likelihood.
+      bits_per_dim: mean over the split of the negative log-likelihood, or of an upper bound on it.
       standard_error: of that mean, over the examples (their Monte Carlo noise included).
       reconstruction, matching, prior: its terms, which add up to it; None for a bound without terms.
       examples: number of examples, each read once.
@@ -40,7 +40,7 @@ class Evaluation(NamedTuple):
       step: training steps of the weights.
       settings: of the estimator: its name, T, M, draws and others.
       calls: number of calls of the network for one example; None if the model does not count them.
-      discretization: mean change of −`bits_per_dim` by a grid of half as many steps; None without that check.
+      discretization: `bits_per_dim` minus its value on a grid of half as many steps; None without that check.
     """
 
     bits_per_dim: float
@@ -77,7 +77,7 @@ class Evaluation(NamedTuple):
         terms = [f"{name} {value:.4f}" for name, value in values.items() if value is not None]
         grid = ""
         if self.discretization is not None:
-            grid = f", of which {abs(self.discretization):.4f} may be of the grid"
+            grid = f", discretization error about {abs(self.discretization):.4f}"
         return (
             f"{self.bits_per_dim:.4f} ± {self.standard_error:.4f} bits/dim"
             f"{' = ' if terms else ''}{' + '.join(terms)}{grid}\n"
@@ -125,22 +125,34 @@ def fit(
     *,
     layout: Layout,
 ) -> Array:
-    """Return what an estimator measures on training examples: the mean over batches without padding.
+    """Return what an estimator measures on training examples: its mean over them, float32 [n].
 
     Args:
       measure: the `fit` of the estimator.
       params: the parameters that are evaluated.
       key: each example folds its index into it.
-      batches: (batch, mask) pairs; those with padded examples are left out.
+      batches: (batch, mask) pairs.
       layout: of the parameters and the batches.
+
+    Raises:
+      Interrupted: a signal arrived; raised between two batches.
     """
-    measure = jit_replicated(layout, measure)
-    means = []
-    for batch, mask in batches:
-        check()
-        if mask.all():
-            means.append(measure(params, key, batch))
-    return jnp.mean(jnp.stack(means), 0)
+
+    def measure_with_index(params: Params, key: Key, batch: Batch) -> tuple[Array, Array]:
+        return batch.index, measure(params, key, batch)
+
+    compiled = jit_replicated(layout, measure_with_index)
+    rows = []
+    with (
+        defer_signals(),
+        Watchdog(STALL_SECONDS, command=is_command()) as watchdog,
+    ):
+        for batch, mask in batches:
+            check()
+            with watchdog.wait("evaluation"):
+                index, values = map(np.asarray, compiled(params, key, batch))
+            rows.append(values.astype(np.float64)[np.argsort(index)][mask])
+    return jnp.asarray(np.concatenate(rows).mean(0), jnp.float32)
 
 
 def evaluate(
@@ -171,7 +183,8 @@ def evaluate(
       estimator, data, step, settings, calls: fields of the report.
       fitted: the result of `fit`.
       finished: values of the examples before the first batch.
-      save: called with the values of the finished examples every `SAVE_SECONDS`, and when a signal arrives.
+      save: called with the values of the finished examples every `SAVE_SECONDS`, when a signal arrives and at
+        the end.
       examples: total number of examples, for the progress bar, which appears after `BAR_SECONDS`.
 
     Raises:
@@ -202,6 +215,8 @@ def evaluate(
             if save is not None and time.monotonic() - saved > SAVE_SECONDS:
                 save(joined(columns))
                 saved = time.monotonic()
+    if save is not None:
+        save(joined(columns))
     about = {"estimator": estimator, "data": data, "step": step}
     return summarize(joined(columns), dim, settings=dict(settings), calls=calls, **about)
 

@@ -25,16 +25,20 @@ def build_estimator(model: VDM, spec: Spec | Estimator, draws: int) -> ModelEsti
     Raises:
       ValueError: the model does not have the estimator, or an argument is wrong.
     """
-    name = name_of(spec)
+    dequantization = None if model.likelihood.levels is None else "decoder"
+    with located("estimator"):
+        name = name_of(spec)
     if isinstance(spec, str | Mapping) and name in ESTIMATORS:
         fields = {"name": name} if isinstance(spec, str) else dict(spec)
         if "timesteps" in inspect.signature(ESTIMATORS[name]).parameters:
             fields = {"timesteps": model.timesteps} | fields
         spec = fields
-    dequantization = None if model.likelihood.levels is None else "decoder"
     estimator = build(ESTIMATORS, spec, "estimator", draws=draws, dequantization=dequantization)
     with located("estimator", estimator.settings):
         check(model, estimator)
+    settings = {"name": estimator.name} | dict(estimator.settings)
+    if "dequantization" in settings:
+        settings["dequantization"] = settings["dequantization"] or dequantization
 
     def parts(params: Params, key: Key, batch: BatchLike) -> tuple[Any, ...]:
         check_params(params)
@@ -54,7 +58,7 @@ def build_estimator(model: VDM, spec: Spec | Estimator, draws: int) -> ModelEsti
     return ModelEstimator(
         estimate=estimate,
         description=estimator.description,
-        settings={"name": name} | dict(estimator.settings),
+        settings=settings,
         calls=estimator.calls(model.likelihood),
         fit=None if estimator.fit is None else fit,
     )
@@ -63,7 +67,7 @@ def build_estimator(model: VDM, spec: Spec | Estimator, draws: int) -> ModelEsti
 def check(model: VDM, estimator: Estimator) -> None:
     """Raise ValueError unless the model has an estimator."""
     parameterization = model.denoiser.parameterization
-    estimator.check(parameterization, model.likelihood, model.statistics.dim)
+    estimator.check(parameterization, model.likelihood, tuple(model.statistics.shape))
     steps = estimator.settings.get("timesteps")
     if not parameterization.continuous and steps != model.timesteps:
         raise ValueError(
