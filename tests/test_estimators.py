@@ -87,6 +87,7 @@ def test_ode_is_that_of_a_mixture_in_every_parameterization():
         np.testing.assert_allclose(log_prob / 2, widened.log_prob(x) / 2, atol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_probe_is_unbiased_and_the_same_at_every_step():
     law, ends = oracles.mixture((3,)), (-6.0, 8.0)
     x = law.sample(2, 1)
@@ -127,6 +128,7 @@ def test_the_exact_reverse_process_has_constant_weights(timesteps):
     np.testing.assert_allclose(log_prob, law.log_prob(x)[:, None].repeat(3, 1), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timesteps", [1, 2, 10])
 def test_tuned_terms_add_up_to_the_mutual_information(timesteps):
     """½ Σ log(1 + r) telescopes to I(x; z_0) − I(x; z_T) for every T if the KL of each step is 0."""
@@ -146,6 +148,7 @@ def test_tuned_terms_add_up_to_the_mutual_information(timesteps):
     assert found.mean() > plain.mean() + 0.5
 
 
+@pytest.mark.slow
 def test_without_excess_the_estimators_are_those_of_the_elbo():
     law, ends, timesteps = oracles.mixture((3,)), (-6.0, 5.0), 4
     x = law.sample(4, 2)
@@ -172,6 +175,7 @@ def test_trajectories_estimate_the_elbo_and_the_likelihood(name):
     assert abs(ratio.mean() - 1) < 4 * oracles.standard_error(ratio)
 
 
+@pytest.mark.slow
 def test_importance_rises_with_the_samples_to_the_likelihood():
     law, ends, timesteps = oracles.gaussian((2,)), (-4.0, 4.0), 5
     gammas = np.linspace(*ends, timesteps + 1)
@@ -187,6 +191,7 @@ def test_importance_rises_with_the_samples_to_the_likelihood():
     assert exact - means[-1] < 0.1 * (exact - means[0])
 
 
+@pytest.mark.slow
 def test_sums_of_many_steps_keep_their_digits_in_float32():
     ends, timesteps = (-13.3, 5.0), 1000
     law = oracles.Law(np.ones(1), np.zeros((1, 3)), np.ones((1, 3)))
@@ -269,6 +274,7 @@ def test_dequantized_likelihoods_are_bounds_that_close(name):
     assert gaps[1] < 0.05
 
 
+@pytest.mark.slow
 def test_chain_estimators_are_at_least_the_entropy():
     for spec in (
         {"name": "elbo", "draws": 16},
@@ -371,6 +377,7 @@ def test_mistakes_are_reported_in_one_line(mistake, as_users):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_every_estimator_counts_its_calls_and_names_its_settings():
     schedule = schedule_of(-4.0, 4.0)
     specs = {
