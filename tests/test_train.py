@@ -80,7 +80,7 @@ def test_saved_evaluation_equals_that_of_the_run(unbroken):
 def test_training_split_is_evaluated(unbroken):
     result = unbroken[0].evaluate("train", draws=1, batch_size=297)
     assert result.examples == 1500 and "split train[permutation 0, :1500]" in result.data
-    assert "1 draws" in result.estimator and 1 < result.bits_per_dim < 3
+    assert "1 draw per example" in result.estimator and 1 < result.bits_per_dim < 3
 
 
 def test_evaluate_refuses(unbroken):
