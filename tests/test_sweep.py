@@ -200,7 +200,7 @@ def test_files_and_table_of_a_sweep(trained):
     bounds = [runs[f"eps_seed{i}"].bits_per_dim() for i in (0, 1)]
     error = abs(bounds[0] - bounds[1]) / 2
     assert f"| eps | {np.mean(bounds):.4f} ± {error:.4f} | " in table
-    assert "standard error over 2 seeds; diffusion ELBO, T = 50, 1 draws per example" in table
+    assert "standard error over 2 seeds; diffusion ELBO, T = 50, 1 draw per example" in table
     rows = read_metrics(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [5, 10, 15, 20]
     assert {f"{name}/bits_per_dim" for name in runs} <= rows[0].keys()
