@@ -126,6 +126,11 @@ def test_a_train_step_the_bound_and_samples(family, fields, optimizer):
     bound = jax.eval_shape(make_evaluator(build_estimator(model, "elbo", 2)), params, key, X)
     assert jnp.dtype("float32") in {part.dtype for part in bound.values()}
     if model.importance is not None:
-        jax.eval_shape(make_evaluator(model, 1, 2), params, key, X)
+        jax.eval_shape(
+            make_evaluator(build_estimator(model, {"name": "importance", "samples": 2})),
+            params,
+            key,
+            X,
+        )
     steps = {"steps": fields.get("timesteps", 2)} if family == "vdm" else {}
     assert jax.eval_shape(lambda p: model.sample(p, key, 2, **steps), params).dtype == np.uint8
