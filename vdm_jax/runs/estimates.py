@@ -50,12 +50,14 @@ def estimate(
 
 
 def report_estimates(trained: TrainedModel, workdir: Path, log: Callable[[str], None]) -> None:
-    """Evaluate the estimators of the config on the test split, and write their table and their JSON file."""
+    """Evaluate the estimators of the config on the test split; write a table and a JSON file of several."""
     rows = estimate(trained, log)
+    if len(rows) == 1:  # no file is written, so that a run can be evaluated while it trains
+        remove_progress(trained.workdir / UNFINISHED)
+        return
     files = {"table": workdir / TABLE, "estimates": workdir / ESTIMATES}
     table = estimates_table(rows)
-    if len(rows) > 1:
-        log(table)
+    log(table)
     if is_first():
         trained.check_folder()
         about = {"of": trained.identity, "step": step_of(trained.state)}

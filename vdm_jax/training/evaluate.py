@@ -183,15 +183,15 @@ def evaluate(
       estimator, data, step, settings, calls: fields of the report.
       fitted: the result of `fit`.
       finished: values of the examples before the first batch.
-      save: called with the values of the finished examples every `SAVE_SECONDS`, when a signal arrives and at
-        the end.
+      save: called with the values of the finished examples every `SAVE_SECONDS`, when a signal arrives, and at
+        the end of an evaluation that took longer.
       examples: total number of examples, for the progress bar, which appears after `BAR_SECONDS`.
 
     Raises:
       Interrupted: a signal arrived; raised between two batches.
     """
     columns = {name: [column] for name, column in (finished or {}).items()}
-    saved = time.monotonic()
+    start = saved = time.monotonic()
     with (
         defer_signals(),  # all processes end after the same batch
         Watchdog(STALL_SECONDS, command=is_command()) as watchdog,
@@ -215,7 +215,7 @@ def evaluate(
             if save is not None and time.monotonic() - saved > SAVE_SECONDS:
                 save(joined(columns))
                 saved = time.monotonic()
-    if save is not None:
+    if save is not None and time.monotonic() - start > SAVE_SECONDS:
         save(joined(columns))
     about = {"estimator": estimator, "data": data, "step": step}
     return summarize(joined(columns), dim, settings=dict(settings), calls=calls, **about)

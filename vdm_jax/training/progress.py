@@ -81,16 +81,15 @@ class Progress(NamedTuple):
         return {name: np.asarray(values) for name, values in on_process_0(read).items()}
 
     def save(self, columns: Columns) -> None:
-        """Write the values of the finished examples, in process 0.
-
-        Raises:
-          OSError: the file cannot be written.
-        """
+        """Write the values of the finished examples, in process 0; report a failure and continue."""
         if is_first() and columns:
-            self.check_folder()
-            make_folder(self.path.parent)
             arrays: dict[str, Any] = columns | {IDENTITY: self.identity}
-            write_file(self.path, lambda file: np.savez(file, **arrays))
+            try:
+                self.check_folder()
+                make_folder(self.path.parent)
+                write_file(self.path, lambda file: np.savez(file, **arrays))
+            except OSError as error:  # a folder that can only be read can be evaluated
+                warn(f"the evaluation cannot be continued after an interruption: {error}")
 
 
 def remove_progress(folder: Path) -> None:
