@@ -18,14 +18,15 @@ from vdm_jax.elbo.terms import (
     draw_noisy,
     draw_times,
     matching,
+    mean_of_draws,
     output_of,
     prior,
 )
-from vdm_jax.keys import split_each
+from vdm_jax.keys import fold_each, split_each
 from vdm_jax.likelihoods import Likelihood, observation
 from vdm_jax.parameterizations import Parameterization, regression_target, to_x0
 from vdm_jax.schedules import Schedule
-from vdm_jax.typing import Array, ArrayLike, Keys, Params, Real, Reals
+from vdm_jax.typing import Array, ArrayLike, Keys, Params, PyTree, Real, Reals
 
 
 class Process(NamedTuple):
@@ -167,6 +168,33 @@ def log_prob_of_data(process: Process, x: ArrayLike, latent: Array) -> Reals:
         return likelihood.log_prob(x, *observation(likelihood, latent, x0_hat, gamma_0))
 
     return jax.vmap(log_prob)(x, latent, x0_hat)
+
+
+def mean_over_draws(
+    process: Process,
+    x: ArrayLike,
+    x0: Array,
+    keys: Keys,
+    timesteps: int | None,
+    draws: int,
+    value: Callable[[Draw], PyTree],
+) -> PyTree:
+    """Return the mean of `value` over draws of each example, whose times are stratified, eq. (15).
+
+    Args:
+      process, x, x0, timesteps: as in `draw_terms`.
+      keys: [B].
+      draws: number of draws.
+      value: of a draw, a pytree of arrays.
+    """
+    # one time key for all draws: with the phases i / draws, their times are stratified
+    time_keys, draw_keys = split_each(keys, 2)
+
+    def one_draw(i):
+        draw_key, phase = fold_each(draw_keys, i), i / draws
+        return value(draw_terms(process, x, x0, time_keys, draw_key, phase, timesteps))
+
+    return mean_of_draws(one_draw, draws)
 
 
 def draw_terms(

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 
 from vdm_jax.checks import MAX_STEPS, whole_number
 from vdm_jax.diffusion import Interval
-from vdm_jax.elbo import check_timesteps, draw_terms, mean_of_draws
+from vdm_jax.elbo import Draw, Elbo, check_timesteps, mean_over_draws
 from vdm_jax.estimators.base import Estimate, Estimator
 from vdm_jax.estimators.variance import FITTED, ReverseVariance, squared_residual
-from vdm_jax.keys import fold_each, split_each
 from vdm_jax.typing import Array, Scalar
 
 
@@ -30,13 +29,7 @@ def elbo(*, timesteps: int | None = None, draws: int = 1) -> Estimator:
 
     def estimate(process, x, x0, keys, fitted=None):
         del fitted
-        time_keys, draw_keys = split_each(keys, 2)
-
-        def one_draw(i):
-            draw_key, phase = fold_each(draw_keys, i), i / draws
-            return draw_terms(process, x, x0, time_keys, draw_key, phase, timesteps).bound
-
-        bound = mean_of_draws(one_draw, draws)
+        bound = mean_over_draws(process, x, x0, keys, timesteps, draws, lambda draw: draw.bound)
         return Estimate(-bound.total, bound)
 
     return Estimator(
@@ -72,20 +65,17 @@ def tuned(*, timesteps: int | None, variance: Any = FITTED, draws: int = 1) -> E
     reverse = ReverseVariance(variance, steps)
 
     def estimate(process, x, x0, keys, fitted=None):
-        time_keys, draw_keys = split_each(keys, 2)
         excess = reverse.excess(x0.shape[1:], fitted)
 
         def matching(interval: Interval, error: Array, i: Array) -> Scalar:
             rho, r = squared_residual(interval, error), excess(interval, i)
             return steps * 0.5 * jnp.sum((rho - r) / (1 + r) + jnp.log1p(r))
 
-        def one_draw(i):
-            draw_key, phase = fold_each(draw_keys, i), i / draws
-            draw = draw_terms(process, x, x0, time_keys, draw_key, phase, steps)
+        def with_tuned_matching(draw: Draw) -> Elbo:
             nats = jax.vmap(matching)(draw.noisy.interval, draw.error, draw.times)
             return draw.bound._replace(matching=nats)
 
-        bound = mean_of_draws(one_draw, draws)
+        bound = mean_over_draws(process, x, x0, keys, steps, draws, with_tuned_matching)
         return Estimate(-bound.total, bound)
 
     return Estimator(

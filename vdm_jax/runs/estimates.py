@@ -32,8 +32,8 @@ def estimate(
 ) -> list[dict[str, Any]]:
     """Evaluate the estimators of the config on a split, and log each result.
 
-    After an interruption, finished estimators are read from the folder, and the interrupted one continues after
-    its last saved batch. `report_estimates` removes these files.
+    After an interruption, evaluations that took longer than `SAVE_SECONDS` are read from the folder, and the
+    interrupted one continues after its last saved batch. `report_estimates` removes these files.
 
     Returns:
       The fields of an `Evaluation`, and "seconds" of wall time, of which compilation is a part, for each.

@@ -6,8 +6,8 @@ import numpy as np
 
 from vdm_jax.checks import whole_number
 from vdm_jax.diffusion import Interval
-from vdm_jax.elbo import Elbo, draw_terms, mean_of_draws, training_interval
-from vdm_jax.keys import example_keys, fold_each
+from vdm_jax.elbo import Draw, Elbo, mean_over_draws, training_interval
+from vdm_jax.keys import key_of_each
 from vdm_jax.models.model import BatchLike, check_params, encoded
 from vdm_jax.models.vdm.parts import VDM, process
 from vdm_jax.typing import Array, Key, Params
@@ -37,16 +37,12 @@ def elbo_per_noise_level(
     whole_number(draws, "draws", 1)
     check_params(params)
     batch, x0 = encoded(batch, model.statistics, model.likelihood)
-    time_keys, draw_keys = example_keys(key, batch.index, 2)
-    diffusion = process(model, params)
+    diffusion, keys = process(model, params), key_of_each(key, batch.index)
 
-    def one_draw(i):
-        # one time key for all draws: with the phases i / draws, their times are stratified, eq. (15)
-        keys, phase = fold_each(draw_keys, i), i / draws
-        draw = draw_terms(diffusion, batch.x, x0, time_keys, keys, phase, model.timesteps)
+    def bound_and_split(draw: Draw) -> tuple[Elbo, Array]:
         return draw.bound, split_by_noise(draw.noisy.interval, draw.bound.matching, edges)
 
-    return mean_of_draws(one_draw, draws)
+    return mean_over_draws(diffusion, batch.x, x0, keys, model.timesteps, draws, bound_and_split)
 
 
 def split_by_noise(intervals: Interval, values: Array, edges: Array | np.ndarray) -> Array:
