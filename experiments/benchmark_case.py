@@ -41,6 +41,9 @@ from vdm_jax.specs import build
 from vdm_jax.training.dispatch import dispatcher, make_layout
 from vdm_jax.training.layout import shardings
 
+# earlier revisions take plain dictionaries
+resolve: Any = getattr(vdm_jax.config, "resolve", to_dict)
+
 GIB = 2**30
 EVENTS: Counter[str] = (
     Counter()
@@ -168,7 +171,7 @@ class Case:
         if "sample" in inspect.signature(fit_statistics).parameters:  # of earlier revisions
             options["sample"] = images[np.arange(min(1024, len(images)))]
         self.statistics = fit_statistics(level_counts(images, data.levels), **options)
-        self.job = Run(config, self.statistics)
+        self.job = Run(resolve(config), self.statistics)
         self.shapes = jax.eval_shape(self.job.start)
         self.batches = next(self.stacks(1))
         self.single = jax.tree.map(lambda leaf: leaf[0], self.batches)
@@ -274,7 +277,7 @@ class Case:
         config = copy.deepcopy(self.config)
         for name in ("scan", "remat"):
             config["model"]["network"].pop(name, None)
-        plain = Run(config, self.statistics)
+        plain = Run(resolve(config), self.statistics)
         step = plain.step(self.layout)
         return _flops(jax.jit(step).lower(jax.eval_shape(plain.start), self.single))
 
@@ -347,7 +350,7 @@ class Case:
         """Return the run in its present state, with the programs that were compiled before."""
         workdir = Path(os.devnull)
         parts = self.job.model, self.statistics, self.state, workdir, self.layout, self.compiled
-        trained = TrainedModel(self.config, *parts)
+        trained = TrainedModel(resolve(self.config), *parts)
         trained.__dict__["dataset"] = self.dataset  # loaded already
         return trained
 

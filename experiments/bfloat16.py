@@ -24,7 +24,7 @@ from _common import (
 )
 
 import vdm_jax as vdm
-from vdm_jax.config import default, to_dict
+from vdm_jax.config import default, resolve, to_dict
 from vdm_jax.runs.sweep import Run
 
 DTYPES = ("float32", "bfloat16")
@@ -43,7 +43,7 @@ def config_of(dtype: str, seed: int, quick: bool) -> Any:
 
 def evaluate(trained: vdm.TrainedModel, dtype: str, seed: int, quick: bool) -> float:
     """Return the test bits/dim of trained weights in a network of the given type."""
-    run = Run(to_dict(config_of(dtype, seed, quick)), trained.statistics)
+    run = Run(resolve(config_of(dtype, seed, quick)), trained.statistics)
     return run.trained(trained.state, trained.workdir, trained.layout).bits_per_dim()
 
 

@@ -29,11 +29,12 @@ from _common import (
     write_results,
 )
 
-from vdm_jax.config import to_dict
-from vdm_jax.data import load_dataset
+from vdm_jax.config import resolve
 from vdm_jax.runs.setup import statistics_of
+from vdm_jax.runs.start import load_data
 from vdm_jax.runs.sweep import Run
 from vdm_jax.runtime.manifest import verify
+from vdm_jax.settings import Settings
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.dispatch import dispatcher, make_layout
 from vdm_jax.training.reader import CheckpointReader
@@ -42,14 +43,14 @@ from vdm_jax.training.state import step_of
 ABOUT = {"config": {}, "loop": {}}
 
 
-def measure(config: dict[str, Any], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(settings: Settings, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return times in seconds, as lists with one entry per repeat, and what follows from them."""
-    dataset = load_dataset(**config["data"])
-    job = Run(config, statistics_of(config, dataset))
-    layout, train = make_layout("jit"), config["train"]
+    dataset = load_data(settings.data)
+    job = Run(settings, statistics_of(settings.model, dataset))
+    layout, train = make_layout("jit"), settings.train
     state = initial_state(job, layout)
-    stack = train["steps_per_dispatch"]
-    data = {"batch_size": train["batch_size"], "start_step": 0, "stop_step": stack, "stack": stack}
+    stack = train.steps_per_dispatch
+    data = {"batch_size": train.batch_size, "start_step": 0, "stop_step": stack, "stack": stack}
     batches = next(job.batches(dataset.train, **data))
     run = dispatcher(layout, job.step(layout), state, stack)
 
@@ -76,7 +77,7 @@ def measure(config: dict[str, Any], options: argparse.Namespace, folder: Path) -
             times["saving"].append(saving)
             times["blocked"].append(blocked)
     steps = max(options.steps // stack, 1) * stack
-    saves = summary(times, steps, train["checkpoint_every"])
+    saves = summary(times, steps, train.checkpoint_every)
     restores = measure_restores(job, step_of(state) - steps, folder, options.repeats)
     return times | saves | restores
 
@@ -134,9 +135,9 @@ def main() -> None:
         options.config, options.repeats = CONFIGS / "smoke.py", 2
     out = output_folder(options, "checkpoint_overhead")
 
-    config = to_dict(read_config(options.config))
+    settings = resolve(read_config(options.config))
     with tempfile.TemporaryDirectory() as folder:
-        results = measure(config, options, Path(folder))
+        results = measure(settings, options, Path(folder))
     text = table(f"configs/{options.config.name}", results)
     about = environment("versions", "python", "machine", "device")
     write_results(out, about | results, text)

@@ -37,7 +37,7 @@ from _common import (
 )
 from jax.experimental import topologies
 
-from vdm_jax.config import to_dict
+from vdm_jax.config import resolve
 from vdm_jax.models import Statistics
 from vdm_jax.runs.sweep import Run
 from vdm_jax.training.dispatch import compiled, make_layout
@@ -219,11 +219,11 @@ def arithmetic(jaxpr: Any) -> int:
 
 def program(about: dict, devices: list, text: Path | None) -> dict:
     """Compile one step; return the arithmetic, memory and communication of a device."""
-    config = to_dict(read_config(CONFIGS / "cifar10.py"))
-    config["model"]["network"] |= about["network"]
+    settings = resolve(read_config(CONFIGS / "cifar10.py"))
+    settings.model["network"] |= about["network"]
     shape, batch = about["shape"], about["batch"]
     log_counts = np.zeros((*shape, 256), np.float32)
-    job = Run(config, Statistics(shape, 256, log_counts=log_counts))
+    job = Run(settings, Statistics(shape, 256, log_counts=log_counts))
     layout = make_layout("mesh", about["fsdp"], devices=devices[: about["devices"]])
     n = layout.mesh.size
     state = jax.eval_shape(job.start)

@@ -25,10 +25,11 @@ from _common import (
     write_results,
 )
 
-from vdm_jax.config import default, to_dict
+from vdm_jax.config import default, resolve
 from vdm_jax.data import load_dataset
 from vdm_jax.runs.setup import statistics_of
 from vdm_jax.runs.sweep import Run, Sweep
+from vdm_jax.settings import Settings
 from vdm_jax.training.dispatch import dispatcher, make_layout
 
 ROWS = ("mean", "x0", "eps", "v", "score")
@@ -39,8 +40,8 @@ NETWORKS = {
 DISPATCH = {"mlp": 20, "unet": 1}  # steps
 
 
-def config_of(network: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Return the config of the sweep."""
+def settings_of(network: dict[str, Any], seeds: int) -> Settings:
+    """Return the settings of the sweep."""
     config = default()
     with config.model.ignore_type():
         config.model.network = network
@@ -49,17 +50,17 @@ def config_of(network: dict[str, Any], seeds: int) -> dict[str, Any]:
     config.sweep.parameterizations = ROWS
     config.sweep.seeds = tuple(range(seeds))
     config.train.steps_per_dispatch = DISPATCH[network["name"]]
-    return to_dict(config)
+    return resolve(config)
 
 
 class Runner:
     """A run or a sweep with its compiled step, its state, and the batches that every dispatch reuses."""
 
     def __init__(self, job: Run | Sweep, split: Any, compiled: Any = None):
-        train, layout = job.config["train"], make_layout("jit")
-        stack = train["steps_per_dispatch"]
+        train, layout = job.settings.train, make_layout("jit")
+        stack = train.steps_per_dispatch
         self.state = initial_state(job, layout)
-        options = {"batch_size": train["batch_size"], "start_step": 0, "stop_step": stack}
+        options = {"batch_size": train.batch_size, "start_step": 0, "stop_step": stack}
         self.batches = next(job.batches(split, stack=stack, **options))
         start = time.perf_counter()
         self.step = compiled or dispatcher(layout, job.step(layout), self.state, stack)
@@ -77,14 +78,14 @@ class Runner:
 
 def measure(network: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Return the times of the sweep and of its runs, and their ratios."""
-    dataset, config = load_dataset("digits"), config_of(network, options.seeds)
-    statistics = statistics_of(config, dataset)
-    sweep = Sweep(config, statistics)
+    dataset, settings = load_dataset("digits"), settings_of(network, options.seeds)
+    statistics = statistics_of(settings.model, dataset)
+    sweep = Sweep(settings, statistics)
     together = Runner(sweep, dataset.train)
     apart: dict[str, Runner] = {}
     compiled: dict[str, Any] = {}  # by parameterization, for all seeds
-    for name, single in sweep.configs.items():
-        parameterization = single["model"]["parameterization"]
+    for name, single in sweep.runs.items():
+        parameterization = single.model["parameterization"]
         run = Run(single, statistics)
         apart[name] = Runner(run, dataset.train, compiled.get(parameterization))
         compiled[parameterization] = apart[name].step

@@ -48,7 +48,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from ml_collections import ConfigDict
 
-from vdm_jax.config import default, difference, to_dict
+from vdm_jax.config import default, difference, resolve, to_dict
 from vdm_jax.data import Dataset, Split, load_dataset
 from vdm_jax.runs.setup import statistics_of
 from vdm_jax.runs.sweep import Run
@@ -129,11 +129,12 @@ class Runner:
     """A run with its compiled step, its state and the number of steps taken."""
 
     def __init__(self, config: dict[str, Any], dataset: Dataset):
-        self.job = Run(config, statistics_of(config, dataset))
+        settings = resolve(config)
+        self.job = Run(settings, statistics_of(settings.model, dataset))
         self.dataset, self.layout = dataset, make_layout("jit")
         self.state = initial_state(self.job, self.layout)
         self.run = dispatcher(self.layout, self.job.step(self.layout), self.state, 1)
-        self.step, self.batch_size = 0, config["train"]["batch_size"]
+        self.step, self.batch_size = 0, settings.train.batch_size
 
     def train(self, stop: int) -> float:
         """Train up to step `stop`; return the seconds that it took."""

@@ -26,6 +26,14 @@ def as_users():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(scope="module")
+def without_optimizations():
+    """Disable most optimizations of the compiler, which cost some tests more time than they save."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def note(request, tmp_path):
     """Return a function that adds a row to the table of faults, which `--table` writes."""

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 import vdm_jax as vdm
-from vdm_jax.config import to_dict
+from vdm_jax.config import resolve
 from vdm_jax.data import level_counts, load_dataset, train_batches
 from vdm_jax.elbo import draw_times
 from vdm_jax.keys import example_keys
 from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.runs.sweep import Run, Sweep
+from vdm_jax.settings import SweepSettings
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.dispatch import compiled, dispatcher, make_layout
 from vdm_jax.training.layout import (
@@ -54,10 +55,10 @@ class Digits:
 
     def __init__(self):
         smoke = Path(__file__).parents[1] / "configs" / "smoke.py"
-        self.config = to_dict(runpy.run_path(str(smoke))["get_config"]())
+        self.settings = resolve(runpy.run_path(str(smoke))["get_config"]())
         self.data = load_dataset("digits")
         self.statistics = fit_statistics(level_counts(self.data.train.images, 17))
-        self.job = Run(self.config, self.statistics)
+        self.job = Run(self.settings, self.statistics)
         self.shapes = jax.eval_shape(self.job.start)
 
     def batches(self, start, stop, stack=STACK):
@@ -103,8 +104,8 @@ def numbers(state):
 
 def side_by_side(digits, layout):
     """Return the losses [4, 8] of a sweep of eight runs, whose axis is not divided."""
-    runs = {"parameterizations": ["eps", "v"], "learning_rates": [], "seeds": [0, 1, 2, 3]}
-    sweep = Sweep(digits.config | {"sweep": runs}, digits.statistics)
+    runs = SweepSettings(parameterizations=["eps", "v"], seeds=[0, 1, 2, 3])
+    sweep = Sweep(replace(digits.settings, sweep=runs), digits.statistics)
     shapes = jax.eval_shape(sweep.start)
     places = shardings(layout, shapes)
     assert places.step.is_fully_replicated
@@ -135,8 +136,8 @@ def drawn(layout):
 
 def program(digits, layout, **model):
     """Compile one step of the smoke config with another network; return its text and the bytes of its state."""
-    config = digits.config | {"model": digits.config["model"] | model}
-    job = Run(config, digits.statistics)
+    settings = replace(digits.settings, model=digits.settings.model | model)
+    job = Run(settings, digits.statistics)
     shapes = jax.eval_shape(job.start)
     stack = next(digits.batches(0, 1, 1))
     batch = sum(leaf.nbytes for leaf in stack)
@@ -219,8 +220,8 @@ def main(folder):
     }
     results["sampling"] = [sampling(digits, layout_of(name)) for name in ("mesh 1", "mesh 8")]
 
-    config = digits.config | {"train": digits.config["train"] | {"parallel": "mesh", "fsdp": 2}}
-    config["train"] |= {"steps": 20, "batch_size": 16}
+    config = digits.settings.plain
+    config["train"] |= {"parallel": "mesh", "fsdp": 2, "steps": 20, "batch_size": 16}
     config["optimizer"] = config["optimizer"] | {"accumulate": 2}
     trained = vdm.train(config, folder / "run", log=partial(print, file=sys.stderr))
     results["test"] = trained.bits_per_dim()
@@ -229,7 +230,7 @@ def main(folder):
     results["backwards"] = replace(
         trained, layout=backwards, state=state, _compiled={}
     ).bits_per_dim()
-    results["estimates"] = {n: estimates(trained, n) for n in (1, 2, 8)}
+    results["estimates"] = {n: estimates(trained, n) for n in (1, 8)}
     config["train"] |= {"parallel": "jit", "fsdp": 1}
     alone = vdm.train(config, folder / "jit", log=partial(print, file=sys.stderr))
     results["accumulated"] = [numbers(run.state) for run in (trained, alone)]

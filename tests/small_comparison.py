@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import vdm_jax as vdm
 from vdm_jax.comparison.setup import setup_comparison
@@ -22,14 +21,6 @@ FAST = {
     "progress": False,
 }
 FLOATS = np.random.default_rng(1).normal(0, 0.5, (40, 3)).astype(np.float32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_optimizations():
-    """Disable most optimizations of the compiler, which cost these tests more time than they save."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def images(n=40, levels=4, shape=(3, 3, 1)):

@@ -56,6 +56,7 @@ FOR_LEVELS = {
     "as_dataset": lambda x: as_dataset(x, levels=4),
     "as_dataset of a pair": lambda x: as_dataset((x, x), levels=4),
     "as_dataset of items": lambda x: as_dataset(list(x), levels=4),
+    "as_dataset of labelled items": lambda x: as_dataset([(item, 0) for item in x], levels=4),
     "array_dataset": lambda x: dataset(x, 4),
     "level_counts": lambda x: level_counts(x, 4),
     "negative_elbo": bound(likelihood={"name": "softmax", "levels": 4}),

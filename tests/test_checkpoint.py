@@ -90,7 +90,7 @@ def test_restored_state_is_bit_equal(saved):
 def test_the_two_newest_are_kept(saved):
     folder, _, last = saved
     with CheckpointStore(folder) as store:
-        assert store.latest() == 3
+        assert store.newest == 3
         assert sorted(path.name for path in folder.iterdir() if path.name.isdigit()) == ["2", "3"]
         store.save(last, {"note": "saved again"})
         assert store.about(3)["note"] == 3
@@ -114,10 +114,10 @@ def test_unfinished_save_is_ignored(tmp_path):
     (left / "state").mkdir(parents=True)
     state = start()
     with CheckpointStore(tmp_path) as store:
-        assert store.latest() is None
+        assert store.newest is None
         store.save(state._replace(step=jnp.asarray(3, jnp.int32)), {})
     with CheckpointStore(tmp_path) as store:
-        assert store.latest() == 3
+        assert store.newest == 3
         assert_same(numbers(store.restore(shapes()))[1:], numbers(state)[1:])
 
 
@@ -143,7 +143,7 @@ def test_another_state_does_not_fit(saved, changes, message):
 
 def test_nothing_to_restore(tmp_path):
     with CheckpointStore(tmp_path / "new") as store:
-        assert store.latest() is None
+        assert store.newest is None
         with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}/new"):
             store.restore(shapes())
 
@@ -164,7 +164,7 @@ def test_read_error_is_not_damage(saved, tmp_path, monkeypatch):
         CheckpointStore(folder)
     monkeypatch.undo()
     with CheckpointStore(folder) as store:  # and it is not locked
-        assert store.latest() == 3
+        assert store.newest == 3
         assert_same(numbers(store.restore(shapes())), saved[1][3])
 
 
@@ -180,11 +180,11 @@ def test_reader_of_a_running_run(saved, tmp_path, monkeypatch):
 
     monkeypatch.setattr(recovery, "verify", deleted_meanwhile)
     with CheckpointReader(folder) as store:
-        assert store.latest() == 2
+        assert store.newest == 2
     monkeypatch.undo()
     shutil.copytree(saved[0] / "3", folder / "3")
     with CheckpointReader(folder) as store:
-        assert store.latest() == 3
+        assert store.newest == 3
         shutil.rmtree(folder / "3")
         assert_same(numbers(store.restore(shapes())), saved[1][2])
 
@@ -250,7 +250,7 @@ def test_failed_annotation_loses_nothing(saved, copied, monkeypatch, earlier):
             store.annotate(3, {"bound": 1.0})
         assert lines == [f"{store.failure}; the checkpoint itself is whole"]
         assert "annotations.json of checkpoint 3 in" in lines[0] and "No space left" in lines[0]
-        assert store.best() == (3 if earlier else None) and store.latest() == 3
+        assert store.best() == (3 if earlier else None) and store.newest == 3
         with monkeypatch.context() as patched:
             patched.setattr(type(copied), "replace", killed)
             with pytest.raises(KeyboardInterrupt):
@@ -272,7 +272,7 @@ def test_damaged_annotation_is_ignored(saved, copied, damage):
     path, lines = copied / "3" / manifest.ANNOTATIONS, []
     path.write_bytes(damage(path.read_bytes()))
     with CheckpointStore(copied, log=lines.append) as store:
-        assert store.latest() == 3 and store.about(3)["note"] == 3 and store.best() is None
+        assert store.newest == 3 and store.about(3)["note"] == 3 and store.best() is None
         assert_same(numbers(store.restore(shapes())), numbers(saved[2]))
     assert lines == [
         f"checkpoint 3 in {copied}: annotations.json cannot be read or has another checksum; it is "
@@ -358,9 +358,9 @@ def test_step_under_another_number_is_damaged(saved, copied, change):
     change(copied)
     lines = []
     with CheckpointReader(copied, log=lines.append) as store:
-        newest = store.latest()
+        newest = store.newest
     with CheckpointStore(copied, log=lines.append) as store:
-        assert store.latest() == newest < 7
+        assert store.newest == newest < 7
         store.save(with_step(saved[2], 8), {})  # nothing blocks the run
     assert len(lines) == 2 and all("renamed or copied" in line for line in lines)
     assert (copied / "7.damaged").exists()
@@ -405,7 +405,7 @@ def test_hostile_description_falls_back(saved, copied, change):
     sealed(copied / "3", change)
     lines = []
     with CheckpointReader(copied, log=lines.append) as store:
-        assert store.latest() == 2
+        assert store.newest == 2
         assert_same(numbers(store.restore(shapes())), saved[1][2])
     assert len(lines) == 1 and "checkpoint 3" in lines[0] and "damaged" in lines[0]
 

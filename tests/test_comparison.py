@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 import pytest
 from PIL import Image
-from small_comparison import compare_small, images, set_up, without_optimizations  # noqa: F401
+from small_comparison import compare_small, images, set_up
 
 import vdm_jax as vdm
 from vdm_jax.comparison import gradients as gradients_of
@@ -19,6 +19,8 @@ from vdm_jax.comparison.quality import gaussian_kl, kernel_distance
 from vdm_jax.models.likelihood import build_estimator
 from vdm_jax.parameterizations import PARAMETERIZATIONS
 from vdm_jax.training.evaluate import make_evaluator
+
+pytestmark = pytest.mark.usefixtures("without_optimizations")
 
 
 @pytest.fixture(scope="module")

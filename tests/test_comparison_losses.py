@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from small_comparison import FAST, images, without_optimizations  # noqa: F401
+from small_comparison import FAST, images
 
 import vdm_jax as vdm
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, eps
+
+pytestmark = pytest.mark.usefixtures("without_optimizations")
 
 ROWS = ("mean", "x0", "eps", "v", "score")
 
@@ -24,9 +26,10 @@ def best_networks(law, timesteps, rows=ROWS):
     return {name: law.network(PARAMETERIZATIONS[name](), at) for name in rows}
 
 
-@pytest.mark.parametrize("name", oracles.LAWS)
-@pytest.mark.parametrize("timesteps", [30, None])
-@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize(
+    ("name", "timesteps", "double"),
+    [*((name, T, True) for name in oracles.LAWS for T in (30, None)), ("mixture", 30, False)],
+)
 @pytest.mark.slow
 def test_losses_of_the_best_denoisers_are_equal(name, timesteps, double):
     law = oracles.LAWS[name]((3,))

@@ -5,19 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_comparison import (  # noqa: F401
+from small_comparison import (
     FLOATS,
     NET,
     Linen,
     bare_init,
     compare_small,
     images,
-    without_optimizations,
 )
 
 import vdm_jax as vdm
 from vdm_jax.config import default_vae
 from vdm_jax.parameterizations import eps
+
+pytestmark = pytest.mark.usefixtures("without_optimizations")
 
 ONE_NORMAL = vdm.Mixture.of([1.0], [[0.0]], [[1.0]])
 

@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import runpy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from vdm_jax.config import (
     default,
     difference,
     leaves,
+    resolve,
     to_dict,
     to_plain,
 )
@@ -26,9 +28,9 @@ from vdm_jax.models import MODELS, Statistics, build_model
 from vdm_jax.runs import report
 from vdm_jax.runs import trained as runs
 from vdm_jax.runs.start import fresh
-from vdm_jax.settings import ROWS, settings_of
+from vdm_jax.settings import ROWS, Settings
 from vdm_jax.training.dispatch import make_layout
-from vdm_jax.training.evaluate import Evaluation
+from vdm_jax.training.evaluation import Evaluation
 from vdm_jax.training.loop import fit
 from vdm_jax.training.optimizer import make_optimizer
 from vdm_jax.training.state import init_state
@@ -160,11 +162,11 @@ class Recording(dict):
 
 
 def test_every_field_of_evaluate_and_sample_is_read(monkeypatch, tmp_path):
-    config = to_dict(shipped("smoke")["get_config"]())
-    config["sample"] = Recording(config["sample"])
+    settings = resolve(shipped("smoke")["get_config"]())
+    settings = replace(settings, sample=Recording(settings.sample))
     shape, levels = DATA["digits"]
     statistics = Statistics(shape, levels, log_counts=np.zeros((*shape, levels), np.float32))
-    model = build_model(config["model"], statistics)
+    model = build_model(settings.model, statistics)
     arguments = {}
 
     def sample(params, key, n, first=0, sampler="", steps=0):
@@ -188,21 +190,22 @@ def test_every_field_of_evaluate_and_sample_is_read(monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "evaluate", evaluate)
     monkeypatch.setattr(runs.jax, "jit", lambda function, **options: function)
     state = init_state({}, optax.identity(), jax.random.key(0))
-    trained = runs.TrainedModel(config, model._replace(sample=sample), statistics, state, tmp_path)
+    model = model._replace(sample=sample)
+    trained = runs.TrainedModel(settings, model, statistics, state, tmp_path)
     trained.evaluate()
     trained.evaluate(estimator={"name": "tuned", "timesteps": 2})
     arguments["estimators"] = ["elbo"]
     report.draw_samples(trained, tmp_path / "samples.png")
-    assert config["sample"].read == fields("sample")
+    assert settings.sample.read == fields("sample")
     assert fields("evaluate") <= arguments.keys()
     assert arguments == {
-        "draws": config["evaluate"]["draws"],
-        "estimators": config["evaluate"]["estimators"],
-        "fit_examples": config["evaluate"]["fit_examples"],
-        "batch_size": config["evaluate"]["batch_size"],
-        "n": config["sample"]["count"],
-        "sampler": config["sample"]["sampler"],
-        "steps": config["sample"]["steps"],
+        "draws": settings.evaluate.draws,
+        "estimators": settings.evaluate.estimators,
+        "fit_examples": settings.evaluate.fit_examples,
+        "batch_size": settings.evaluate.batch_size,
+        "n": settings.sample["count"],
+        "sampler": settings.sample["sampler"],
+        "steps": settings.sample["steps"],
     }
 
 
@@ -216,7 +219,8 @@ def test_rules_name_existing_fields():
 
 def test_the_typed_view_has_the_values_of_the_config():
     plain = to_dict(default())
-    settings = settings_of(plain)
+    settings = resolve(default())
+    assert settings.plain == plain and Settings.of(plain) == settings
     for path in ROWS:
         section, _, name = path.rpartition(".")
         holder, values = (
@@ -232,7 +236,7 @@ NAN, INF = float("nan"), float("inf")
 
 BAD = [
     # unknown and missing
-    ("zzz", 1, r"config: unknown field 'zzz'; fields: \['data', "),
+    ("zzz", 1, "config: unknown field 'zzz'; choices: data, "),
     ("sed", 1, "config: unknown field 'sed'; did you mean 'seed'"),
     ("train.stepz", 3, "config.train: unknown field 'stepz'; did you mean 'steps'"),
     ("seed", MISSING, "config: field 'seed' is missing"),

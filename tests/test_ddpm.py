@@ -275,8 +275,10 @@ def test_samples_of_a_chain_with_zero_terminal_snr(output, sampler, steps):
     np.testing.assert_allclose(sample, x0, atol=1e-5)
 
 
-@pytest.mark.parametrize("output", ["x0", "v", "mean"])
-@pytest.mark.parametrize("weighting", ["elbo", "simple", "min_snr", "sigmoid", "p2"])
+@pytest.mark.parametrize(
+    ("output", "weighting"),
+    [("x0", "elbo"), ("v", "simple"), ("mean", "min_snr"), ("x0", "sigmoid"), ("v", "p2")],
+)
 @pytest.mark.slow
 def test_models_train_on_a_chain_with_zero_terminal_snr(output, weighting):
     model = vdm(

@@ -61,7 +61,9 @@ def tables():
 
 @pytest.mark.parametrize("page", RUN)
 @pytest.mark.slow
-def test_python_blocks_print_what_is_shown(page, tmp_path, monkeypatch, capsys, tables):
+def test_python_blocks_print_what_is_shown(
+    page, tmp_path, monkeypatch, capsys, tables, without_optimizations
+):
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "page"}
     text = PAGES[page]

@@ -12,7 +12,8 @@ from vdm_jax.elbo import Elbo
 from vdm_jax.models import Statistics, vae, vdm
 from vdm_jax.models.likelihood import build_estimator
 from vdm_jax.nets import Network
-from vdm_jax.training.evaluate import Evaluation, evaluate, make_evaluator
+from vdm_jax.training.evaluate import evaluate, make_evaluator
+from vdm_jax.training.evaluation import Evaluation
 
 WORDS = {"estimator": "diffusion ELBO, T = 3, 2 draws", "data": "digits 1.9, split test", "step": 7}
 

@@ -98,8 +98,11 @@ OUTPUT_SCALES = [
 ]
 
 
-@pytest.mark.parametrize("likelihood", ["softmax", "discretized_gaussian"])
-@pytest.mark.parametrize("settings", OUTPUT_SCALES, ids=lambda s: s["parameterization"])
+@pytest.mark.parametrize(
+    ("settings", "likelihood"),
+    zip(OUTPUT_SCALES, ["softmax", "discretized_gaussian", "softmax"], strict=True),
+    ids=lambda value: value if isinstance(value, str) else value["parameterization"],
+)
 @pytest.mark.slow
 def test_fixed_encoder_hierarchy_is_the_vdm_term_by_term(settings, likelihood):
     T, key = 4, jax.random.key(6)

@@ -11,7 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from vdm_jax.effective_weights import effective_weights
 from vdm_jax.runs.plots import curves, loss_curve, sample_grid, strips, tile, weight_curves
-from vdm_jax.training.evaluate import Evaluation
+from vdm_jax.training.evaluation import Evaluation
 from vdm_jax.training.logs import MetricsLog, read_metrics
 
 

@@ -62,7 +62,7 @@ def run(
 ):
     """Train to step `last` from the newest checkpoint of the folder; return the state."""
     with CheckpointStore(folder / "checkpoints") as store:
-        if store.latest() is not None:
+        if store.newest is not None:
             state = store.restore(jax.eval_shape(lambda: start(optimizer)))
         state = start(optimizer) if state is None else state
         first = int(state.step)
@@ -175,7 +175,7 @@ def test_too_many_in_a_row_end_the_run(tmp_path, size, latest):
     assert caught.value.step == 6 and caught.value.batch.x.shape == (3, 2)
     assert np.all(np.isnan(caught.value.batch.x))
     with CheckpointStore(tmp_path / "checkpoints") as store:
-        assert store.latest() == latest
+        assert store.newest == latest
         if latest is not None:
             state = store.restore(jax.eval_shape(start))
             assert np.all(np.isfinite(state.params["w"]))
@@ -200,7 +200,7 @@ def test_streak_respects_a_lower_limit(tmp_path):
 def outcome_of(folder):
     """Return the lines, the best step, the newest step and its loop state."""
     with CheckpointReader(folder / "checkpoints") as store:
-        latest = store.latest()
+        latest = store.newest
         return (
             read_metrics(folder / "metrics.jsonl"),
             store.best(),
@@ -340,7 +340,7 @@ def test_the_best_bound_is_kept_beside_the_newest(tmp_path):
     )
     assert checkpoints(tmp_path) == [4, 8, 10]
     with CheckpointReader(tmp_path / "checkpoints") as store:
-        assert store.best() == 4 and store.latest() == 10 and store.about(4)["bound"] == 1.0
+        assert store.best() == 4 and store.newest == 10 and store.about(4)["bound"] == 1.0
         state = store.restore(jax.eval_shape(start), 4)
     assert int(state.step) == 4
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "test_bits_per_dim" in row]

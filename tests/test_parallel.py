@@ -109,10 +109,9 @@ def test_evaluation_does_not_depend_on_device_order(measured):
 
 
 def test_likelihood_estimates_do_not_depend_on_the_number_of_devices(measured):
-    single, *others = measured[0]["estimates"].values()
-    assert all(np.isfinite(single))
-    for other in others:
-        np.testing.assert_allclose(other, single, rtol=1e-5)
+    one, eight = measured[0]["estimates"].values()
+    assert all(np.isfinite(one))
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
 
 
 def test_samples_are_drawn_in_parts(measured):

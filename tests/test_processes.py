@@ -35,7 +35,6 @@ def last_line(text):
     [
         ("smoke", ["--config.train.parallel=mesh", "--config.train.fsdp=2"]),
         ("vae", ["--config.train.parallel=pmap"]),
-        ("mhvae", []),
     ],
 )
 def test_two_processes_are_one(tmp_path, config, layout):

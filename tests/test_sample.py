@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.config import default, to_dict
+from vdm_jax.config import default, resolve
 from vdm_jax.models import MODELS, Statistics, build_model
 from vdm_jax.runs.trained import SAMPLES_PER_DEVICE, TrainedModel
 from vdm_jax.training.state import TrainState
@@ -61,8 +61,8 @@ def run_of(name):
     )
     step = jnp.zeros((), jnp.int32)
     state = TrainState(step, params, params, (), None, jax.random.key(0))
-    config = to_dict(default()) | {"sample": {"count": 4, **settings}}
-    return TrainedModel(config, model, statistics, state, Path("nowhere"))
+    resolved = replace(resolve(default()), sample={"count": 4, **settings})
+    return TrainedModel(resolved, model, statistics, state, Path("nowhere"))
 
 
 def test_every_family_is_tested():
@@ -102,7 +102,7 @@ def test_many_samples_are_drawn_in_chunks_by_default():
         return (first + jnp.arange(n, dtype=jnp.int32))[:, None]
 
     run = TrainedModel(
-        run.config, run.model._replace(sample=sample), run.statistics, run.state, run.workdir
+        run.settings, run.model._replace(sample=sample), run.statistics, run.state, run.workdir
     )
     n = 4 * SAMPLES_PER_DEVICE + 1
     np.testing.assert_array_equal(run.sample(jax.random.key(0), n)[:, 0], np.arange(n))

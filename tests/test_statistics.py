@@ -7,7 +7,7 @@ import pytest
 
 from vdm_jax.bases import BASES, measure_residual
 from vdm_jax.comparison.setup import setup_comparison
-from vdm_jax.config import default, to_dict
+from vdm_jax.config import default, resolve
 from vdm_jax.data import Split, array_dataset, level_counts
 from vdm_jax.likelihoods import level_values
 from vdm_jax.models import MODELS, Statistics, build_model, statistics, statistics_needed
@@ -94,9 +94,8 @@ def dataset_of(images):
 
 
 def of_a_run(images, base):
-    config = to_dict(default())
-    config["model"] |= {"base": base, "likelihood": "histogram"}
-    return statistics_of(config, dataset_of(images))
+    spec = resolve(default()).model | {"base": base, "likelihood": "histogram"}
+    return statistics_of(spec, dataset_of(images))
 
 
 def of_a_comparison(images, base):
@@ -191,7 +190,7 @@ def test_histograms_are_counted_if_a_model_uses_them(few_gammas, spec, takes):
     assert {spec["name"] for spec, _ in TAKES_HISTOGRAMS} == {*MODELS}
     assert ("log_counts" in statistics_needed(spec)) is takes
     images, _ = stored(50)
-    fitted = statistics_of({"model": spec}, dataset_of(images))
+    fitted = statistics_of(spec, dataset_of(images))
     assert (fitted.log_counts is not None) is takes
     assert fitted.second_moment == fit_statistics(level_counts(images, 3)).second_moment
     build_model(spec, fitted)

@@ -20,7 +20,7 @@ from vdm_jax.training.state import init_state
 from vdm_jax.training.step import make_step
 from vdm_jax.weightings import WEIGHTINGS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_optimizations")]
 
 SHAPE, LEVELS = (4, 4, 1), 8
 X = np.random.default_rng(0).integers(0, LEVELS, (3, *SHAPE)).astype(np.uint8)

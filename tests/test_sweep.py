@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import vdm_jax as vdm
-from vdm_jax.config import to_dict
+from vdm_jax.config import resolve, to_dict
 from vdm_jax.data import level_counts, load_dataset
 from vdm_jax.models import statistics as fitting
 from vdm_jax.models.statistics import fit_statistics
@@ -17,7 +17,7 @@ from vdm_jax.runs.axes import expand
 from vdm_jax.runs.sweep import Run, Sweep
 from vdm_jax.specs import text_of
 from vdm_jax.training.dispatch import dispatcher, make_layout
-from vdm_jax.training.evaluate import Evaluation
+from vdm_jax.training.evaluation import Evaluation
 from vdm_jax.training.layout import shardings
 from vdm_jax.training.logs import read_metrics
 
@@ -87,14 +87,13 @@ def assert_close(a, b):
 def test_five_parameterizations_and_two_seeds_are_ten_runs(digits):
     dataset, statistics = digits
     del dataset
-    config = to_dict(tiny(parameterizations=ROWS, seeds=(0, 3)))
-    sweep = Sweep(config, statistics)
+    sweep = Sweep(resolve(tiny(parameterizations=ROWS, seeds=(0, 3))), statistics)
     losses, state, _ = fit(sweep, digits)
     assert losses.shape == (20, 10) and len({*losses[-1].tolist()}) == 10
     assert sweep.names[:3] == ("mean_seed0", "mean_seed3", "x0_seed0")
     runner = {}
-    for i, (name, single) in enumerate(sweep.configs.items()):
-        row, seed = single["model"]["parameterization"], single["seed"]
+    for i, (name, single) in enumerate(sweep.runs.items()):
+        row, seed = single.model["parameterization"], single.seed
         assert name == f"{row}_seed{seed}"
         alone, single_state, runner[row] = fit(Run(single, statistics), digits, runner.get(row))
         np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5, err_msg=name)
@@ -105,11 +104,11 @@ def test_five_parameterizations_and_two_seeds_are_ten_runs(digits):
 def test_each_run_learns_its_times(digits):
     config = tiny(parameterizations=("eps", "v"), seeds=(0, 3))
     config.model.time_sampler = "learned"
-    sweep = Sweep(to_dict(config), digits[1])
+    sweep = Sweep(resolve(config), digits[1])
     losses, state, _ = fit(sweep, digits)
     averages = np.asarray(state.model_state)
     assert len({*averages.sum(1).tolist()}) == 4
-    for i, single in ((0, sweep.configs["eps_seed0"]), (3, sweep.configs["v_seed3"])):
+    for i, single in ((0, sweep.runs["eps_seed0"]), (3, sweep.runs["v_seed3"])):
         alone, single_state, _ = fit(Run(single, digits[1]), digits)
         np.testing.assert_allclose(losses[:, i], alone, rtol=1e-3)
         expected = single_state.model_state
@@ -130,11 +129,11 @@ def test_scales_weightings_and_learned_schedules_as_axes(digits):
         (both, ("v_none_simple", "eps_unit_variance_elbo")),
         (learned, ("v",)),
     ):
-        sweep = Sweep(to_dict(config), statistics)
+        sweep = Sweep(resolve(config), statistics)
         losses, state, _ = fit(sweep, digits)
         for name in variants:
             i = sweep.names.index(name)
-            alone, single_state, _ = fit(Run(sweep.configs[name], statistics), digits)
+            alone, single_state, _ = fit(Run(sweep.runs[name], statistics), digits)
             np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5, err_msg=name)
             assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), single_state.params)
 
@@ -145,7 +144,7 @@ def test_train_schedule_applies_to_every_run(digits):
     config.model.timesteps = None
     with config.ignore_type():
         config.model.train_schedule = {"name": "sigmoid", "start": -7.5, "end": 3.0}
-    job = Sweep(to_dict(config), statistics)
+    job = Sweep(resolve(config), statistics)
     state = jax.eval_shape(job.start)
     batch = next(job.batches(dataset.train, batch_size=4, start_step=0, stop_step=1))
     _, metrics = jax.eval_shape(
@@ -157,19 +156,19 @@ def test_train_schedule_applies_to_every_run(digits):
 @pytest.mark.slow
 def test_learning_rates(digits):
     statistics = digits[1]
-    sweep = Sweep(to_dict(tiny(learning_rates=(1e-3, 4e-3))), statistics)
+    sweep = Sweep(resolve(tiny(learning_rates=(1e-3, 4e-3))), statistics)
     losses, state, _ = fit(sweep, digits)
     assert sweep.names == ("lr0.001", "lr0.004")
     np.testing.assert_array_equal(losses[0, 0], losses[0, 1])  # before the first update
     assert losses[-1, 0] != losses[-1, 1]
-    for i, single in enumerate(sweep.configs.values()):
+    for i, single in enumerate(sweep.runs.values()):
         alone, single_state, _ = fit(Run(single, statistics), digits)
         np.testing.assert_allclose(losses[:, i], alone, rtol=1e-5)
         assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], state.params), single_state.params)
 
 
 def test_sweep_step_is_traced_once(digits, monkeypatch):
-    sweep = Sweep(to_dict(tiny(parameterizations=ROWS, seeds=(0, 1))), digits[1])
+    sweep = Sweep(resolve(tiny(parameterizations=ROWS, seeds=(0, 1))), digits[1])
     traces, whole = [], sweep.model_of
     monkeypatch.setattr(sweep, "model_of", lambda s: traces.append(1) or whole(s))
     layout = make_layout("jit")
@@ -256,9 +255,9 @@ def test_diverging_run_leaves_the_others_alone(trained, tmp_path, capsys):
 
 
 def test_axis_of_a_field_missing_from_the_config():
-    config = to_dict(tiny(output_scales=("none", "unit_variance")))
-    del config["model"]["output_scale"]
-    assert [*expand(config)] == ["none", "unit_variance"]
+    settings = resolve(tiny(output_scales=("none", "unit_variance")))
+    del settings.model["output_scale"]
+    assert [*expand(settings)] == ["none", "unit_variance"]
 
 
 def test_seeds_share_compiled_functions(trained):
@@ -272,13 +271,13 @@ def test_seeds_share_compiled_functions(trained):
 
 def test_names():
     def names(**runs):
-        return list(expand(to_dict(tiny(**runs))))
+        return list(expand(resolve(tiny(**runs))))
 
     assert names() == [""]
     assert names(seeds=(5,)) == ["seed5"]
     assert names(parameterizations=("v",), learning_rates=(0.1, 1e-5)) == ["v_lr0.1", "v_lr1e-05"]
-    single = expand(to_dict(tiny(parameterizations=("v",), seeds=(7,))))["v_seed7"]
-    assert single == to_dict(tiny()) | {
+    single = expand(resolve(tiny(parameterizations=("v",), seeds=(7,))))["v_seed7"]
+    assert single.plain == to_dict(tiny()) | {
         "seed": 7,
         "model": to_dict(tiny())["model"] | {"parameterization": "v"},
     }

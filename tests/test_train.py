@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_runs import SAVE, STACK, STEPS, assert_same, contents, silent, tiny
 
 import vdm_jax as vdm
-from vdm_jax.config import to_dict
+from vdm_jax.config import resolve, to_dict
 from vdm_jax.runs import folder as run_folder
 from vdm_jax.runs import report, sweep, train
 from vdm_jax.runs import trained as runs
@@ -191,7 +191,7 @@ def test_changed_settings_repeat_their_reports(unbroken, monkeypatch):
 
     def reported(**changes):
         calls.clear()
-        report.report(replace(trained, config=to_dict(tiny(**changes))), silent)
+        report.report(replace(trained, settings=resolve(tiny(**changes))), silent)
         return calls
 
     assert reported(**{"sample.count": 2}) == ["draw_samples"]

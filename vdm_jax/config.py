@@ -6,7 +6,6 @@ the arguments of the model's factory; `sample` has the number of samples and the
 or out-of-range field raises a `ValueError` of one line.
 """
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from vdm_jax.runtime.paths import local_path
-from vdm_jax.settings import ROWS, SAMPLE_RULES, SECTIONS, Row
+from vdm_jax.settings import ROWS, SAMPLE_RULES, SECTIONS, Row, Settings
+from vdm_jax.specs import nearest
 
 FREE_TO_CHANGE = (
     *(path for path, row in ROWS.items() if row.may_change),
@@ -94,6 +94,11 @@ def default_vae() -> Any:
     return config
 
 
+def resolve(config: object) -> Settings:
+    """Validate a config and return it with typed sections; arguments and errors are those of `to_dict`."""
+    return Settings.of(to_dict(config))
+
+
 def to_dict(config: object) -> dict[str, Any]:
     """Validate a config and return it as plain nested dictionaries, with '~' of `data.data_dir` expanded.
 
@@ -116,11 +121,10 @@ def to_dict(config: object) -> dict[str, Any]:
         section, _, name = path.rpartition(".")
         _check_value(path, plain[section][name] if section else plain[name], row)
     _check_sample(plain["sample"], expected["sample"])
-    if plain["data"]["data_dir"] is not None:
-        plain["data"]["data_dir"] = str(
-            local_path(plain["data"]["data_dir"], "config.data.data_dir")
-        )
     _check_model(plain["model"])
+    folder = plain["data"]["data_dir"]
+    if folder is not None:
+        plain["data"]["data_dir"] = str(local_path(folder, "config.data.data_dir"))
     return plain
 
 
@@ -177,9 +181,7 @@ def _check_keys(section: object, expected: Mapping[str, Any], where: str) -> Non
         raise ValueError(f"{where}: expected fields {sorted(expected)}, found {section!r}")
     for key in section:
         if key not in expected:
-            close = difflib.get_close_matches(key, expected, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"{where}: unknown field {key!r}; {hint}fields: {sorted(expected)}")
+            raise ValueError(f"{where}: unknown field {key!r}{nearest(key, expected)}")
     for key in expected:
         if key not in section:
             raise ValueError(f"{where}: field {key!r} is missing")

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from vdm_jax.config import difference, to_dict
+from vdm_jax.config import difference, resolve
 from vdm_jax.config_file import load_config
 from vdm_jax.overrides import apply_overrides, split_overrides
 from vdm_jax.runs import report
@@ -41,10 +41,10 @@ from vdm_jax.runtime.interrupt import Interrupted, listening
 from vdm_jax.runtime.paths import check_workdir, named_folder
 from vdm_jax.runtime.processes import all_gather_json, initialize, is_first
 from vdm_jax.runtime.profile import parse_steps
-from vdm_jax.settings import settings_of
+from vdm_jax.settings import Settings
 from vdm_jax.specs import choose
 
-CONFIG = flags.DEFINE_string(
+CONFIG: Any = flags.DEFINE_string(  # `parse` replaces the name of the file by its `ConfigDict`
     "config",
     None,
     "Config file such as configs/eps.py, or FILE:ARGUMENT if its get_config takes an argument; "
@@ -82,13 +82,13 @@ def train(workdir: Path) -> None:
             f"--checkpoint: training continues from the newest, found {CHECKPOINT.value!r}"
         )
     profile = None if PROFILE.value is None else parse_steps(PROFILE.value)
-    start = trainer.train_sweep if is_sweep(to_dict(_config())) else trainer.train
-    start(_config(), workdir, profile=profile)
+    start = trainer.train_sweep if is_sweep(_settings()) else trainer.train
+    start(CONFIG.value, workdir, profile=profile)
 
 
 def evaluate(workdir: Path) -> None:
     """Evaluate a checkpoint with the estimators and settings of the command line."""
-    if is_sweep(to_dict(_config())):
+    if is_sweep(_settings()):
         report.report_sweep(_loaded(workdir, load_sweep), workdir, log)
     else:
         report_estimates(_loaded(workdir), workdir, log)
@@ -120,7 +120,7 @@ def weights(workdir: Path) -> None:
     """Log and plot the effective weights of the config's training losses; no run is needed."""
     if CHECKPOINT.value != "newest":
         raise ValueError(f"--checkpoint: weights are of no run, found {CHECKPOINT.value!r}")
-    weights_report.weights(to_dict(_config()), workdir, log)
+    weights_report.weights(_settings(), workdir, log)
 
 
 MODES = {
@@ -158,7 +158,7 @@ def main(argv: list[str]) -> None:
     except FloatingPointError as error:
         fail(str(error), status=1)
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        line = explanation(error, settings_of(to_dict(_config())).train.batch_size)
+        line = explanation(error, _settings().train.batch_size)
         if line is None:
             raise
         fail(line, status=1)
@@ -202,22 +202,22 @@ def log(line: str) -> None:
 
 def _loaded(workdir: Path, read: Callable[..., Any] = load) -> Any:
     """Load a run or a sweep, with the evaluation, sampling and data settings of the command line."""
-    config, step = to_dict(_config()), CHECKPOINT.value
+    settings, step = _settings(), CHECKPOINT.value
     if step not in ("newest", "best") and not step.isdecimal():
         raise ValueError(f"--checkpoint: expected newest, best or a step, found {step!r}")
-    settings = settings_of(config).train
     step = int(step) if step.isdecimal() else step
-    loaded = read(workdir, step, parallel=settings.parallel, fsdp=settings.fsdp)
-    if lines := difference(read_config(workdir), config):
+    loaded = read(workdir, step, parallel=settings.train.parallel, fsdp=settings.train.fsdp)
+    if lines := difference(read_config(workdir).plain, settings.plain):
         raise ValueError(
             f"{workdir} holds a run of another config ({CONFIG_FILE}): {'; '.join(lines)}"
         )
-    return with_sections(loaded, {name: config[name] for name in ("evaluate", "sample", "data")})
+    return with_sections(
+        loaded, evaluate=settings.evaluate, sample=settings.sample, data=settings.data
+    )
 
 
-def _config() -> Any:
-    """Return the `ConfigDict` that `parse` has put in the place of the flag's file."""
-    return CONFIG.value
+def _settings() -> Settings:
+    return resolve(CONFIG.value)
 
 
 def parse(argv: list[str]) -> list[str]:

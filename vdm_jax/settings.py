@@ -110,7 +110,10 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A validated config with typed sections; `model` and `sample` are plain dictionaries."""
+    """A validated config with typed sections, see `vdm_jax.config.resolve`.
+
+    `model` and `sample` are plain dictionaries, since their fields depend on the model.
+    """
 
     sweep: SweepSettings
     data: DataSettings
@@ -121,6 +124,16 @@ class Settings:
     sample: dict[str, Any]
     seed: int = row(0, SEED)
 
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Settings":
+        """Return the settings of a validated config, plain dictionaries."""
+        return cls(**{k: SECTIONS[k](**v) if k in SECTIONS else v for k, v in plain.items()})
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The config as plain dictionaries, the form in which files and checkpoints hold it."""
+        return {k: dict(vars(v)) if k in SECTIONS else v for k, v in vars(self).items()}
+
 
 SECTIONS: dict[str, Any] = {
     name: kind for name, kind in get_type_hints(Settings).items() if is_dataclass(kind)
@@ -128,12 +141,6 @@ SECTIONS: dict[str, Any] = {
 
 SAMPLE_RULES = {"count": AT_LEAST_ONE, "steps": AT_LEAST_ONE}
 """Rules of fields of `sample`, which are not declared as fields."""
-
-
-def settings_of(config: Mapping[str, Any]) -> Settings:
-    """Return the typed view of a validated config."""
-    typed = {name: kind(**config[name]) for name, kind in SECTIONS.items()}
-    return Settings(**{**config, **typed})
 
 
 class Row(NamedTuple):

@@ -1,15 +1,17 @@
 """The arguments of `compare`: merged with a config and the defaults, then checked one by one."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vdm_jax.checks import describe, whole_number
-from vdm_jax.config import as_spec, default, to_dict
+from vdm_jax.config import as_spec, default, resolve
 from vdm_jax.models import with_defaults
 from vdm_jax.runs.axes import AXES, CHOICES
+from vdm_jax.settings import Settings
 from vdm_jax.specs import name_of
 
 DISCRETE = {"base": "histogram", "likelihood": "softmax"}
@@ -37,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
 
 def merge_arguments(
     config: ConfigDict | Mapping[str, Any] | None, overrides: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], Settings]:
     """Merge the arguments of `compare` with its config and the defaults.
 
     Args:
@@ -46,15 +48,15 @@ def merge_arguments(
         is left out, except for the timesteps, where it is `...`.
 
     Returns:
-      (arguments, config): all arguments, and the config as plain dictionaries with the optimizer's settings.
+      (arguments, settings): all arguments, and the settings with those of the optimizer.
 
     Raises:
       ValueError: an argument or a field of the config that cannot be compared.
     """
-    plain = to_dict(default() if config is None else config)
+    settings = resolve(default() if config is None else config)
     arguments = dict(DEFAULTS)
     if config is not None:
-        arguments |= _from_config(plain, arguments)
+        arguments |= _from_settings(settings, arguments)
     arguments |= {
         name: as_spec(value)
         for name, value in overrides.items()
@@ -71,38 +73,38 @@ def merge_arguments(
         raise ValueError(
             f"optimizer: expected fields of config.optimizer, found {describe(changes)}"
         )
-    plain = to_dict(plain | {"optimizer": plain["optimizer"] | dict(changes)})
+    settings = resolve(settings.plain | {"optimizer": vars(settings.optimizer) | dict(changes)})
     # a config's own decay is kept, unless other steps are asked for: it should end with the steps
     if "decay_steps" not in changes and (config is None or overrides["steps"] is not None):
-        optimizer = plain["optimizer"]
-        updates = arguments["steps"] // optimizer["accumulate"]
-        optimizer["decay_steps"] = updates if updates > optimizer["warmup_steps"] else None
-    return arguments, plain
+        updates = arguments["steps"] // settings.optimizer.accumulate
+        decay = updates if updates > settings.optimizer.warmup_steps else None
+        settings = replace(settings, optimizer=replace(settings.optimizer, decay_steps=decay))
+    return arguments, settings
 
 
-def _from_config(plain: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that a validated config sets, of those that have defaults."""
-    model: dict[Any, Any] = with_defaults(plain["model"])
-    sweep, train = plain["sweep"], plain["train"]
+def _from_settings(settings: Settings, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that settings determine, of those that have defaults."""
+    model: dict[Any, Any] = with_defaults(settings.model)
+    sweep, train = settings.sweep, settings.train
     if model["name"] != "vdm":
         raise ValueError(
             f"config.model.name: expected 'vdm', which has parameterizations, found {model['name']!r}"
         )
-    if sweep["learning_rates"]:
+    if sweep.learning_rates:
         raise ValueError("config.sweep.learning_rates: are not compared, expected none")
-    if (estimators := plain["evaluate"]["estimators"]) != ["elbo"]:
+    if (estimators := settings.evaluate.estimators) != ["elbo"]:
         raise ValueError(
             f"config.evaluate.estimators: comparisons are of ELBOs, expected ['elbo'], found {estimators}"
         )
     arguments = {name: model[name] for name in defaults if name in model}
     for axis in CHOICES:
-        arguments[axis] = sweep[axis] or [model[AXES[axis].field]]
+        arguments[axis] = getattr(sweep, axis) or [model[AXES[axis].field]]
     return arguments | {
-        "seeds": sweep["seeds"] or [plain["seed"]],
-        "data": plain["data"],
-        "steps": train["steps"],
-        "batch_size": train["batch_size"],
-        "draws": plain["evaluate"]["draws"],
+        "seeds": sweep.seeds or [settings.seed],
+        "data": vars(settings.data),
+        "steps": train.steps,
+        "batch_size": train.batch_size,
+        "draws": settings.evaluate.draws,
     }
 
 

@@ -134,10 +134,10 @@ def _weights(setup: Setup, variant: int) -> EffectiveWeights:
     choices = sweep.each_variant[variant].choices
 
     def component(axis):
-        name = sweep.config["sweep"][axis][choices[axis]]
+        name = getattr(sweep.settings.sweep, axis)[choices[axis]]
         return setup.components[axis][name]
 
-    model = sweep.config["model"]
+    model = sweep.settings.model
     schedule = build(SCHEDULES, model["train_schedule"] or model["schedule"], "train_schedule")
     return effective_weights(
         component("parameterizations"),

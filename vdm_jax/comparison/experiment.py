@@ -159,7 +159,7 @@ def _plan(
 
 def _variants(setup: Setup) -> dict[str, dict[str, str]]:
     """Return the components of each variant, by name."""
-    names = setup.sweep.config["sweep"]
+    names = vars(setup.sweep.settings.sweep)
     variants = {}
     for variant in setup.sweep.each_variant:
         choices = {axis: names[axis][index] for axis, index in variant.choices.items()}
@@ -181,7 +181,7 @@ def _sampling_steps(setup: Setup, requested: Sequence[int] | None, samples: int)
         raise ValueError(f"sampling_steps: expected a list of numbers, found {describe(requested)}")
     for steps in requested or ():
         whole_number(steps, "sampling_steps", 1, MAX_STEPS)
-    timesteps = setup.sweep.config["model"]["timesteps"]
+    timesteps = setup.sweep.settings.model["timesteps"]
     parameterizations = setup.components["parameterizations"].values()
     # `mean` predicts the mean of one step of the training chain, which sampling therefore has to visit
     chain = timesteps if any(not each.continuous for each in parameterizations) else None

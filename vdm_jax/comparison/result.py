@@ -18,6 +18,7 @@ from vdm_jax.comparison.measure import Bounds, known_mean
 from vdm_jax.effective_weights import EffectiveWeights
 from vdm_jax.models import Statistics
 from vdm_jax.runtime.files import finite_json, to_json, write_file, write_text
+from vdm_jax.training.evaluation import standard_error
 from vdm_jax.typing import PyTree
 
 
@@ -247,8 +248,7 @@ class Comparison(Mapping[str, dict[str, Any]]):
         """Return the mean of values [S, n], and its standard error over the seeds or the examples."""
         # over the seeds if possible: the examples of one seed share its weights, whose noise they do not show
         sample = values.mean(-1) if len(self.seeds) > 1 else values[0]
-        error = sample.std(ddof=1) / np.sqrt(len(sample)) if len(sample) > 1 else np.nan
-        return Estimate(float(values.mean()), float(error))
+        return Estimate(float(values.mean()), standard_error(sample))
 
     def _bins(self, i: int) -> dict[str, list[float]]:
         """Return the results of a variant by bin."""

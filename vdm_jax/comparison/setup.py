@@ -1,6 +1,7 @@
 """From the arguments of `compare` to a sweep of runs, which is traced so that mistakes show first."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from vdm_jax.runs.axes import AXES, CHOICES
 from vdm_jax.runs.sweep import Sweep
 from vdm_jax.runtime.versions import library_versions
 from vdm_jax.schedules import SCHEDULES, Schedule
+from vdm_jax.settings import SweepSettings
 from vdm_jax.specs import build, located, name_of, nearest
 from vdm_jax.weightings import as_weighting
 
@@ -73,7 +75,7 @@ class Setup(NamedTuple):
 def setup_comparison(*, config: ConfigDict | Mapping[str, Any] | None, **overrides: Any) -> Setup:
     """Load the data, build the variants and trace them; arguments and errors are those of `compare`."""
     warn_of_wrong_reductions()
-    arguments, plain = merge_arguments(config, overrides)
+    arguments, settings = merge_arguments(config, overrides)
     dataset = as_dataset(arguments["data"], levels=overrides["levels"])
     seeds = seed_list(arguments["seeds"])
     if len(dataset.test.images) < 2:  # one has no standard error
@@ -90,17 +92,19 @@ def setup_comparison(*, config: ConfigDict | Mapping[str, Any] | None, **overrid
         arguments["weightings"] = ("elbo",) if schedule.learned else ("elbo", "simple")
     components = _components(arguments, schedule)
     model, statistics = _model(arguments, components, dataset)
-    config_of_sweep = plain | {
-        "model": {"schedule": schedule, **model},
-        "sweep": _axes(components) | {"seeds": seeds},
-        "seed": seeds[0],
-    }
-    # the built components as factories, under the names of the section `sweep`
+    axes: dict[str, Any] = {axis: [*named] for axis, named in components.items()}
+    settings = replace(
+        settings,
+        model={"schedule": schedule, **model},
+        sweep=SweepSettings(learning_rates=[], seeds=seeds, **axes),
+        seed=seeds[0],
+    )
+    # the built components as factories, under the names that the settings hold
     factories = {
         axis: {name: partial(_same, component) for name, component in named.items()}
         for axis, named in components.items()
     }
-    sweep = Sweep(config_of_sweep, statistics, factories)
+    sweep = Sweep(settings, statistics, factories)
     bound, trained = _tried(sweep, dataset)
     about = _about(arguments, dataset) | {"bound": bound, "seeds": seeds}
     if not trained:
@@ -116,8 +120,8 @@ def setup_comparison(*, config: ConfigDict | Mapping[str, Any] | None, **overrid
         steps=arguments["steps"],
         batch_size=arguments["batch_size"],
         draws=arguments["draws"],
-        evaluate_batch=sweep.settings.evaluate.batch_size,
-        about=about | {"optimizer": plain["optimizer"]},
+        evaluate_batch=settings.evaluate.batch_size,
+        about=about | {"optimizer": vars(settings.optimizer)},
         notes=notes,
     )
 
@@ -143,11 +147,6 @@ def _components(arguments: dict[str, Any], schedule: Schedule) -> Components:
             f"found {', '.join(map(repr, weightings))}"
         )
     return components
-
-
-def _axes(components: Components) -> dict[str, list[Any]]:
-    """Return the section `sweep` of a config: the names of the components."""
-    return {"learning_rates": []} | {axis: [*named] for axis, named in components.items()}
 
 
 def _model(

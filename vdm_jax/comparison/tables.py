@@ -9,7 +9,7 @@ import numpy as np
 from vdm_jax.comparison.figure import Result
 from vdm_jax.comparison.gradients import Gradients
 from vdm_jax.comparison.measure import known_mean
-from vdm_jax.training.evaluate import PARTS
+from vdm_jax.training.evaluation import PARTS, standard_error
 
 
 def table(comparison: Result, timing: bool = False) -> str:
@@ -110,7 +110,7 @@ def _warning(seeds: int) -> str:
 
 def _spread(values: np.ndarray) -> str:
     """Format the mean of values [S] with its standard error."""
-    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}" if len(values) > 1 else ""
+    error = f" ± {standard_error(values):.2g}" if len(values) > 1 else ""
     return f"{values.mean():.3g}{error}"
 
 

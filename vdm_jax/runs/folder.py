@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.config import difference, to_dict
+from vdm_jax.config import difference, resolve
 from vdm_jax.data import Dataset, fingerprint
 from vdm_jax.models import Statistics
 from vdm_jax.models.statistics import digest_of, load_statistics, save_statistics
@@ -27,7 +27,7 @@ from vdm_jax.runs.start import load_data
 from vdm_jax.runtime.console import log, warn
 from vdm_jax.runtime.files import check_tree, make_folder, read_json, remove_temporary, write_json
 from vdm_jax.runtime.processes import all_gather_json, is_first, on_process_0
-from vdm_jax.settings import settings_of
+from vdm_jax.settings import DataSettings, Settings
 from vdm_jax.training.checkpoint import CheckpointStore
 from vdm_jax.training.recovery import read_about
 
@@ -59,8 +59,8 @@ def check_data(about: Mapping[str, Any], data: Mapping[str, Any], folder: Path) 
         )
 
 
-def checked_loader(about: Mapping[str, Any], folder: Path) -> Callable[[dict[str, Any]], Dataset]:
-    """Return a function from data settings to a data set, which checks its fingerprint and caches it.
+def checked_loader(about: Mapping[str, Any], folder: Path) -> Callable[[DataSettings], Dataset]:
+    """Return a function from settings to a data set, which checks its fingerprint and caches it.
 
     Args:
       about: description of the checkpoint; its `data` is None if there is no checkpoint to compare with.
@@ -68,22 +68,19 @@ def checked_loader(about: Mapping[str, Any], folder: Path) -> Callable[[dict[str
     """
 
     @cache
-    def load(**settings: Any) -> Dataset:
+    def load(settings: DataSettings) -> Dataset:
         # the config may be somebody else's: show which folder is read on its behalf
-        if settings["data_dir"] is not None and is_first():
-            log(
-                f"reading {settings['name']!r} from {settings['data_dir']}, the data_dir of {folder}"
-            )
+        if settings.data_dir is not None and is_first():
+            log(f"reading {settings.name!r} from {settings.data_dir}, the data_dir of {folder}")
         dataset = load_data(settings)
         if about.get("data", {}) is not None:
             check_data(about, about_data(dataset), folder)
         return dataset
 
-    # sorted, because the cache distinguishes orders of keyword arguments
-    return lambda settings: load(**dict(sorted(settings.items())))
+    return load
 
 
-def read_config(workdir: Path) -> dict[str, Any]:
+def read_config(workdir: Path) -> Settings:
     """Read and validate the config of a run.
 
     Raises:
@@ -93,12 +90,12 @@ def read_config(workdir: Path) -> dict[str, Any]:
     path = workdir / CONFIG
     saved = read_json(path)
     try:
-        return to_dict(saved)
+        return resolve(saved)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def read_run(workdir: Path) -> tuple[dict[str, Any], Statistics]:
+def read_run(workdir: Path) -> tuple[Settings, Statistics]:
     """Read the config and the statistics of a run, and check that all processes read the same.
 
     Raises:
@@ -110,13 +107,13 @@ def read_run(workdir: Path) -> tuple[dict[str, Any], Statistics]:
         if not (workdir / name).exists():
             raise FileNotFoundError(f"no run to load in {workdir}: {name} is missing")
     check_tree(workdir)
-    config, statistics = read_config(workdir), load_statistics(workdir / STATISTICS)
-    agree(f"files in {workdir}", config | {"statistics": digest_of(statistics)})
-    return config, statistics
+    settings, statistics = read_config(workdir), load_statistics(workdir / STATISTICS)
+    agree(f"files in {workdir}", settings.plain | {"statistics": digest_of(statistics)})
+    return settings, statistics
 
 
 def check_run(
-    about: Mapping[str, Any], config: dict[str, Any], statistics: Statistics, workdir: Path
+    about: Mapping[str, Any], settings: Settings, statistics: Statistics, workdir: Path
 ) -> None:
     """Check that a config and statistics are those of a checkpoint.
 
@@ -125,7 +122,7 @@ def check_run(
     Raises:
       ValueError: another config or other statistics; the message has the file and the differences.
     """
-    saved, path = about.get("config", {}), workdir / CONFIG
+    saved, config, path = about.get("config", {}), settings.plain, workdir / CONFIG
     if lines := difference(saved, config):
         raise ValueError(
             f"{path} is that of another run than checkpoint {about['step']}: {'; '.join(lines)}"
@@ -156,7 +153,7 @@ def check_statistics(saved: Statistics, fitted: Statistics, workdir: Path) -> No
 @contextmanager
 def claim_workdir(
     workdir: Path,
-    config: dict[str, Any],
+    settings: Settings,
     data: dict[str, Any],
     fit: Callable[[], Statistics],
 ) -> Iterator[tuple[CheckpointStore, Statistics]]:
@@ -167,7 +164,7 @@ def claim_workdir(
 
     Args:
       workdir: folder of the run; made if missing.
-      config: validated.
+      settings: of the run.
       data: description of the data, see `about_data`.
       fit: computes the statistics of the training split.
 
@@ -175,10 +172,10 @@ def claim_workdir(
       ValueError: the folder holds a run of another config or other data, or is damaged.
       OSError: the folder cannot be written, holds links, or another process trains there.
     """
+    config = settings.plain
     # before the store is opened, which changes the folder: it removes temporary files and sets steps aside
     on_process_0(partial(_check_claim, workdir, config))
-    keep = settings_of(config).train.keep_checkpoints
-    with CheckpointStore(workdir / CHECKPOINTS, keep) as store:
+    with CheckpointStore(workdir / CHECKPOINTS, settings.train.keep_checkpoints) as store:
         on_process_0(partial(_claim, store, workdir, config, data, fit))
         if store.newest is not None and config != store.about(store.newest)["config"]:
             # all differences are in settings that may change: readers compare with the annotated config
@@ -204,7 +201,7 @@ def _check_claim(workdir: Path, config: dict[str, Any]) -> None:
     """Refuse a folder of another config, or one that cannot be written."""
     check_tree(workdir)
     path = workdir / CONFIG
-    saved = read_config(workdir) if path.exists() else config
+    saved = read_config(workdir).plain if path.exists() else config
     if lines := difference(saved, config):
         raise ValueError(
             f"{workdir} holds a run of another config ({CONFIG}); give another --workdir, or undo: "

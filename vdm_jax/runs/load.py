@@ -56,11 +56,11 @@ def load_sweep(
     return _restore(Sweep, check_workdir(workdir), step, parallel, fsdp)
 
 
-def with_sections(loaded: TrainedModel | dict[str, TrainedModel], sections: dict[str, Any]) -> Any:
-    """Return a run, or runs by name, with other sections of the config, such as `evaluate`."""
+def with_sections(loaded: TrainedModel | dict[str, TrainedModel], **sections: Any) -> Any:
+    """Return a run, or runs by name, with other sections of the settings, such as `evaluate`."""
     if isinstance(loaded, dict):
-        return {name: with_sections(run, sections) for name, run in loaded.items()}
-    return replace(loaded, config=loaded.config | sections)
+        return {name: with_sections(run, **sections) for name, run in loaded.items()}
+    return replace(loaded, settings=replace(loaded.settings, **sections))
 
 
 def _restore(
@@ -74,8 +74,8 @@ def _restore(
     if not isinstance(step, str):
         step = whole_number(step, "step", 0)
     layout = make_layout(parallel, fsdp)
-    config, statistics = read_run(workdir)
-    job = kind(config, statistics)
+    settings, statistics = read_run(workdir)
+    job = kind(settings, statistics)
     abstract_state = jax.eval_shape(job.start)  # shapes and types; the arrays are read
     state_shardings = shardings(layout, abstract_state)
     with CheckpointReader(workdir / CHECKPOINTS) as store:
@@ -86,5 +86,5 @@ def _restore(
             state = store.restore(abstract_state, step, shardings=state_shardings)
         # after restoring: a step may be deleted meanwhile by a running process, and another one restored
         about = store.about(step_of(state))
-    check_run(about, config, statistics, workdir)
+    check_run(about, settings, statistics, workdir)
     return job.trained(state, workdir, layout, checked_loader(about, workdir))

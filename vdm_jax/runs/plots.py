@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vdm_jax.effective_weights import EffectiveWeights
 from vdm_jax.runtime.files import write_file
-from vdm_jax.training.evaluate import Evaluation
+from vdm_jax.training.evaluation import Evaluation, over_seeds
 
 GAP = 1  # pixels between images
 STRIP_COLUMNS = 18  # images in a line of `strips`, unless a single row has more
@@ -130,14 +130,11 @@ def curves(
             axes.plot(step[width - 1 :], smooth, color=f"C{i}", alpha=0.8, linewidth=1)
             # only the last fifth sets the range: the first losses are far above the differences of runs
             visible += smooth[4 * len(smooth) // 5 :].tolist()
-        bounds = np.asarray([tests[name].bits_per_dim for name in names])
-        error = tests[names[0]].standard_error
-        if len(bounds) > 1:
-            error = bounds.std(ddof=1) / np.sqrt(len(bounds))
-        label = f"{group}: test {bounds.mean():.3f} ± {error:.3f}"
+        mean, error = over_seeds([tests[name] for name in names])
+        label = f"{group}: test {mean:.3f} ± {error:.3f}"
         place = tests[names[0]].step * (1.01 + 0.012 * i)  # right of the curves, beside each other
-        axes.errorbar(place, bounds.mean(), error, fmt="o", color=f"C{i}", label=label, capsize=3)
-        visible.append(float(bounds.mean()))
+        axes.errorbar(place, mean, error, fmt="o", color=f"C{i}", label=label, capsize=3)
+        visible.append(mean)
     visible = [value for value in visible if np.isfinite(value)]  # a run may have diverged
     if visible:
         span = max(visible) - min(visible) + 1e-3

@@ -10,11 +10,11 @@ from vdm_jax.checks import whole_number
 from vdm_jax.models import with_model_state
 from vdm_jax.runs.folder import CHECKPOINTS, check_run, check_statistics, checked_loader, read_run
 from vdm_jax.runs.setup import statistics_of
+from vdm_jax.runs.start import layout_of
 from vdm_jax.runs.sweep import Run
 from vdm_jax.runs.trained import TrainedModel
 from vdm_jax.runtime.paths import check_workdir
-from vdm_jax.specs import located
-from vdm_jax.training.dispatch import dispatcher, make_layout
+from vdm_jax.training.dispatch import dispatcher
 from vdm_jax.training.layout import shardings
 from vdm_jax.training.reader import CheckpointReader
 from vdm_jax.training.state import step_of
@@ -39,12 +39,10 @@ def replay(workdir: str | Path, step: int) -> tuple[TrainedModel, Key, Batch]:
       ValueError: a step that the run does not have, data other than those that it was trained on.
     """
     workdir = check_workdir(workdir)
-    config, statistics = read_run(workdir)
-    job = Run(config, statistics)
-    train = job.settings.train
+    settings, statistics = read_run(workdir)
+    job, train = Run(settings, statistics), settings.train
     step = whole_number(step, "step", 1, train.steps)
-    with located("config.train", vars(train)):
-        layout = make_layout(train.parallel, train.fsdp)
+    layout = layout_of(train)
     abstract_state = jax.eval_shape(job.start)
     state_shardings = shardings(layout, abstract_state)
     with CheckpointReader(workdir / CHECKPOINTS) as store:
@@ -52,16 +50,16 @@ def replay(workdir: str | Path, step: int) -> tuple[TrainedModel, Key, Batch]:
         # a run that diverged before its first checkpoint has none: its statistics are checked below instead
         about = store.about(steps[-1]) if steps else {"data": None}
         if steps:
-            check_run(about, config, statistics, workdir)
+            check_run(about, settings, statistics, workdir)
         earlier = [saved for saved in steps if saved < step]
         if earlier:
             state = store.restore(abstract_state, earlier[-1], shardings=state_shardings)
         else:
             state = jax.jit(job.start, out_shardings=state_shardings)()
     load = checked_loader(about, workdir)
-    dataset = load(config["data"])
+    dataset = load(settings.data)
     if not steps:
-        check_statistics(statistics, statistics_of(config, dataset), workdir)
+        check_statistics(statistics, statistics_of(settings.model, dataset), workdir)
     size = train.batch_size
     # the stack size of the run: another one is another program, which may round differently
     stack_size = train.steps_per_dispatch

@@ -13,7 +13,7 @@ from vdm_jax.runs.trained import TrainedModel
 from vdm_jax.runtime.console import warn
 from vdm_jax.runtime.files import read_checked, write_checked, write_text
 from vdm_jax.runtime.processes import is_first, on_process_0
-from vdm_jax.training.evaluate import PARTS, Evaluation
+from vdm_jax.training.evaluation import PARTS, Evaluation, over_seeds
 from vdm_jax.training.logs import read_metrics
 from vdm_jax.training.state import step_of
 
@@ -171,13 +171,10 @@ def comparison_table(groups: dict[str, list[Evaluation]]) -> str:
     """Return a Markdown table with a legend; a group of evaluations that differ in their seed is a row."""
     lines = ["| run | test bits/dim | reconstruction | matching | prior |", "|---|---|---|---|---|"]
     for group, results in groups.items():
-        values = np.asarray([result.bits_per_dim for result in results])
-        error = results[0].standard_error  # over the examples
-        if len(values) > 1:
-            error = values.std(ddof=1) / np.sqrt(len(values))  # over the seeds
+        mean, error = over_seeds(results)
         parts = [[getattr(result, part) for result in results] for part in PARTS]
         cells = ["–" if None in part else f"{np.mean(part):.4f}" for part in parts]
-        lines.append(f"| {' | '.join([group, f'{values.mean():.4f} ± {error:.4f}', *cells])} |")
+        lines.append(f"| {' | '.join([group, f'{mean:.4f} ± {error:.4f}', *cells])} |")
     results = next(iter(groups.values()))  # the settings of the evaluation are those of every run
     first = results[0]
     population = f"{len(results)} seeds" if len(results) > 1 else "the examples"

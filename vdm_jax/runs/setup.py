@@ -22,11 +22,10 @@ from vdm_jax.models.statistics import fit_statistics
 from vdm_jax.reductions import warn_of_wrong_reductions
 from vdm_jax.runs.axes import expand
 from vdm_jax.runs.folder import about_data, agree
-from vdm_jax.runs.start import load_data, stream
+from vdm_jax.runs.start import layout_of, load_data, stream
 from vdm_jax.runs.sweep import Run, Sweep
-from vdm_jax.settings import settings_of
+from vdm_jax.settings import Settings
 from vdm_jax.specs import located, nearest
-from vdm_jax.training.dispatch import check_batch, make_layout
 from vdm_jax.training.layout import Layout
 
 Job = TypeVar("Job", Run, Sweep)
@@ -48,43 +47,35 @@ class Setup(NamedTuple):
     fit: Callable[[], Statistics]
 
 
-def setup_run(kind: type[Job], config: dict[str, Any]) -> Setup:
-    """Load the data of a config, build its models and trace them on shapes; write nothing.
-
-    Args:
-      kind: `Run` or `Sweep`.
-      config: validated.
+def setup_run(kind: type[Job], settings: Settings) -> Setup:
+    """Load the data of a run or a sweep, build its models and trace them on shapes; write nothing.
 
     Raises:
       ValueError, TypeError, OSError: a mistake in the config or the data, in one line; processes whose configs
         or data differ.
     """
-    agree("configs", config)
+    agree("configs", settings.plain)
     warn_of_wrong_reductions()
-    train = settings_of(config).train
-    batch_size = train.batch_size
-    with located("config.train", vars(train)):
-        layout = make_layout(train.parallel, train.fsdp)
-        check_batch(layout, batch_size)
-    dataset = load_data(config["data"])
+    layout, dataset = layout_of(settings.train), load_data(settings.data)
     if dataset.levels is None:
         raise ValueError(
             f"config.data.name: a config needs data of K levels, {dataset.name!r} has floats; "
             "`vdm_jax.compare` and models from Python take them"
         )
+    batch_size = settings.train.batch_size
     if batch_size > len(dataset.train.images):
         raise ValueError(
             f"config.train.batch_size: {dataset.train.name!r} has {len(dataset.train.images)} examples, "
             f"less than one batch of {batch_size}"
         )
-    counts = counts_of(config, dataset)
+    counts = counts_of(settings.model, dataset)
     # without the error of the base, which takes time and changes no shape; `Setup.fit` measures it
     statistics = fit_statistics(counts, shape=dataset.shape)
-    job, traced = kind(config, statistics), []
-    for single in expand(config).values():
-        if single["model"] not in traced:  # seeds and learning rates share a model
-            traced.append(single["model"])
-            model = build_model(single["model"], statistics)
+    job, traced = kind(settings, statistics), []
+    for single in expand(settings).values():
+        if single.model not in traced:  # seeds and learning rates share a model
+            traced.append(single.model)
+            model = build_model(single.model, statistics)
             if kind is Sweep and model.unsupported is not None:
                 raise ValueError(
                     f"config.sweep: runs are compared by their bounds, but {model.unsupported}"
@@ -94,17 +85,16 @@ def setup_run(kind: type[Job], config: dict[str, Any]) -> Setup:
     jax.eval_shape(job.start)
     data = about_data(dataset)
     agree("data", {"data": data})
-    return Setup(dataset, data, layout, partial(statistics_of, config, dataset, counts))
+    return Setup(dataset, data, layout, partial(statistics_of, settings.model, dataset, counts))
 
 
-def dry_run(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
+def dry_run(settings: Settings, model: Model, dataset: Dataset) -> None:
     """Trace initialization, loss, sampling and evaluation on shapes, without computing them.
 
     Raises:
       ValueError: components that do not fit together or to the data, unknown options of the sampler, an
         evaluation that the model does not have.
     """
-    settings = settings_of(config)
     key = stream(settings.seed, "params")
     batch = jax.ShapeDtypeStruct((2, *dataset.shape), np.uint8)
     try:
@@ -147,24 +137,24 @@ def dry_run(config: dict[str, Any], model: Model, dataset: Dataset) -> None:
             jax.eval_shape(estimator.estimate, params, key, batch, fitted)
 
 
-def counts_of(config: dict[str, Any], dataset: Dataset) -> np.ndarray:
+def counts_of(spec: dict[str, Any], dataset: Dataset) -> np.ndarray:
     """Count the levels of a training split: [*d, K] for a model that takes histograms, else [K]."""
     # only if they are needed: histograms of 256×256×3 positions and 256 levels take gigabytes
-    per_position = "log_counts" in statistics_needed(config["model"])
+    per_position = "log_counts" in statistics_needed(spec)
     return level_counts(dataset.train.images, dataset.levels, per_position=per_position)
 
 
 def statistics_of(
-    config: dict[str, Any], dataset: Dataset, counts: np.ndarray | None = None
+    spec: dict[str, Any], dataset: Dataset, counts: np.ndarray | None = None
 ) -> Statistics:
-    """Fit the statistics of the training split, with the error of the base of the config's model.
+    """Fit the statistics of the training split, with the error of the base of a model.
 
     They do not depend on the order in which the split is stored.
 
     Args:
-      config: validated.
+      spec: of the model.
       dataset: the data, see `load_dataset`.
       counts: result of `counts_of`; counted if None.
     """
-    counts = counts_of(config, dataset) if counts is None else counts
-    return fit_statistics(counts, shape=dataset.shape, base=base_of(config["model"]))
+    counts = counts_of(spec, dataset) if counts is None else counts
+    return fit_statistics(counts, shape=dataset.shape, base=base_of(spec))

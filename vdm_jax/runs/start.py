@@ -1,6 +1,4 @@
-"""The start of a run: its data, its random streams and its initial state."""
-
-from typing import Any
+"""The start of a run: its data, its devices, its random streams and its initial state."""
 
 import jax
 import optax
@@ -8,7 +6,10 @@ import optax
 from vdm_jax.data import Dataset, load_dataset
 from vdm_jax.models import Model
 from vdm_jax.schedules import Schedule
+from vdm_jax.settings import DataSettings, TrainSettings
 from vdm_jax.specs import located
+from vdm_jax.training.dispatch import check_batch, make_layout
+from vdm_jax.training.layout import Layout
 from vdm_jax.training.state import TrainState, init_state
 from vdm_jax.typing import Array, Key, Params
 
@@ -16,14 +17,26 @@ STREAMS = {"params": 0, "train": 1, "evaluate": 2, "sample": 3, "fit": 4}
 """Numbers folded into the seed of a run, for independent randomness of its parts."""
 
 
-def load_data(settings: dict[str, Any]) -> Dataset:
-    """Load the data that the section `data` of a config names.
+def load_data(settings: DataSettings) -> Dataset:
+    """Load the data of a run.
 
     Raises:
       ValueError, OSError: those of `load_dataset`, with the path config.data.
     """
-    with located("config.data", settings):
-        return load_dataset(**settings)
+    with located("config.data", vars(settings)):
+        return load_dataset(**vars(settings))
+
+
+def layout_of(settings: TrainSettings) -> Layout:
+    """Return the layout of a run on the available devices.
+
+    Raises:
+      ValueError: a layout that the devices do not allow, or devices that cannot divide a batch.
+    """
+    with located("config.train", vars(settings)):
+        layout = make_layout(settings.parallel, settings.fsdp)
+        check_batch(layout, settings.batch_size)
+    return layout
 
 
 def stream(seed: int | Array, name: str) -> Key:

@@ -19,10 +19,10 @@ import optax
 from vdm_jax.data import Dataset, Split, train_batches
 from vdm_jax.models import Model, Statistics, build_model
 from vdm_jax.nets.adapters import by_row, is_by_row
-from vdm_jax.runs.axes import AXES, CHOICES, expand, is_sweep, requested_values
+from vdm_jax.runs.axes import AXES, CHOICES, expand, is_sweep
 from vdm_jax.runs.start import fresh, load_data
 from vdm_jax.runs.trained import TrainedModel
-from vdm_jax.settings import Settings, settings_of
+from vdm_jax.settings import DataSettings, OptimizerSettings, Settings
 from vdm_jax.specs import build, located
 from vdm_jax.training.dispatch import over_runs
 from vdm_jax.training.layout import Layout, with_full_params
@@ -31,8 +31,8 @@ from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import Step, make_step
 from vdm_jax.typing import Batch
 
-Load = Callable[[dict[str, Any]], Dataset]
-"""Loader of a data set: settings of the section `data` -> `Dataset`."""
+Load = Callable[[DataSettings], Dataset]
+"""Loader of a data set, such as `load_data`."""
 
 
 class Variant(NamedTuple):
@@ -57,10 +57,15 @@ def _step_options(settings: Settings, layout: Layout) -> dict[str, Any]:
     }
 
 
-def _optimizer(settings: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Build the optimizer of the section `optimizer` of a config."""
-    with located("config.optimizer", settings):
-        optimizer, _ = make_optimizer(**settings)
+def _optimizer(
+    settings: OptimizerSettings, learning_rate: Any = None
+) -> optax.GradientTransformation:
+    """Build the optimizer of the settings, or one with another learning rate, which may be traced."""
+    arguments = vars(settings)
+    if learning_rate is not None:
+        arguments = arguments | {"learning_rate": learning_rate}
+    with located("config.optimizer", arguments):
+        optimizer, _ = make_optimizer(**arguments)
     return optimizer
 
 
@@ -69,14 +74,14 @@ class Run:
 
     names: tuple[str, ...] = ()
 
-    def __init__(self, config: dict[str, Any], statistics: Statistics):
-        if is_sweep(config):
+    def __init__(self, settings: Settings, statistics: Statistics):
+        if is_sweep(settings):
             raise ValueError(
                 "config.sweep: has values, expected none for one run; use train_sweep or load_sweep"
             )
-        self.config, self.settings, self.statistics = config, settings_of(config), statistics
-        self.model = build_model(self.settings.model, statistics)
-        self.optimizer = _optimizer(vars(self.settings.optimizer))
+        self.settings, self.statistics = settings, statistics
+        self.model = build_model(settings.model, statistics)
+        self.optimizer = _optimizer(settings.optimizer)
         self.compiled: dict[Any, Any] = {}  # shared by all states of the run that are evaluated
 
     def start(self) -> TrainState:
@@ -102,7 +107,7 @@ class Run:
     ) -> TrainedModel:
         """Return the run with a state of it; `load` loads its data."""
         return TrainedModel(
-            self.config,
+            self.settings,
             self.model,
             self.statistics,
             state,
@@ -118,50 +123,49 @@ class Sweep:
     """The runs of a sweep, as one state [R, ...] and one step.
 
     Args:
-      config: as `to_dict` returns it; its model may hold built objects, and as `network` a mapping from each
+      settings: of all runs; the model may hold built objects, and as `network` a mapping from each
         parameterization to its own network.
       statistics: statistics of the training split.
       own: by axis, factories of components that the axis's table does not have.
 
     Attributes:
       names: names of the runs, in the order of the state's leading axis.
-      settings: the sections of the config, typed.
       variants: settings in which the runs differ, other than their seeds; arrays [V].
-      configs: configs of the single runs, by name.
+      runs: settings of the single runs, by name.
       seeds: seeds of each variant.
     """
 
     def __init__(
         self,
-        config: dict[str, Any],
+        settings: Settings,
         statistics: Statistics,
         own: Mapping[str, Mapping[str, Callable[[], Any]]] | None = None,
     ):
-        if not is_sweep(config):
+        if not is_sweep(settings):
             raise ValueError(
                 "config.sweep: is empty, expected values for runs side by side; use train or load"
             )
-        config = config | {"sweep": requested_values(config)}
-        self.configs = expand(config)
-        singles = list(self.configs.values())
-        self.config, self.settings, self.statistics = config, settings_of(config), statistics
-        self.names = tuple(self.configs)
+        self.settings, self.statistics, self.runs = settings, statistics, expand(settings)
+        self.names, singles = tuple(self.runs), list(self.runs.values())
         self.tables = {
             name: (AXES[name].table or {}) | dict((own or {}).get(name, {})) for name in CHOICES
         }
-        # by the config of the model: the model, and its compiled functions
+        # by the spec of the model: the model, and its compiled functions
         self.shared: dict[str, tuple[Model, dict[Any, Any]]] = {}
-        self.seeds = list(dict.fromkeys(single["seed"] for single in singles))
+        self.seeds = list(dict.fromkeys(single.seed for single in singles))
         # the seeds are the last axis: every S-th config begins another variant
         variants = singles[:: len(self.seeds)]
         choices = {}
         for name in CHOICES:
-            values, field = config["sweep"][name], AXES[name].field
+            values, field = self._values(name), AXES[name].field
             if values:
-                indices = [values.index(variant["model"][field]) for variant in variants]
+                indices = [values.index(variant.model[field]) for variant in variants]
                 choices[name] = np.asarray(indices, np.int32)
-        rates = [variant["optimizer"]["learning_rate"] for variant in variants]
+        rates = [variant.optimizer.learning_rate for variant in variants]
         self.variants = Variant(choices, np.asarray(rates, np.float32))
+
+    def _values(self, axis: str) -> list[Any]:
+        return list(getattr(self.settings.sweep, axis))
 
     @property
     def each_variant(self) -> list[Variant]:
@@ -171,21 +175,20 @@ class Sweep:
 
     def model_of(self, variant: Variant) -> Model:
         """Build the model of a variant, whose entries may be traced."""
-        spec = dict(self.config["model"])
+        spec = dict(self.settings.model)
         for name, index in variant.choices.items():
-            axis, values = AXES[name], self.config["sweep"][name]
+            axis, values = AXES[name], self._values(name)
             built = [build(self.tables[name], value, f"config.sweep.{name}") for value in values]
             # a single value is not selected by its index, so that the program is that of a single run
             spec[axis.field] = built[0] if len(built) == 1 else axis.select(built, index)
         if is_by_row(spec.get("network")):
-            networks = [spec["network"][name] for name in self.config["sweep"]["parameterizations"]]
+            networks = [spec["network"][name] for name in self._values("parameterizations")]
             spec["network"] = by_row(networks, variant.choices["parameterizations"])
         return build_model(spec, self.statistics)
 
     def optimizer_of(self, variant: Variant) -> optax.GradientTransformation:
         """Build the optimizer of a variant, whose entries may be traced."""
-        settings = vars(self.settings.optimizer) | {"learning_rate": variant.learning_rate}
-        return _optimizer(settings)
+        return _optimizer(self.settings.optimizer, variant.learning_rate)
 
     def start(self) -> TrainState:
         """Return the state [R, ...] that training starts from."""
@@ -224,13 +227,13 @@ class Sweep:
     ) -> dict[str, TrainedModel]:
         """Return the runs by name, each with its part of the state; `load` loads the data."""
         runs = {}
-        for i, (name, config) in enumerate(self.configs.items()):
-            spec = repr(config["model"])
+        for i, (name, settings) in enumerate(self.runs.items()):
+            spec = repr(settings.model)
             if spec not in self.shared:  # runs of other seeds and learning rates share a model
-                self.shared[spec] = build_model(config["model"], self.statistics), {}
+                self.shared[spec] = build_model(settings.model, self.statistics), {}
             model, compiled = self.shared[spec]
             runs[name] = TrainedModel(
-                config,
+                settings,
                 model,
                 self.statistics,
                 jax.tree.map(itemgetter(i), state),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vdm_jax.config import to_dict
+from vdm_jax.config import resolve
 from vdm_jax.models.statistics import digest_of
 from vdm_jax.runs.folder import claim_workdir
 from vdm_jax.runs.report import report, report_sweep
@@ -85,12 +85,12 @@ def _train(
     finish: Callable[[Any, Path, Callable[[str], None]], None],
 ) -> Any:
     """Train a run or a sweep, and report it while the folder is still locked."""
-    plain, workdir = to_dict(config), check_workdir(workdir)
+    settings, workdir = resolve(config), check_workdir(workdir)
     log = log if is_first() else _nothing  # all processes compute, one logs
     with listening():
-        setup = setup_run(kind, plain)
-        with claim_workdir(workdir, plain, setup.data, setup.fit) as (store, statistics):
-            job = kind(plain, statistics)
+        setup = setup_run(kind, settings)
+        with claim_workdir(workdir, settings, setup.data, setup.fit) as (store, statistics):
+            job = kind(settings, statistics)
             state = _fit(job, setup, store, workdir, log, profile)
             trained = job.trained(
                 state,
@@ -171,7 +171,7 @@ def _about(job: Run | Sweep, setup: Setup) -> Callable[[int], dict[str, Any]]:
     def about(step):
         position = {"step": step, "examples_seen": step * size, "batch_size": size}
         return {
-            "config": job.config,
+            "config": job.settings.plain,
             "data": setup.data,
             "statistics": digest,
             "position": position | {"seed": job.settings.seed},
@@ -191,7 +191,7 @@ def _start(job: Run | Sweep, store: CheckpointStore, layout: Layout) -> TrainSta
     """Return the state of the newest checkpoint, in this layout, or a fresh state."""
     abstract_state = jax.eval_shape(job.start)
     state_shardings = shardings(layout, abstract_state)
-    if store.latest() is None:
+    if store.newest is None:
         # jitted, so that the state is made in its layout, in memory of its own: the train step donates it
         return jax.jit(job.start, out_shardings=state_shardings)()
     return store.restore(abstract_state, shardings=state_shardings)

@@ -24,10 +24,11 @@ from vdm_jax.models.model import sample_options
 from vdm_jax.models.statistics import digest_of
 from vdm_jax.runs.start import load_data, stream
 from vdm_jax.runtime.console import STDERR
-from vdm_jax.settings import Settings, settings_of
+from vdm_jax.settings import DataSettings, Settings
 from vdm_jax.specs import choose, located, nearest, text_of
 from vdm_jax.training.dispatch import make_layout
-from vdm_jax.training.evaluate import Evaluation, evaluate, fit, make_evaluator
+from vdm_jax.training.evaluate import evaluate, fit, make_evaluator
+from vdm_jax.training.evaluation import Evaluation
 from vdm_jax.training.layout import Layout, jit_replicated, put
 from vdm_jax.training.progress import Progress
 from vdm_jax.training.state import TrainState, step_of
@@ -45,30 +46,30 @@ class TrainedModel:
     """A trained model and its run.
 
     Attributes:
-      config: resolved config, plain dictionaries.
+      settings: resolved config, with typed sections.
       model: the pure functions of the model.
       statistics: statistics of the training split.
       state: train state; `state.ema_params` are evaluated and sampled from.
       workdir: folder of the run.
       layout: layout of the state on the devices.
-      load: loads the data of the section `data` of the config.
+      load: loads the data that `settings.data` names.
       check_folder: raises OSError if another process has taken the folder; called before a file is written.
     """
 
-    config: dict[str, Any]
+    settings: Settings
     model: Model
     statistics: Statistics
     state: TrainState
     workdir: Path
     layout: Layout = field(default_factory=make_layout)
     _compiled: dict[Any, Any] = field(default_factory=dict, repr=False)
-    load: Callable[[dict[str, Any]], Dataset] = field(default=load_data, repr=False)
+    load: Callable[[DataSettings], Dataset] = field(default=load_data, repr=False)
     check_folder: Callable[[], None] = field(default=lambda: None, repr=False)
 
     @property
-    def settings(self) -> Settings:
-        """Sections of the config, typed."""
-        return settings_of(self.config)
+    def config(self) -> dict[str, Any]:
+        """Resolved config, as plain dictionaries."""
+        return self.settings.plain
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -77,7 +78,7 @@ class TrainedModel:
         Raises:
           ValueError: other images than those that the run was trained on.
         """
-        return self.load(vars(self.settings.data))
+        return self.load(self.settings.data)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

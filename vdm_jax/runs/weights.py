@@ -15,16 +15,17 @@ from vdm_jax.runs.start import initial_schedule_params
 from vdm_jax.runtime.files import check_tree, make_folder
 from vdm_jax.runtime.processes import on_process_0
 from vdm_jax.schedules import SCHEDULES
+from vdm_jax.settings import Settings
 from vdm_jax.specs import build, name_of
 
 LEVELS_SHOWN = 9  # noise levels of a table
 
 
-def weights(config: dict[str, Any], workdir: Path, log: Callable[[str], None] = print) -> None:
+def weights(settings: Settings, workdir: Path, log: Callable[[str], None] = print) -> None:
     """Log and plot the effective weights of the training losses of a config; nothing is trained.
 
     Args:
-      config: validated.
+      settings: of a run or a sweep.
       workdir: gets the plot; made if missing.
       log: gets the tables.
 
@@ -33,7 +34,7 @@ def weights(config: dict[str, Any], workdir: Path, log: Callable[[str], None] = 
       OSError: the folder cannot be written.
     """
     # by name: the runs of a sweep that differ only in seed, learning rate or output scale have one loss
-    losses = {loss.name: loss for loss in map(_loss, expand(config).values())}
+    losses = {loss.name: loss for loss in map(_loss, expand(settings).values())}
     weights_by_loss = {name: effective_weights(**loss.arguments) for name, loss in losses.items()}
     path, times = workdir / "weights.png", next(iter(losses.values())).times
 
@@ -73,9 +74,9 @@ class Loss(NamedTuple):
     arguments: dict[str, Any]
 
 
-def _loss(config: dict[str, Any]) -> Loss:
-    """Return the training loss of a config of one run."""
-    model, spec = config["model"], with_defaults(config["model"])
+def _loss(settings: Settings) -> Loss:
+    """Return the training loss of one run."""
+    model, spec = settings.model, with_defaults(settings.model)
     if "parameterization" not in spec:
         raise ValueError(f"--mode=weights: {model['name']!r} has no noise levels to weigh")
     # for its messages; the weights are the same for any data, so that none need be read
@@ -85,7 +86,7 @@ def _loss(config: dict[str, Any]) -> Loss:
     space = output if spec["loss_space"] is None else _spec_label(spec["loss_space"])
     path = spec["schedule"] if spec["train_schedule"] is None else spec["train_schedule"]
     schedule, timesteps = build(SCHEDULES, path), spec["timesteps"]
-    params = initial_schedule_params(config["seed"], schedule)
+    params = initial_schedule_params(settings.seed, schedule)
     at_start = ", at its start" if schedule.learned else ""
     steps = "continuous time" if timesteps is None else f"T = {timesteps}"
     return Loss(

@@ -65,7 +65,7 @@ def fit(
       OSError: the last state could not be saved.
     """
     start = step_of(state)
-    resumed = store.about(start).get("loop", {}) if store.latest() == start else {}
+    resumed = store.about(start).get("loop", {}) if store.newest == start else {}
     meter = Meter(
         metrics_log,
         step=start,

@@ -40,7 +40,7 @@ class CheckpointReader:
       OSError: the folder holds links or special files, or cannot be read.
 
     Attributes:
-      newest: the newest intact step, or None.
+      newest: the newest intact step, found at opening or saved since; None if there is none.
     """
 
     newest: int | None
@@ -66,10 +66,6 @@ class CheckpointReader:
     def steps(self) -> list[int]:
         """Return the committed steps, oldest first."""
         return committed(self.folder)
-
-    def latest(self) -> int | None:
-        """Return the newest intact step, found at opening or saved since; None if there is none."""
-        return self.newest
 
     def whole(self) -> list[int]:
         """Return the intact steps, oldest first; report the damage of the others."""

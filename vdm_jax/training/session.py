@@ -217,6 +217,5 @@ def _crosses(before: int, after: int, every: int | None) -> bool:
 def _stopped(store: CheckpointStore) -> str:
     """Return the end of a message about a diverged run: the checkpoint from which to continue."""
     store.wait()
-    latest = store.latest()
-    safe = "none" if latest is None else f"step {latest}"
+    safe = "none" if store.newest is None else f"step {store.newest}"
     return f"training stopped; last good checkpoint: {safe}, in {store.folder}"
