@@ -272,7 +272,7 @@ BAD = [
         "s3://b",
         "config.data.data_dir: expected a path on this machine, found 's3:",
     ),
-    ("sample.sampler", {"name": "ddim"}, "config.sample.sampler: expected str, found {'name'"),
+    ("sample.sampler", 3, "config.sample.sampler: expected a name or {'name': ...}, found 3"),
     # out of range
     ("seed", -1, r"config.seed: expected a whole number in \[0, 2\*\*32\), found -1"),
     ("seed", 2**32, r"config.seed: expected a whole number in \[0, 2\*\*32\), found 4294967296"),

@@ -180,6 +180,29 @@ def test_damaged_progress_is_reported_and_ignored(trained, monkeypatch, capsys, 
     assert result == trained.evaluate(estimator=spec)
 
 
+def test_samples_with_the_variance_of_the_training_examples(trained, command, monkeypatch):
+    key, sampler = jax.random.key(3), {"name": "ancestral", "variance": "fitted"}
+    drawn = trained.sample(key, 3, sampler=sampler, steps=2)
+    np.testing.assert_array_equal(trained.sample(key, 3, sampler=sampler, steps=2), drawn)
+    assert np.any(np.asarray(drawn) != trained.sample(key, 3, sampler="ancestral", steps=2))
+    with pytest.raises(ValueError, match="variance: 'fitted' is measured on the training examples"):
+        trained.model.sample(trained.state.ema_params, key, 3, sampler=sampler, steps=2)
+
+    monkeypatch.setattr(vdm.runs.start, "load_dataset", load_dataset)
+    config = trained.workdir / "config.py"
+    config.write_text("from tiny_runs import tiny as get_config\n")
+    (trained.workdir / "samples.png").unlink()
+    status, _, err = command(
+        f"--config={config}",
+        f"--workdir={trained.workdir}",
+        "--mode=sample",
+        "--config.sample.sampler.variance=fitted",
+        "--config.sample.steps=2",
+    )
+    assert status == 0, err
+    assert (trained.workdir / "samples.png").exists()
+
+
 def test_the_command_line_evaluates_all_estimators(trained, command, monkeypatch):
     monkeypatch.setattr(vdm.runs.start, "load_dataset", load_dataset)
     config = trained.workdir / "config.py"

@@ -69,6 +69,32 @@ def test_the_law_holds_under_every_schedule(name):
     assert_moments(samples, offset + gain * latent_mean, np.diag(gain**2 * latent_variance))
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_tuned_variance_draws_gaussian_data_exactly_in_a_few_steps(steps):
+    """Between Gaussians, the reverse step with the excess of (24) is exact, and without it too narrow."""
+    law, last = oracles.gaussian((1,)), 12.0
+    schedule = linear(gamma_min=FIRST, gamma_max=last)
+    delta = (last - FIRST) / steps
+    gammas = FIRST + delta * (jnp.arange(steps) + 1)
+    data_variance = law.variances[0, 0]
+
+    def squares(gamma):
+        """Return E(ε − ε̂)², which is SNR·Var(x_0 | x_t)."""
+        return 1 / (jnp.exp(gamma) / data_variance + 1)
+
+    given = {"name": "ancestral", "variance": lambda gamma: jnp.expm1(delta) * squares(gamma)}
+    fitted = SAMPLERS["ancestral"](variance="fitted").fitted(gammas, squares(gammas))
+    offset, gain = oracles.affine(law, FIRST)
+    keep, noise = jax.nn.sigmoid(-FIRST), jax.nn.sigmoid(FIRST)
+    variance = np.ravel(gain**2 * (keep * data_variance + noise))
+    mean = np.ravel(offset + gain * np.sqrt(keep) * law.means[0])
+    for sampler in (given, fitted):
+        samples = draw(law, 20_000, schedule=schedule, sampler=sampler, steps=steps)
+        assert_moments(samples, mean, np.diag(variance))
+    narrow = draw(law, 20_000, schedule=schedule, sampler="ancestral", steps=steps)
+    assert narrow.var() < 0.8 * variance[0]
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_mixture_samples_have_the_moments_of_the_data(name):
     law = oracles.mixture((2,))
@@ -273,6 +299,15 @@ def test_a_batch_follows_the_chains_of_its_examples():
     [
         ({"steps": 0}, "steps: .*found 0"),
         ({"steps": -3}, "found -3"),
+        ({"sampler": {"name": "ancestral", "variance": "fitted"}}, "measured on the training exam"),
+        (
+            {"sampler": {"name": "ancestral", "variance": "tuned"}},
+            "variance: expected 'fitted', a n",
+        ),
+        (
+            {"sampler": {"name": "ancestral", "variance": -1}},
+            "variance: expected a finite number abo",
+        ),
         ({"sampler": "dim"}, "sampler: unknown name 'dim'; did you mean 'ddim'\\? choices: anc"),
         ({"schedule": "cosin"}, "schedule: unknown name 'cosin'; did you mean 'cosine'"),
         ({"parameterization": "velocity"}, "parameterization: unknown name 'velocity'"),

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from vdm_jax.runtime.paths import local_path
-from vdm_jax.settings import ROWS, SAMPLE_RULES, SECTIONS, Row, Settings
+from vdm_jax.settings import ROWS, SAMPLE_RULES, SECTIONS, SPEC, Row, Settings
 from vdm_jax.specs import nearest
 
 FREE_TO_CHANGE = (
@@ -148,7 +148,8 @@ def _check_sample(values: dict[str, Any], expected: dict[str, Any]) -> None:
         if name not in values:
             continue
         value, rule = values[name], SAMPLE_RULES.get(name)
-        _check_type(f"sample.{name}", value, type(default_value))
+        if rule is not SPEC:
+            _check_type(f"sample.{name}", value, type(default_value))
         if rule is not None and not rule.holds(value):
             raise ValueError(f"config.sample.{name}: expected {rule.words}, found {value!r}")
 

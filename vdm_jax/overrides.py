@@ -28,6 +28,7 @@ from vdm_jax.nets import NETS
 from vdm_jax.output_scales import OUTPUT_SCALES
 from vdm_jax.override_values import Field, Override, default_of, field_of, literal, parse_value
 from vdm_jax.parameterizations import PARAMETERIZATIONS
+from vdm_jax.samplers import SAMPLERS
 from vdm_jax.schedules import SCHEDULES
 from vdm_jax.specs import choose
 from vdm_jax.time_samplers import TIME_SAMPLERS
@@ -49,8 +50,12 @@ COMPONENTS: dict[str, Mapping[str, Callable]] = {
     "weighting": WEIGHTINGS,
     "time_sampler": TIME_SAMPLERS,
     "chain": CHAINS,
+    "sampler": SAMPLERS,
 }
-"""Fields that hold a component -> the table of the component; all are in config.model."""
+"""Fields that hold a component -> the table of the component."""
+
+SECTIONS = "model", "sample"
+"""Sections of a config that hold components."""
 
 COMPUTED = {"where", "statistics", "log_counts", "outputs", "chain.likelihood"}
 """Arguments of components that the model computes, so that a config cannot set them."""
@@ -116,7 +121,7 @@ def _apply(
     parameter = arguments.get(key)
     value = tree[key] if key in tree else default_of(parameter)
     path = [*above, key]
-    table = COMPONENTS.get(key) if path[0] == "model" else None
+    table = COMPONENTS.get(key) if path[0] in SECTIONS else None
     if not rest:
         if table is not None:
             new = _component(value, table, override, field_of(tree, key, path, parameter).optional)
@@ -148,7 +153,7 @@ def _set(tree: ConfigDict, key: str, value: Any) -> None:
 
 def _arguments(tree: ConfigDict, path: list[str]) -> dict[str, inspect.Parameter]:
     """Return the arguments that the component config.<path> takes; {} for a section of another kind."""
-    if not path or path[0] != "model" or path[-1] not in COMPONENTS:
+    if not path or path[0] not in SECTIONS or path[-1] not in COMPONENTS:
         return {}
     if not isinstance(tree.get("name"), str):
         return {"name": inspect.Parameter("name", inspect.Parameter.KEYWORD_ONLY, annotation=str)}
@@ -198,7 +203,7 @@ def _is_key(key: object) -> bool:
 
 def _check_arguments(tree: ConfigDict, path: list[str], name: object, override: Override) -> None:
     """Check that the component `name` takes the arguments that the section config.<path> has."""
-    if not path or path[0] != "model" or path[-1] not in COMPONENTS:
+    if not path or path[0] not in SECTIONS or path[-1] not in COMPONENTS:
         return
     accepted = _arguments_of(path, name)
     unknown = [key for key in tree if key != "name" and key not in accepted]

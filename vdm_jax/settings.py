@@ -139,7 +139,7 @@ SECTIONS: dict[str, Any] = {
     name: kind for name, kind in get_type_hints(Settings).items() if is_dataclass(kind)
 }
 
-SAMPLE_RULES = {"count": AT_LEAST_ONE, "steps": AT_LEAST_ONE}
+SAMPLE_RULES = {"count": AT_LEAST_ONE, "steps": AT_LEAST_ONE, "sampler": SPEC}
 """Rules of fields of `sample`, which are not declared as fields."""
 
 

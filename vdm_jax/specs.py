@@ -4,6 +4,7 @@ import difflib
 import inspect
 import json
 import re
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast, get_args, get_origin
@@ -158,6 +159,13 @@ def name_of(spec: object) -> str:
             raise ValueError(f"expected a 'name', found only {sorted(spec)}")
         return str(spec["name"])
     return spec if isinstance(spec, str) else type(spec).__name__
+
+
+def label_of(spec: object) -> str:
+    """Return the name in a spec with its arguments, cut to a length that fits into a title."""
+    fields = spec.items() if isinstance(spec, Mapping) else ()
+    arguments = ", ".join(f"{key} {value}" for key, value in fields if key != "name")
+    return name_of(spec) + (f" ({textwrap.shorten(arguments, 60)})" if arguments else "")
 
 
 def text_of(spec: object) -> str | None:

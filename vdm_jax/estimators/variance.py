@@ -21,10 +21,8 @@ from vdm_jax.checks import check_callable, check_real, is_traced
 from vdm_jax.diffusion import Interval
 from vdm_jax.elbo import Process, corrupt
 from vdm_jax.keys import fold_each
+from vdm_jax.samplers import FITTED
 from vdm_jax.typing import Array, Int, Keys, Reals
-
-FITTED = "fitted"
-"""The variance that is measured on training examples."""
 
 NODES = 64
 """The largest number of noise levels at which the variance is measured; it is interpolated between them."""

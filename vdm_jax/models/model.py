@@ -82,6 +82,11 @@ def no_model_state(params: Params) -> None:
     del params
 
 
+def no_fit(**settings: Any) -> None:
+    """Return None, the measurement of a model whose samples need no training examples."""
+    del settings
+
+
 class Model(NamedTuple):
     """A generative model with an evidence lower bound.
 
@@ -93,6 +98,8 @@ class Model(NamedTuple):
       elbo: (params, key, batch, draws=1) -> `Elbo` of arrays [B], nats per example.
       sample: (params, key, n, *, first=0, **settings) -> [n, *d], data as stored: examples `first` to
         `first + n − 1` of a key. An example depends only on the key and its number; `first` may be traced.
+      fit_sampler: (**settings of `sample`) -> (params, key, batch) -> an array [B, n], whose mean over training
+        examples is the argument `fitted` of `sample`; None for settings that need none.
       bound: name of the bound that `elbo` estimates, for reports.
       components: name of the family and its components, for reports, such as "vdm: unet, linear, eps, base
         levels…".
@@ -115,6 +122,7 @@ class Model(NamedTuple):
     bound: str
     components: str
     init_model_state: Callable[[Params], PyTree] = no_model_state
+    fit_sampler: Callable[..., Callable[[Params, Key, BatchLike], Array] | None] = no_fit
     importance: Callable[[Params, Key, BatchLike, int], Array] | None = None
     # Any: the type is defined above this module
     estimator: Callable[[Any, int], Any] | None = None
@@ -130,8 +138,9 @@ class Model(NamedTuple):
 
 def sample_options(model: Model) -> list[str]:
     """Return the names of the options of a model's `sample`."""
-    # they follow params, key and n; `first` is set by code that draws in chunks
-    return [name for name in [*inspect.signature(model.sample).parameters][3:] if name != "first"]
+    # they follow params, key and n; code that draws in chunks sets the others
+    names = [*inspect.signature(model.sample).parameters][3:]
+    return [name for name in names if name not in ("first", "fitted")]
 
 
 def with_model_state(model: Model, model_state: PyTree) -> Model:

@@ -13,6 +13,7 @@ from vdm_jax.runs.trained import TrainedModel
 from vdm_jax.runtime.console import warn
 from vdm_jax.runtime.files import read_checked, write_checked, write_text
 from vdm_jax.runtime.processes import is_first, on_process_0
+from vdm_jax.specs import label_of
 from vdm_jax.training.evaluation import PARTS, Evaluation, over_seeds
 from vdm_jax.training.logs import read_metrics
 from vdm_jax.training.state import step_of
@@ -194,7 +195,8 @@ def draw_samples(trained: TrainedModel, path: Path) -> None:
     samples = trained.sample(stream(trained.settings.seed, "sample"), count)
     if not is_first():  # all processes draw, one writes
         return
-    settings = [f"{name} {value}" for name, value in arguments.items()]
+    shown = {k: label_of(v) if isinstance(v, dict) else v for k, v in arguments.items()}
+    settings = [f"{name} {value}" for name, value in shown.items()]
     settings.append(f"training step {int(trained.state.step)}")
     sample_grid(
         path,

@@ -125,15 +125,21 @@ def dry_run(settings: Settings, model: Model, dataset: Dataset) -> None:
                 f"config.sample: {settings.model['name']!r} has no setting {name!r}"
                 f"{nearest(name, ['count', *options])}"
             )
+
+    def fitted_shape(measure):
+        if measure is None:
+            return None
+        rows = jax.eval_shape(measure, params, key, batch)
+        return jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
+
     with located("config.sample", options):
-        jax.eval_shape(partial(model.sample, n=1, **arguments), params, key)
+        measure = model.fit_sampler(**arguments)
+        measured = {} if measure is None else {"fitted": fitted_shape(measure)}
+        jax.eval_shape(partial(model.sample, n=1, **arguments), params, key, **measured)
     with located("config.evaluate", vars(settings.evaluate)):
         for spec in settings.evaluate.estimators:
             estimator = build_estimator(model, spec, settings.evaluate.draws)
-            fitted = None
-            if estimator.fit is not None:
-                rows = jax.eval_shape(estimator.fit, params, key, batch)
-                fitted = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
+            fitted = fitted_shape(estimator.fit)
             jax.eval_shape(estimator.estimate, params, key, batch, fitted)
 
 

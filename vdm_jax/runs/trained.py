@@ -19,7 +19,7 @@ from vdm_jax.data import Dataset, Split, eval_batches, fingerprint
 from vdm_jax.data.statistics import sample_places
 from vdm_jax.estimators import Estimator
 from vdm_jax.models import Model, Statistics
-from vdm_jax.models.likelihood import ModelEstimator, build_estimator
+from vdm_jax.models.likelihood import build_estimator
 from vdm_jax.models.model import sample_options
 from vdm_jax.models.statistics import digest_of
 from vdm_jax.runs.start import load_data, stream
@@ -27,7 +27,7 @@ from vdm_jax.runtime.console import STDERR
 from vdm_jax.settings import DataSettings, Settings
 from vdm_jax.specs import choose, located, nearest, text_of
 from vdm_jax.training.dispatch import make_layout
-from vdm_jax.training.evaluate import evaluate, fit, make_evaluator
+from vdm_jax.training.evaluate import Measure, evaluate, fit, make_evaluator
 from vdm_jax.training.evaluation import Evaluation
 from vdm_jax.training.layout import Layout, jit_replicated, put
 from vdm_jax.training.progress import Progress
@@ -112,7 +112,8 @@ class TrainedModel:
           n: number of examples.
           batch_size: examples that are drawn at once, which bounds the memory; 256 for each device by default.
             The result does not depend on it.
-          **options: options of the model's `sample`, such as sampler and steps; the config's by default.
+          **options: options of the model's `sample`, such as sampler and steps; the config's by default. A
+            variance "fitted" is measured on training examples.
 
         Raises:
           ValueError: numbers below 1, an unknown option, a model that cannot be sampled.
@@ -130,27 +131,29 @@ class TrainedModel:
                 hint = nearest(name, [*known, "batch_size"])
                 raise ValueError(f"sample: no option {name!r}{hint}")
 
-        def draw(params, key, first):
-            return self.model.sample(params, key, size, first=first, **chosen)
+        def draw(params, key, first, measured):
+            return self.model.sample(params, key, size, first=first, **chosen, **measured)
 
         cache_key = repr(("sample", size, chosen))
         compiled = self._compiled.setdefault(cache_key, jit_replicated(self.layout, draw, size))
         chunks = []
         bar = tqdm(total=n, disable=size >= n, desc="sample", leave=False, file=STDERR)
         with bar, located("sample", known):
+            fitted = self._fit(self.model.fit_sampler(**chosen))
+            measured = {} if fitted is None else {"fitted": fitted}
             for first in range(0, n, size):
                 # fetched before the next chunk is dispatched, so that the device holds one chunk at a time
-                chunk = np.asarray(compiled(self.state.ema_params, key, np.int32(first)))
+                chunk = compiled(self.state.ema_params, key, np.int32(first), measured)
+                chunk = np.asarray(chunk)
                 chunks.append(chunk[: n - first])  # the last chunk has the full size as well
                 bar.update(len(chunks[-1]))
         return jnp.asarray(np.concatenate(chunks))
 
     def _sample_size(self, n: int, batch_size: int | None) -> int:
         """Return the size of a chunk, a multiple of the number of devices; chunks are nearly equal."""
-        devices = self.layout.mesh.size
-        most = SAMPLES_PER_DEVICE * devices if batch_size is None else batch_size
+        most = SAMPLES_PER_DEVICE * self.layout.mesh.size if batch_size is None else batch_size
         chunks = math.ceil(n / whole_number(most, "batch_size", 1))
-        return math.ceil(n / chunks / devices) * devices
+        return self._divisible(math.ceil(n / chunks))
 
     def bits_per_dim(self, split: str = "test") -> float:
         """Return the bound on "train" or "test" in bits/dim; `evaluate` has its error and its parts too."""
@@ -194,10 +197,8 @@ class TrainedModel:
         evaluator = make_evaluator(built, layout=self.layout)
         if text is not None:  # compiled once
             evaluator = self._compiled.setdefault(text, evaluator)
-        devices = self.layout.mesh.size
-        # rounded up to a multiple of the devices, which share a batch; padding is masked
-        size = math.ceil(min(size, len(evaluated.images)) / devices) * devices
-        fitted = self._fit(built, size)
+        fitted = self._fit(built.fit, size)
+        size = self._divisible(min(size, len(evaluated.images)))
         progress, finished = None, {}
         if resume:
             about = {"of": self.identity, "split": split, "batch_size": size, "estimator": text}
@@ -230,17 +231,23 @@ class TrainedModel:
         for batch, mask in eval_batches(split, batch_size=size, first=first, **processes):
             yield put(self.layout, batch), mask
 
-    def _fit(self, estimator: ModelEstimator, size: int) -> Array | None:
-        """Return what an estimator measures on a sample of the training split; None if it measures nothing."""
-        if estimator.fit is None:
+    def _divisible(self, size: int) -> int:
+        """Round up to a multiple of the devices, which share a batch; padding is masked."""
+        devices = self.layout.mesh.size
+        return math.ceil(size / devices) * devices
+
+    def _fit(self, measure: Measure | None, batch_size: int | None = None) -> Array | None:
+        """Return the mean of a measurement over a sample of the training split; None for no measurement."""
+        if measure is None:
             return None
-        train, count = self.dataset.train, self.settings.evaluate.fit_examples
-        images = train.images[sample_places(len(train.images), count)]
+        settings, train = self.settings.evaluate, self.dataset.train
+        images = train.images[sample_places(len(train.images), settings.fit_examples)]
+        size = settings.batch_size if batch_size is None else batch_size
         return fit(
-            estimator.fit,
+            measure,
             self.state.ema_params,
             stream(self.settings.seed, "fit"),
-            self._batches(Split(images, train.name), size),
+            self._batches(Split(images, train.name), self._divisible(min(size, len(images)))),
             layout=self.layout,
         )
 

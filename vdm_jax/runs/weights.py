@@ -1,6 +1,5 @@
 """Report the effective weights of the training losses of a config, without training."""
 
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from vdm_jax.runtime.files import check_tree, make_folder
 from vdm_jax.runtime.processes import on_process_0
 from vdm_jax.schedules import SCHEDULES
 from vdm_jax.settings import Settings
-from vdm_jax.specs import build, name_of
+from vdm_jax.specs import build, label_of
 
 LEVELS_SHOWN = 9  # noise levels of a table
 
@@ -82,8 +81,8 @@ def _loss(settings: Settings) -> Loss:
     # for its messages; the weights are the same for any data, so that none need be read
     placeholder = Statistics((1,), 2, log_counts=np.zeros((1, 2), np.float32))
     build_model(model | {"likelihood": "softmax"}, placeholder)
-    output, weighting = _spec_label(spec["parameterization"]), _spec_label(spec["weighting"])
-    space = output if spec["loss_space"] is None else _spec_label(spec["loss_space"])
+    output, weighting = label_of(spec["parameterization"]), label_of(spec["weighting"])
+    space = output if spec["loss_space"] is None else label_of(spec["loss_space"])
     path = spec["schedule"] if spec["train_schedule"] is None else spec["train_schedule"]
     schedule, timesteps = build(SCHEDULES, path), spec["timesteps"]
     params = initial_schedule_params(settings.seed, schedule)
@@ -92,17 +91,10 @@ def _loss(settings: Settings) -> Loss:
     return Loss(
         name=f"{output}, {weighting}" + (f" in {space}-space" if space != output else ""),
         title=f"{output}, {weighting}: error in {space}-space",
-        times=f"{_spec_label(path)}{at_start}, {steps}",
+        times=f"{label_of(path)}{at_start}, {steps}",
         arguments={name: spec[name] for name in ("parameterization", "weighting", "loss_space")}
         | {"schedule": schedule, "schedule_params": params, "timesteps": timesteps},
     )
-
-
-def _spec_label(spec: object) -> str:
-    """Return the name in a spec with its arguments, cut to a length that fits into a title."""
-    fields = spec.items() if isinstance(spec, dict) else ()
-    arguments = ", ".join(f"{key} {value}" for key, value in fields if key != "name")
-    return name_of(spec) + (f" ({textwrap.shorten(arguments, 60)})" if arguments else "")
 
 
 def weight_table(found: EffectiveWeights) -> str:

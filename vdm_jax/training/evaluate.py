@@ -26,6 +26,9 @@ Evaluator = Callable[..., dict[str, Array]]
 or "bound" for one without terms, and "discretization"."""
 
 
+Measure = Callable[[Params, Key, BatchLike], Array]
+"""(params, key, batch) -> values [B, n] of each example."""
+
 SAVE_SECONDS = 10.0
 """Seconds between two saves of an unfinished evaluation."""
 
@@ -56,17 +59,17 @@ def make_evaluator(estimator: ModelEstimator, *, layout: Layout | None = None) -
 
 
 def fit(
-    measure: Callable[[Params, Key, BatchLike], Array],
+    measure: Measure,
     params: Params,
     key: Key,
     batches: Iterable[tuple[Batch, np.ndarray]],
     *,
     layout: Layout,
 ) -> Array:
-    """Return what an estimator measures on training examples: its mean over them, float32 [n].
+    """Return the mean of a measurement over training examples, float32 [n].
 
     Args:
-      measure: the `fit` of the estimator.
+      measure: the measurement of an estimator or of a sampler.
       params: the parameters that are evaluated.
       key: each example folds its index into it.
       batches: (batch, mask) pairs.

@@ -24,7 +24,7 @@ from vdm_jax.models.model import (
 from vdm_jax.models.vdm.bound import elbo, elbo_per_noise_level, output_gain, split_by_noise
 from vdm_jax.models.vdm.likelihood import build_estimator
 from vdm_jax.models.vdm.parts import VDM
-from vdm_jax.models.vdm.sampling import sample
+from vdm_jax.models.vdm.sampling import fit_sampler, sample
 from vdm_jax.models.vdm.training import (
     init,
     init_model_state,
@@ -157,6 +157,7 @@ def as_model(model: VDM, components: str) -> Model:
         loss=partial(loss, model),
         elbo=partial(elbo, model),
         sample=partial(sample, model),
+        fit_sampler=partial(fit_sampler, model),
         init_model_state=partial(init_model_state, model),
         bound=f"diffusion ELBO, {time_of(model.timesteps)}",
         components=components,

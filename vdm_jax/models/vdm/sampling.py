@@ -1,4 +1,6 @@
-"""Samples of a variational diffusion model, eq. (19), (20)."""
+"""Samples of a variational diffusion model, eq. (19), (20), (24)."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +8,11 @@ import jax.numpy as jnp
 from vdm_jax.checks import MAX_STEPS, whole_number
 from vdm_jax.diffusion import Interval, data_interval
 from vdm_jax.elbo import same_for_all
-from vdm_jax.keys import example_keys
+from vdm_jax.estimators.variance import nodes, squared_errors
+from vdm_jax.keys import example_keys, key_of_each
 from vdm_jax.likelihoods import observation
-from vdm_jax.models.model import check_params
-from vdm_jax.models.vdm.parts import VDM
+from vdm_jax.models.model import BatchLike, check_params, encoded
+from vdm_jax.models.vdm.parts import VDM, process
 from vdm_jax.samplers import SAMPLERS, Sampler, sample_chain
 from vdm_jax.schedules import interval
 from vdm_jax.specs import build
@@ -24,15 +27,18 @@ def sample(
     sampler: Spec | Sampler = "ancestral",
     steps: int | None = None,
     first: int | Int[Array, ""] = 0,
+    fitted: Array | None = None,
 ) -> Array:
     """Draw the examples `first` to `first + n − 1` of a key, [n, *d] as stored.
 
     Args:
       sampler: a `Sampler`, or a name or spec of `SAMPLERS`.
       steps: number of intervals of the chain; None for `default_steps`.
+      fitted: the mean of `fit_sampler` over training examples, for a sampler with a fitted variance.
 
     Raises:
-      ValueError: `n` or `steps` is out of range, or with `mean` `steps` does not divide `timesteps`.
+      ValueError: `n` or `steps` is out of range, with `mean` `steps` does not divide `timesteps`, or a variance
+        to be fitted without `fitted`.
     """
     check_params(params)
     n = whole_number(n, "n", 1)
@@ -44,6 +50,10 @@ def sample(
             f"steps: 'mean' predicts x_s of an interval of the training chain, expected a divisor of "
             f"timesteps = {grid}, found {steps}"
         )
+    solver = build(SAMPLERS, sampler, "sampler")
+    if solver.fitted is not None and fitted is not None:
+        times = (jnp.asarray(nodes(steps)) + 1) / steps
+        solver = solver.fitted(model.schedule.gamma(params["schedule"], times), fitted)
     start_keys, chain_keys = example_keys(key, first + jnp.arange(n), 2)
 
     def predict(xt: Array, t: Array, chain_interval: Interval) -> Array:
@@ -61,10 +71,39 @@ def sample(
         chain_keys,
         schedule=model.schedule,
         schedule_params=params["schedule"],
-        sampler=build(SAMPLERS, sampler, "sampler"),
+        sampler=solver,
         steps=steps,
     )
     return model.likelihood.decode(x0)
+
+
+def fit_sampler(
+    model: VDM, sampler: Spec | Sampler = "ancestral", steps: int | None = None
+) -> Callable[[Params, Key, BatchLike], Array] | None:
+    """Return the measurement on training examples that a sampler needs, or None if it needs none.
+
+    Returns:
+      (params, key, batch) -> [B, n], the mean of (ε − ε̂)² of each example at n noise levels.
+
+    Raises:
+      ValueError: with `mean`, a number of steps other than `timesteps`.
+    """
+    if build(SAMPLERS, sampler, "sampler").fitted is None:
+        return None
+    count = default_steps(model) if steps is None else steps
+    whole_number(count, "steps", 1, MAX_STEPS)
+    if not model.denoiser.parameterization.continuous and count != model.timesteps:
+        raise ValueError(
+            f"steps: the variance of 'mean' is fitted on the training chain, expected {model.timesteps}, "
+            f"found {count}"
+        )
+
+    def measure(params: Params, key: Key, batch: BatchLike) -> Array:
+        batch, x0 = encoded(batch, model.statistics, model.likelihood)
+        keys = key_of_each(key, batch.index)
+        return squared_errors(process(model, params), x0, keys, count)
+
+    return measure
 
 
 def default_steps(model: VDM) -> int:

@@ -1,0 +1,115 @@
+"""Solvers of the reverse process, eq. (19), (20), (24), and samples of a user's denoiser.
+
+ancestral   draws from q(x_s | x_t, x̂_0), or with a larger variance
+ddim        the deterministic solver of DDIM
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.checks import MAX_STEPS, check_callable, check_key, check_sizes, whole_number
+from vdm_jax.elbo import Denoise, check_ends, output_of, predict_data
+from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, to_x0
+from vdm_jax.samplers.ancestral import FITTED, ancestral
+from vdm_jax.samplers.base import Predict, Sampler, noise_like, without_memory
+from vdm_jax.samplers.chain import sample_chain
+from vdm_jax.samplers.ddim import ddim
+from vdm_jax.schedules import SCHEDULES, Schedule, check_schedule_params
+from vdm_jax.specs import build
+from vdm_jax.typing import Data, Key, Params, Spec
+
+__all__ = [
+    "FITTED",
+    "SAMPLERS",
+    "Predict",
+    "Sampler",
+    "ancestral",
+    "ddim",
+    "generate",
+    "noise_like",
+    "sample_chain",
+    "without_memory",
+]
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {"ancestral": ancestral, "ddim": ddim}
+"""name -> factory of a `Sampler`."""
+
+
+def generate(
+    denoise: Denoise,
+    key: Key,
+    shape: tuple[int, ...],
+    *,
+    schedule: Spec | Schedule,
+    schedule_params: Params = None,
+    parameterization: Spec | Parameterization = "eps",
+    sampler: Spec | Sampler = "ancestral",
+    steps: int = 1000,
+) -> Data:
+    """Generate one sample; `vmap` over keys for more.
+
+    Args:
+      denoise: (xt, gamma_t) -> F in the given parameterization. With `mean`, F is the mean of the posterior
+        over an interval of this chain.
+      key: randomness of the start and of every interval.
+      shape: [*d].
+      schedule, schedule_params, parameterization: as in `negative_elbo`.
+      sampler: a `Sampler`, or a name or spec of `SAMPLERS`.
+      steps: number of intervals ≥ 1; the network is called once for each and once for the data.
+
+    Returns:
+      x, floats [*d]: x̂_0 from the least noisy latent.
+
+    Raises:
+      ValueError: an unknown name, steps < 1, a size below 1, an output whose shape is not `shape`, params that
+        do not match the learned schedule, or a schedule that ends in SNR = 0 with a parameterization that
+        divides by α.
+      TypeError: `denoise` is not a callable of two arguments, its output is not an array of floats, `key` is
+        not a typed key, or `shape` is not a tuple.
+
+    Examples:
+      A denoiser with a constant prediction generates that constant:
+
+      >>> sample = vdm.generate(
+      ...     lambda xt, gamma_t: jnp.full_like(xt, 0.5),
+      ...     jax.random.key(0),
+      ...     (3,),
+      ...     schedule="cosine",
+      ...     parameterization="x0",
+      ...     steps=4,
+      ... )
+      >>> print(sample)
+      [0.5 0.5 0.5]
+    """
+    schedule = build(SCHEDULES, schedule, "schedule")
+    parameterization = build(PARAMETERIZATIONS, parameterization, "parameterization")
+    sampler = build(SAMPLERS, sampler, "sampler")
+    whole_number(steps, "steps", 1, MAX_STEPS)
+    check_schedule_params(schedule, schedule_params)
+    check_ends(schedule, parameterization)
+    check_callable(denoise, ("xt", "gamma_t"), "denoise")
+    check_key(key)
+    shape = check_sizes(shape, "shape")
+
+    def predict(xt, t, interval):
+        del t
+        output = output_of(denoise, xt, interval.gamma_t)
+        return to_x0(output, xt, parameterization(interval))
+
+    def final(latent):
+        gamma_0 = schedule.gamma(schedule_params, jnp.zeros((), latent.dtype))
+        return predict_data(denoise, latent, gamma_0, parameterization)
+
+    start_key, chain_key = jax.random.split(key)
+    return sample_chain(
+        predict,
+        final,
+        jax.random.normal(start_key, shape),
+        chain_key,
+        schedule=schedule,
+        schedule_params=schedule_params,
+        sampler=sampler,
+        steps=steps,
+    )

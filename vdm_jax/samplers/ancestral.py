@@ -1,0 +1,76 @@
+"""Draws of the reverse process, with the variance of the posterior or a larger one, eq. (19), (24)."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from vdm_jax.checks import check_callable, real_number
+from vdm_jax.diffusion import Interval, posterior
+from vdm_jax.samplers.base import Sampler, noise_like, without_memory
+from vdm_jax.typing import Data, Key, Keys, Reals
+
+FITTED = "fitted"
+"""The variance that is measured on training examples."""
+
+
+def ancestral(*, variance: Any = None) -> Sampler:
+    """Return the sampler that draws x_s ~ N(μ_q, σ_q² (1 + r)), eq. (19), (24), from μ_q and σ_q² with x̂_0.
+
+    With r = 0 it draws from q(x_s | x_t, x̂_0) (Ho et al. 2020). These draws vary too little, because x̂_0 is not
+    x_0, and the fewer the steps the more so. The r that is best for the bound widens them (Bao et al. 2022).
+
+    Args:
+      variance: r > −1, a number or a function of γ_t; None for 0; "fitted" for the r that is measured on
+        training examples, as `TrainedModel.sample` does.
+
+    Raises:
+      ValueError: another name than "fitted", or a number that is not above −1.
+      TypeError: a function that does not take one argument.
+    """
+    if variance is None:
+        return _gaussian(None)
+    if callable(variance):
+        check_callable(variance, ("gamma_t",), "variance")
+        return _gaussian(lambda interval: variance(interval.gamma_t))
+    if isinstance(variance, str):
+        if variance != FITTED:
+            raise ValueError(
+                f"variance: expected {FITTED!r}, a number or a function of γ_t, found {variance!r}"
+            )
+        return without_memory(_not_fitted)._replace(fitted=_fitted)
+    words = "a finite number above −1"
+    r = real_number(variance, "variance", words, lambda value: -1 < value < math.inf)
+    return _gaussian(lambda interval: r)
+
+
+def _gaussian(excess: Callable[[Interval], Any] | None) -> Sampler:
+    """Return the ancestral sampler with r as a function of the interval, or r = 0."""
+
+    def move(key, xt, x0_hat, interval):
+        q = posterior(xt, x0_hat, interval)
+        log_var = q.log_var if excess is None else q.log_var + jnp.log1p(excess(interval))
+        return q.mean + jnp.exp(0.5 * log_var) * noise_like(key, q.mean)
+
+    return without_memory(move)
+
+
+def _fitted(gammas: Reals, squares: Reals) -> Sampler:
+    """Return the ancestral sampler with r = expm1(Δ) E(ε − ε̂)², interpolated between the noise levels."""
+    # in logarithms, because the mean spans orders of magnitude
+    log_squares = jnp.log(jnp.maximum(squares, jnp.finfo(squares.dtype).tiny))
+
+    def excess(interval):
+        square = jnp.exp(jnp.interp(interval.gamma_t, gammas, log_squares))
+        return jnp.expm1(interval.delta) * square
+
+    return _gaussian(excess)
+
+
+def _not_fitted(key: Key | Keys | None, xt: Data, x0_hat: Data, interval: Interval) -> Data:
+    del key, xt, x0_hat, interval
+    raise ValueError(
+        "variance: 'fitted' is measured on the training examples of a run, expected a number or a function of "
+        "γ_t"
+    )

@@ -1,0 +1,59 @@
+"""The chain from noise to data: a scan of a sampler over the intervals between t = 1 and t = 0.
+
+Any sampler works with any parameterization and any network. After the last interval comes the one to the data,
+which are the latent with γ = −∞: there (9) is x̂_0 without noise.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.checks import is_key
+from vdm_jax.diffusion import Interval
+from vdm_jax.samplers.base import Sampler
+from vdm_jax.schedules import Schedule, interval
+from vdm_jax.typing import Data, Key, Keys, Params, Scalar
+
+
+def sample_chain(
+    predict: Callable[[Data, Scalar, Interval], Data],
+    final: Callable[[Data], Data],
+    x1: Data,
+    key: Key | Keys,
+    *,
+    schedule: Schedule,
+    schedule_params: Params,
+    sampler: Sampler,
+    steps: int,
+) -> Data:
+    """Scan a sampler from x_{t=1} down to the data.
+
+    Args:
+      predict: (xt, t, interval) -> x̂_0, for one example or a batch, like `x1`.
+      final: x_{t=0} -> x̂_0.
+      x1: the starting noise, [*d] or [B, *d].
+      key: one key, or one per example [B]. With one per example, a sample does not depend on the rest of the
+        batch.
+      schedule, schedule_params: the schedule and its params.
+      sampler: the solver of each interval.
+      steps: number of intervals.
+    """
+    fold_in = jax.random.fold_in if is_key(key) else jax.vmap(jax.random.fold_in, (0, None))
+
+    def body(carry, i):  # the interval (i/T, (i+1)/T)
+        xt, state = carry
+        t = (i + 1) / steps
+        chain_interval = interval(schedule, schedule_params, i / steps, t)
+        # keys depend on the position in the chain only, not on the draws before it
+        step_key = fold_in(key, i.astype(jnp.int32))
+
+        def predict_at_t(xt, interval):
+            return predict(xt, t, interval)
+
+        return sampler.step(step_key, xt, chain_interval, predict_at_t, state), None
+
+    # in the type of the latents, in which the times are computed
+    positions = jnp.arange(steps - 1, -1, -1).astype(x1.dtype)
+    (least_noisy, _), _ = jax.lax.scan(body, (x1, sampler.init(x1)), positions)
+    return final(least_noisy)
