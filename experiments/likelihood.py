@@ -1,17 +1,18 @@
-"""One checkpoint, several numbers: the likelihood estimators on models of the embedded digits.
+"""From the VAE to the diffusion model: several likelihoods of each checkpoint on the embedded digits.
 
-    python experiments/likelihood.py [--quick] [--seeds 3] [--configs eps] [--out DIR] [--runs DIR]
+    python experiments/likelihood.py [--quick] [--seeds 3] [--models VAE eps ...] [--out DIR] [--runs DIR]
 
-Trains the configs with each seed and evaluates each checkpoint on the test split with every estimator below.
+Trains each model with each seed and evaluates each checkpoint on the test split with the estimators below.
 Writes results.json (settings, numbers and seconds of all evaluations, library versions) and table.md, which has
-means over the seeds ± the standard error over the seeds. --quick trains for seconds; its numbers mean nothing.
+means over the seeds ± the standard error over the seeds; for one seed, over the examples. With --models, the
+other models keep their rows in DIR. --quick trains for seconds; its numbers mean nothing.
 """
 
+import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from _common import (
     CONFIGS,
     argument_parser,
@@ -27,10 +28,16 @@ from _common import (
 
 import vdm_jax as vdm
 from vdm_jax.runs.estimates import estimate
+from vdm_jax.training.evaluation import Evaluation, over_seeds
 
 COMMAND = "python experiments/likelihood.py"
 
-ESTIMATORS: list[dict[str, Any]] = [
+LATENT_VARIABLE: list[dict[str, Any]] = [
+    {"name": "elbo", "draws": 16},
+    {"name": "importance", "samples": 10},
+    {"name": "importance", "samples": 100},
+]
+DIFFUSION: list[dict[str, Any]] = [
     {"name": "elbo", "timesteps": None},
     {"name": "elbo", "timesteps": 1000},
     {"name": "elbo", "timesteps": 100},
@@ -53,71 +60,102 @@ QUICK = [
 ]
 
 
+class Case(NamedTuple):
+    """A model of the ladder: its config, changed fields of `config.model.chain`, and its estimators."""
+
+    config: str
+    chain: dict[str, Any]
+    estimators: list[dict[str, Any]]
+
+
+MODELS = {
+    "VAE": Case("vae", {}, LATENT_VARIABLE),
+    **{
+        f"MHVAE, T = {n}": Case("mhvae", {"latents": (16,) * n}, LATENT_VARIABLE) for n in (2, 4, 8)
+    },
+    "eps": Case("eps", {}, DIFFUSION),
+    "v": Case("v", {}, DIFFUSION),
+}
+
+
 def words(spec: dict[str, Any]) -> str:
     """Return a spec in words, for the table."""
-    if spec["name"] == "ode":
-        samples = spec.get("samples", 1)
-        return f"ode, {spec.get('dequantization', 'decoder')}" + (
-            f", M = {samples}" if samples > 1 else ""
-        )
-    steps = "∞" if spec["timesteps"] is None else spec["timesteps"]
-    samples = f", M = {spec['samples']}" if "samples" in spec else ""
-    tuned = ", tuned variance" if spec.get("variance") == "fitted" else ""
-    return f"{spec['name']}, T = {steps}{samples}{tuned}"
+    shown = [spec.get("dequantization", "decoder")] if spec["name"] == "ode" else []
+    if "timesteps" in spec:
+        shown.append(f"T = {'∞' if spec['timesteps'] is None else spec['timesteps']}")
+    if "samples" in spec:
+        shown.append(f"M = {spec['samples']}")
+    if spec.get("variance") == "fitted":
+        shown.append("tuned variance")
+    return ", ".join([spec["name"], *shown])
 
 
-def table(rows: list[dict[str, Any]], names: list[str], specs: list[dict[str, Any]]) -> str:
-    """Return the bounds of all estimators, a column for each config."""
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the means of all estimators of each model."""
     lines = []
-    for i, spec in enumerate(specs):
-        cells = [words(spec)]
-        for name in names:
-            results = [row["estimates"][i] for row in rows if row["config"] == name]
-            values = np.asarray([result["bits_per_dim"] for result in results])
-            # over the seeds, or for a single seed over the examples
-            error = results[0]["standard_error"]
-            if len(values) > 1:
-                error = values.std(ddof=1) / np.sqrt(len(values))
-            cells.append(f"{values.mean():.3f} ± {error:.3f}")
-        first = next(row["estimates"][i] for row in rows if row["config"] == names[0])
-        cells += [str(first["calls"]), f"{first['seconds']:.0f}"]
-        lines.append(cells)
+    for name in dict.fromkeys(row["model"] for row in rows):
+        of_model = [row["estimates"] for row in rows if row["model"] == name]
+        for results in zip(*of_model, strict=True):
+            bounds = [Evaluation.from_json(result["evaluation"]) for result in results]
+            mean, error = over_seeds(bounds)
+            calls = "–" if bounds[0].calls is None else str(bounds[0].calls)
+            seconds = f"{results[0]['seconds']:.0f}"
+            lines.append(
+                [name, words(results[0]["spec"]), f"{mean:.3f} ± {error:.3f}", calls, seconds]
+            )
     return markdown_table(
-        ["estimator", *(f"{n}, bits/dim" for n in names), "calls", "seconds"], lines
+        ["model", "estimator", "test bits/dim", "calls per example", "seconds"], lines
     )
+
+
+def run(name: str, seed: int, folder: Path, quick: bool) -> dict[str, Any]:
+    """Train a model with a seed and evaluate it with its estimators."""
+    case = MODELS[name]
+    config, specs = read_config(CONFIGS / f"{case.config}.py"), case.estimators
+    if case.chain:
+        config.model.chain.update(case.chain)
+    if quick and case.estimators is DIFFUSION:
+        shrink(config)
+        specs = QUICK
+    elif quick:
+        config.train.steps, config.evaluate.draws, specs = 3, 1, specs[:2]
+    config.seed = seed
+    config.evaluate.estimators = tuple(specs)
+    config.sample.count = 4  # the samples of the run are not used
+    workdir = folder / f"{name}_seed{seed}".replace(", T = ", "_")
+    # the run itself is evaluated by the first estimator only
+    trained = vdm.train(config, workdir, log=lambda _: None)
+    rows = estimate(trained, lambda line: print(line.split("\n")[0], flush=True))
+    estimates = [
+        {"spec": spec, "seconds": row.pop("seconds"), "evaluation": row}
+        for spec, row in zip(specs, rows, strict=True)
+    ]
+    about = environment("versions", "python") | {"machine": cpu_name()}
+    return {"model": name, "seed": seed, "estimates": estimates} | about
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--configs", nargs="+", default=["eps"])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument(
         "--runs", type=Path, help="folder of the runs, to resume them; a temporary one by default"
     )
     options = parser.parse_args()
     set_up_jax(options.quick)
     out = output_folder(options, "likelihood")
-    specs = ESTIMATORS
     if options.quick:
-        options.seeds, options.configs, specs = 1, ["eps"], QUICK
+        options.seeds, options.models = 1, ["VAE", "eps"]
     folder = options.runs or Path(tempfile.mkdtemp())
 
-    rows = []
-    for seed in range(options.seeds):
-        for name in options.configs:
-            config = read_config(CONFIGS / f"{name}.py")
-            if options.quick:
-                shrink(config)
-            config.seed = seed
-            config.evaluate.estimators = tuple(specs)
-            config.sample.count = 4  # the samples of the run are not used
-            workdir = folder / f"{name}_seed{seed}"
-            # the run itself is evaluated by the first estimator only
-            trained = vdm.train(config, workdir, log=lambda _: None)
-            estimates = estimate(trained, lambda line: print(line.split("\n")[0], flush=True))
-            rows.append({"config": name, "seed": seed, "estimates": estimates})
-    about = {"command": COMMAND} | environment("versions", "python") | {"machine": cpu_name()}
-    write_results(out, about | {"rows": rows}, table(rows, options.configs, specs))
+    rows, path = [], out / "results.json"
+    if path.exists() and not options.quick:
+        saved = json.loads(path.read_text())
+        rows = [row for row in saved["rows"] if row["model"] not in options.models]
+    for name in options.models:
+        rows += [run(name, seed, folder, options.quick) for seed in range(options.seeds)]
+        rows.sort(key=lambda row: list(MODELS).index(row["model"]))
+        write_results(out, {"command": COMMAND, "rows": rows}, table(rows))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Processes:
         address = f"localhost:{free_port()}"
         environment = os.environ | {
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XDG_CACHE_HOME": str(folder),
+            "XDG_CACHE_HOME": str(folder.parent),  # several runs share what they compile
         }
         command = [sys.executable, "-m", "vdm_jax.main", f"--config={CONFIGS / config}.py"]
         command += ["--workdir=run", *SHORT, *SMALL[config], *flags]

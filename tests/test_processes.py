@@ -56,10 +56,26 @@ def test_two_processes_are_one(tmp_path, config, layout):
     assert output == "" and "train:" not in (folders[0] / "err1").read_text()
     assert (folders[0] / "run" / "samples.png").exists()
 
+    if config == "smoke":
+        assert_estimates_agree(folders, config, layout)
     with Processes(folders[0], config, "--config.train.steps=12", count=1) as run:
         assert run.wait() == [0]
         assert "continuing from step 10 in run" in run.text("out0")
     assert read_metrics(folders[0] / "run" / "metrics.jsonl")[-1]["step"] == 12
+
+
+def assert_estimates_agree(folders, config, layout):
+    """Evaluate several estimators in two processes and in one, and compare the numbers."""
+    specs = "({'name': 'tuned', 'timesteps': 2}, {'name': 'ode', 'steps': 2})"
+    flags = ["--config.train.steps=10", "--mode=evaluate", f"--config.evaluate.estimators={specs}"]
+    results = []
+    for folder, count in zip(folders, (2, 1), strict=True):
+        extra = layout if count > 1 else []
+        with Processes(folder, config, *flags, *extra, count=count) as run:
+            assert run.wait() == [0] * count, run.text("err0")[-2000:]
+        rows = json.loads((folder / "run" / "estimates.json").read_text())["test"]
+        results.append([row["bits_per_dim"] for row in rows])
+    np.testing.assert_allclose(*results, rtol=1e-5)
 
 
 def wait_for_lines(run, count):

@@ -138,8 +138,7 @@ class Model(NamedTuple):
 
 def sample_options(model: Model) -> list[str]:
     """Return the names of the options of a model's `sample`."""
-    # they follow params, key and n; code that draws in chunks sets the others
-    names = [*inspect.signature(model.sample).parameters][3:]
+    names = [*inspect.signature(model.sample).parameters][3:]  # after params, key and n
     return [name for name in names if name not in ("first", "fitted")]
 
 
