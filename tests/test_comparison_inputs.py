@@ -21,6 +21,7 @@ from small_comparison import (
     images,
     set_up,
 )
+from thinned import nightly_except
 
 import vdm_jax as vdm
 from vdm_jax.config import default
@@ -66,7 +67,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", nightly_except(("linen", "bare"), NETWORKS))
 @pytest.mark.slow
 def test_custom_networks_are_trained(name):
     few = {"network": NETWORKS[name], "parameterizations": ("v",), "seeds": 1}
@@ -110,7 +111,7 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("name", nightly_except(("floats", "mixture"), DATA))
 @pytest.mark.slow
 def test_custom_data(name):
     levels = 4 if name in ("pair", "dictionaries") else None
@@ -154,6 +155,7 @@ def test_double_precision():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_numpy_integers_and_learned_schedules(tmp_path):
     few = {
         "seeds": np.arange(2),
@@ -207,6 +209,7 @@ def test_a_learned_schedule_is_compared_on_the_bound_alone():
     ],
 )
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_decay_ends_with_the_steps(steps, options, decay):
     optimizer = set_up(steps=steps, optimizer=options).sweep.settings.optimizer
     assert optimizer.decay_steps == decay and vars(optimizer).items() >= options.items()
@@ -250,6 +253,7 @@ def test_missing_config_fields_take_the_models_defaults():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_times_not_shared_by_variants_are_noted():
     config = default()
     config.model.network = {"name": "mlp", "width": 4, "depth": 1}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from networks import ONE_SHAPE, inputs, params_of
 from oracles import jit
+from thinned import nightly_except
 
 from vdm_jax.nets import NETS
 from vdm_jax.nets.unet import from_patches, to_patches
@@ -72,13 +73,10 @@ def evaluate(net, params, shape):
 
 @pytest.mark.parametrize(
     ("name", "fast"),
-    [
-        ("vdm_unet", "save_conv"),
-        ("vdm_unet", "scan"),
-        ("vdm_unet", "scan, full"),
-        ("unet", "full"),
-        ("unet", "scan, save_conv"),
-    ],
+    nightly_except(
+        [("vdm_unet", "scan, full"), ("unet", "full"), ("unet", "scan, save_conv")],
+        [(name, fast) for name in DEEP for fast in FAST],
+    ),
     ids=str,
 )
 @pytest.mark.slow

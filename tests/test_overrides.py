@@ -38,7 +38,7 @@ HOLDS_COMPONENT = {
     name: {
         path: value
         for path, value in [*FIELDS[name].items(), *SECTIONS[name].items()]
-        if path.startswith("model.") and path.split(".")[-1] in COMPONENTS
+        if path.partition(".")[0] in ("model", "sample") and path.split(".")[-1] in COMPONENTS
     }
     for name in CONFIGS
 }

@@ -34,7 +34,7 @@ def last_line(text):
     ("config", "layout"),
     [
         ("smoke", ["--config.train.parallel=mesh", "--config.train.fsdp=2"]),
-        ("vae", ["--config.train.parallel=pmap"]),
+        pytest.param("vae", ["--config.train.parallel=pmap"], marks=pytest.mark.nightly),
     ],
 )
 def test_two_processes_are_one(tmp_path, config, layout):
