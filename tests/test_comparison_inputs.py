@@ -21,7 +21,7 @@ from small_comparison import (
     images,
     set_up,
 )
-from thinned import nightly_except
+from thinned import weekly_except
 
 import vdm_jax as vdm
 from vdm_jax.config import default
@@ -45,6 +45,12 @@ class Nnx(nnx.Module):
         return self.layer(flat).reshape(xt.shape)
 
 
+def defaulted_apply(params, x, noise=None, *, extra=None):
+    assert noise is not None
+    del extra
+    return params["w"][0, 0] * x * noise[:, None, None, None]
+
+
 class WithExtra(eqx.Module):
     scale: jax.Array
 
@@ -62,12 +68,14 @@ NETWORKS = {
     "equinox": Equinox(eqx.nn.Linear(10, 9, key=jax.random.key(0))),
     "nnx": Nnx(),
     "bare": (bare_init, bare_apply),
+    "defaults": (bare_init, defaulted_apply),
     "extra": WithExtra(jnp.asarray(0.1)),
+    "network": vdm.nets.mlp(width=4, depth=1),
     "config": ConfigDict({"name": "mlp", "width": 4, "depth": 1}),
 }
 
 
-@pytest.mark.parametrize("name", nightly_except(("linen", "bare"), NETWORKS))
+@pytest.mark.parametrize("name", weekly_except(("linen", "defaults"), NETWORKS))
 @pytest.mark.slow
 def test_custom_networks_are_trained(name):
     few = {"network": NETWORKS[name], "parameterizations": ("v",), "seeds": 1}
@@ -104,21 +112,24 @@ def test_skipped_steps_are_reported():
 
 DATA = {
     "floats": FLOATS,
+    "jax": jax.random.normal(jax.random.key(0), (40, 3)),
     "pair": (images(30), images(12)),
     "booleans": images(levels=2).astype(bool),
+    "grain": grain.MapDataset.source(list(images(30))),
+    "labelled": [(x, 0) for x in images(30)],
     "dictionaries": grain.MapDataset.source([{"image": x, "label": 0} for x in images(30)]),
     "mixture": vdm.Mixture.of([1.0], [[0.2, 0.0]], [[0.5, 0.3]]),
 }
 
 
-@pytest.mark.parametrize("name", nightly_except(("floats", "mixture"), DATA))
+@pytest.mark.parametrize("name", weekly_except(("floats", "mixture"), DATA))
 @pytest.mark.slow
 def test_custom_data(name):
-    levels = 4 if name in ("pair", "dictionaries") else None
+    levels = 4 if name in ("pair", "grain", "labelled", "dictionaries") else None
     few = {"seeds": 1, "parameterizations": ("v",), "samples": 20, "sampling_steps": (2,)}
     result = compare_small(data=DATA[name], levels=levels, **few)
     assert np.isfinite(result.bits_per_dim).all() and np.isfinite(result.quality[2]).all()
-    assert ("moments" in result.distance) == (name in ("floats", "mixture"))
+    assert ("moments" in result.distance) == (name in ("floats", "jax", "mixture"))
     if name == "mixture":
         assert "exact moments" in result.distance and result.plot_samples() is not None
         assert result.real < 1  # 20 draws
@@ -155,7 +166,7 @@ def test_double_precision():
 
 
 @pytest.mark.slow
-@pytest.mark.nightly
+@pytest.mark.weekly
 def test_numpy_integers_and_learned_schedules(tmp_path):
     few = {
         "seeds": np.arange(2),
@@ -209,7 +220,7 @@ def test_a_learned_schedule_is_compared_on_the_bound_alone():
     ],
 )
 @pytest.mark.slow
-@pytest.mark.nightly
+@pytest.mark.weekly
 def test_the_decay_ends_with_the_steps(steps, options, decay):
     optimizer = set_up(steps=steps, optimizer=options).sweep.settings.optimizer
     assert optimizer.decay_steps == decay and vars(optimizer).items() >= options.items()
@@ -253,7 +264,7 @@ def test_missing_config_fields_take_the_models_defaults():
 
 
 @pytest.mark.slow
-@pytest.mark.nightly
+@pytest.mark.weekly
 def test_times_not_shared_by_variants_are_noted():
     config = default()
     config.model.network = {"name": "mlp", "width": 4, "depth": 1}

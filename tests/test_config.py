@@ -272,6 +272,11 @@ BAD = [
         "s3://b",
         "config.data.data_dir: expected a path on this machine, found 's3:",
     ),
+    (
+        "sample.sampler",
+        {"name": "ancestral", "variance": np.float32(0.1)},
+        "config.sample.sampler.variance: expected a number, a string or a list, found float32",
+    ),
     ("sample.sampler", 3, "config.sample.sampler: expected a name or {'name': ...}, found 3"),
     # out of range
     ("seed", -1, r"config.seed: expected a whole number in \[0, 2\*\*32\), found -1"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from oracles import jit
 from PIL import Image
-from thinned import nightly_except
+from thinned import weekly_except
 
 from vdm_jax.effective_weights import LEVELS, EffectiveWeights, effective_weights
 from vdm_jax.elbo import draw_times
@@ -128,7 +128,7 @@ def curvatures_and_weights(path, timesteps, weightings, dtype, n=7):
 
 @pytest.mark.parametrize(
     ("path", "timesteps"),
-    nightly_except([("linear", 7), ("cosine", None), ("another path", None)], CASES),
+    weekly_except([("linear", 7), ("cosine", None), ("another path", None)], CASES),
 )
 @pytest.mark.slow
 def test_the_effective_weights_are_the_curvature_of_the_loss(path, timesteps):
@@ -288,7 +288,7 @@ PRINTED = [  # a name and its arguments; the space in which a paper prints a for
 ]
 
 
-@pytest.mark.parametrize("timesteps", nightly_except([7], [7, None]))
+@pytest.mark.parametrize("timesteps", weekly_except([7], [7, None]))
 @pytest.mark.parametrize("spec", EVERY_SCHEDULE, ids=name_of)
 @pytest.mark.slow
 def test_published_losses_agree_in_every_space_and_schedule(spec, timesteps):

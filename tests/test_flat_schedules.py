@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import jit
-from thinned import nightly_except
+from thinned import weekly_except
 
 from vdm_jax.bases import BASES
 from vdm_jax.diffusion import Interval, bridge, posterior, transition
@@ -43,10 +43,10 @@ def all_finite(tree):
     return jnp.all(jnp.asarray([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
-@pytest.mark.parametrize("timesteps", nightly_except([100], [None, 100]))
+@pytest.mark.parametrize("timesteps", weekly_except([100], [None, 100]))
 @pytest.mark.parametrize(
     "ends",
-    [(FIRST, LAST, 30.0), pytest.param((-40.0, 60.0, 300.0), marks=pytest.mark.nightly)],
+    [(FIRST, LAST, 30.0), pytest.param((-40.0, 60.0, 300.0), marks=pytest.mark.weekly)],
     ids=str,
 )
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_every_row_space_and_weighting_is_finite(timesteps, ends):
     assert np.all(every), np.argwhere(~np.asarray(every).reshape(*shape, -1))
 
 
-@pytest.mark.parametrize("timesteps", nightly_except([100], [None, 100]))
+@pytest.mark.parametrize("timesteps", weekly_except([100], [None, 100]))
 @pytest.mark.slow
 def test_draws_outside_flat_stretches_are_unchanged(timesteps):
     """Between the clamps the bound equals that of the whole line; uniform times also fall on flat parts."""
@@ -217,7 +217,7 @@ def test_the_hierarchy_over_the_chain_is_finite():
     assert all_finite(jit(lambda: model.importance(params, jax.random.key(2), X, 2))())
 
 
-@pytest.mark.parametrize("base", nightly_except(["histogram"], BASES))
+@pytest.mark.parametrize("base", weekly_except(["histogram"], BASES))
 @pytest.mark.slow
 def test_every_base_with_unit_variance_outputs_is_finite(base):
     counts = np.zeros((*SHAPE, LEVELS), np.float32)

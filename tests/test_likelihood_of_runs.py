@@ -27,6 +27,8 @@ SPECS = [
     {"name": "ode", "steps": 2, "check_steps": True},
 ]
 
+FITTED = {"name": "ancestral", "variance": "fitted"}
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -35,6 +37,8 @@ def trained(tmp_path_factory):
     config.evaluate.batch_size = 100
     config.evaluate.fit_examples = 50
     config.evaluate.estimators = tuple(SPECS)
+    with config.sample.ignore_type():
+        config.sample.sampler = FITTED
     return vdm.train(config, tmp_path_factory.mktemp("runs"), log=silent)
 
 
@@ -181,7 +185,7 @@ def test_damaged_progress_is_reported_and_ignored(trained, monkeypatch, capsys, 
 
 
 def test_samples_with_the_variance_of_the_training_examples(trained, command, monkeypatch):
-    key, sampler = jax.random.key(3), {"name": "ancestral", "variance": "fitted"}
+    key, sampler = jax.random.key(3), FITTED
     drawn = trained.sample(key, 3, sampler=sampler, steps=2)
     np.testing.assert_array_equal(trained.sample(key, 3, sampler=sampler, steps=2), drawn)
     assert np.any(np.asarray(drawn) != trained.sample(key, 3, sampler="ancestral", steps=2))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from networks import ONE_SHAPE, inputs, params_of
 from oracles import jit
-from thinned import nightly_except
+from thinned import weekly_except
 
 from vdm_jax.nets import NETS
 from vdm_jax.nets.unet import from_patches, to_patches
@@ -73,7 +73,7 @@ def evaluate(net, params, shape):
 
 @pytest.mark.parametrize(
     ("name", "fast"),
-    nightly_except(
+    weekly_except(
         [("vdm_unet", "scan, full"), ("unet", "full"), ("unet", "scan, save_conv")],
         [(name, fast) for name in DEEP for fast in FAST],
     ),

@@ -216,6 +216,13 @@ def test_another_name_keeps_accepted_arguments():
     )
 
 
+def test_an_argument_of_any_type_takes_a_number_in_place_of_a_name():
+    config, path = CONFIGS["eps"](), "sample.sampler.variance"
+    for text, value in (("fitted", "fitted"), ("0.1", 0.1), ("fitted", "fitted"), ("None", None)):
+        apply_overrides(config, [Override(path, text)])
+        assert value_at(config, path) == value
+
+
 def test_arguments_of_a_component_given_by_name():
     assert value_at(overridden("eps", "model.time_sampler.mix=0.2"), "model.time_sampler") == {
         "name": "learned",

@@ -34,7 +34,8 @@ def last_line(text):
     ("config", "layout"),
     [
         ("smoke", ["--config.train.parallel=mesh", "--config.train.fsdp=2"]),
-        pytest.param("vae", ["--config.train.parallel=pmap"], marks=pytest.mark.nightly),
+        pytest.param("vae", ["--config.train.parallel=pmap"], marks=pytest.mark.weekly),
+        pytest.param("mhvae", [], marks=pytest.mark.weekly),
     ],
 )
 def test_two_processes_are_one(tmp_path, config, layout):

@@ -117,3 +117,11 @@ def test_mean_is_sampled_in_steps_of_its_chain():
         model.sample(params, jax.random.key(0), 2, steps=0)
     with pytest.raises(ValueError, match=r"sampler: unknown name 'dpm'.*choices: ancestral"):
         model.sample(params, jax.random.key(0), 2, steps=2, sampler="dpm")
+    fitted = {"name": "ancestral", "variance": "fitted"}
+    with pytest.raises(ValueError, match="fitted on the training chain, expected 6, found 3"):
+        model.fit_sampler(sampler=fitted, steps=3)
+    measure = model.fit_sampler(sampler=fitted, steps=6)
+    squares = jit(measure)(params, jax.random.key(1), levels_data(4)).mean(0)
+    wide = jit(partial(model.sample, n=2, steps=6, sampler=fitted))
+    assert wide(params, jax.random.key(0), fitted=squares).shape == (2, *SHAPE)
+    assert model.fit_sampler(steps=6) is None

@@ -1,13 +1,13 @@
-"""Cases that run every night and not in each run of CI, because others cover the same code."""
+"""Cases that CI runs once a week, because other tests cover their code."""
 
 import pytest
 
 
-def nightly_except(kept, cases):
-    """Return the cases, with the mark `nightly` on those that are not among `kept`."""
-    return [case if case in kept else _nightly(case) for case in cases]
+def weekly_except(kept, cases):
+    """Return the cases, with the mark `weekly` on those that are not among `kept`."""
+    return [case if case in kept else _weekly(case) for case in cases]
 
 
-def _nightly(case):
+def _weekly(case):
     values = case if isinstance(case, tuple) else (case,)
-    return pytest.param(*values, marks=pytest.mark.nightly)
+    return pytest.param(*values, marks=pytest.mark.weekly)

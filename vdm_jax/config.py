@@ -121,6 +121,7 @@ def to_dict(config: object) -> dict[str, Any]:
         section, _, name = path.rpartition(".")
         _check_value(path, plain[section][name] if section else plain[name], row)
     _check_sample(plain["sample"], expected["sample"])
+    _check_leaves(plain["sample"], "config.sample")
     _check_model(plain["model"])
     folder = plain["data"]["data_dir"]
     if folder is not None:
@@ -132,14 +133,18 @@ def _check_model(spec: object) -> None:
     """Check that the spec of a model has a name and only values that JSON can hold."""
     if not isinstance(spec, dict) or "name" not in spec:
         raise ValueError(f"config.model: expected fields with a 'name', found {spec!r}")
-    for path, value in leaves(spec):
+    _check_leaves(spec, "config.model")
+
+
+def _check_leaves(section: Mapping[str, Any], where: str) -> None:
+    """Check that a section has only values that JSON can hold."""
+    for path, value in leaves(section):
         if not isinstance(value, bool | int | float | str | list | None):
             raise ValueError(
-                f"config.model.{path}: expected a number, a string or a list, "
-                f"found {type(value).__name__}"
+                f"{where}.{path}: expected a number, a string or a list, found {type(value).__name__}"
             )
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"config.model.{path}: expected a finite number, found {value}")
+            raise ValueError(f"{where}.{path}: expected a finite number, found {value}")
 
 
 def _check_sample(values: dict[str, Any], expected: dict[str, Any]) -> None:

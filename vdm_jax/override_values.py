@@ -79,6 +79,8 @@ def field_of(
         row = ROWS[name]
         return Field(tuple if row.kind is list else row.kind, row.optional, row.element)
     types = _annotated_types(None if parameter is None else parameter.annotation)
+    if types == [Any]:
+        return Field(None, default_of(parameter) is None)
     value = tree.get(key)
     # fields of config.model are not those of the default config: they depend on the components
     defaults = {} if path[0] == "model" else dict(leaves(to_plain(default())))

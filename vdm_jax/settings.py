@@ -132,7 +132,7 @@ class Settings:
     @property
     def plain(self) -> dict[str, Any]:
         """The config as plain dictionaries, the form in which files and checkpoints hold it."""
-        return {k: dict(vars(v)) if k in SECTIONS else v for k, v in vars(self).items()}
+        return {k: _copy(vars(v) if k in SECTIONS else v) for k, v in vars(self).items()}
 
 
 SECTIONS: dict[str, Any] = {
@@ -141,6 +141,13 @@ SECTIONS: dict[str, Any] = {
 
 SAMPLE_RULES = {"count": AT_LEAST_ONE, "steps": AT_LEAST_ONE, "sampler": SPEC}
 """Rules of fields of `sample`, which are not declared as fields."""
+
+
+def _copy(tree: Any) -> Any:
+    """Copy dictionaries and lists, so that changes of a copy do not reach the settings."""
+    if isinstance(tree, dict):
+        return {key: _copy(value) for key, value in tree.items()}
+    return [_copy(value) for value in tree] if isinstance(tree, list) else tree
 
 
 class Row(NamedTuple):

@@ -101,7 +101,7 @@ def _from_settings(settings: Settings, defaults: dict[str, Any]) -> dict[str, An
         arguments[axis] = getattr(sweep, axis) or [model[AXES[axis].field]]
     return arguments | {
         "seeds": sweep.seeds or [settings.seed],
-        "data": vars(settings.data),
+        "data": dict(vars(settings.data)),
         "steps": train.steps,
         "batch_size": train.batch_size,
         "draws": settings.evaluate.draws,

@@ -121,7 +121,7 @@ def setup_comparison(*, config: ConfigDict | Mapping[str, Any] | None, **overrid
         batch_size=arguments["batch_size"],
         draws=arguments["draws"],
         evaluate_batch=settings.evaluate.batch_size,
-        about=about | {"optimizer": vars(settings.optimizer)},
+        about=about | {"optimizer": dict(vars(settings.optimizer))},
         notes=notes,
     )
 

@@ -65,7 +65,7 @@ def tuned(*, timesteps: int | None, variance: Any = FITTED, draws: int = 1) -> E
     reverse = ReverseVariance(variance, steps)
 
     def estimate(process, x, x0, keys, fitted=None):
-        excess = reverse.excess(x0.shape[1:], fitted)
+        excess = reverse.excess(process, x0.shape[1:], fitted)
 
         def matching(interval: Interval, error: Array, i: Array) -> Scalar:
             rho, r = squared_residual(interval, error), excess(interval, i)

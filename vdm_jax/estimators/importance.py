@@ -37,7 +37,7 @@ def importance(*, timesteps: int | None, samples: int = 10, variance: Any = None
     reverse = ReverseVariance(variance, steps)
 
     def estimate(process, x, x0, keys, fitted=None):
-        excess = reverse.excess(x0.shape[1:], fitted)
+        excess = reverse.excess(process, x0.shape[1:], fitted)
 
         def weigh(m):
             return log_weight(process, x, x0, fold_each(keys, m), steps, excess)

@@ -21,7 +21,7 @@ from vdm_jax.checks import check_callable, check_real, is_traced
 from vdm_jax.diffusion import Interval
 from vdm_jax.elbo import Process, corrupt
 from vdm_jax.keys import fold_each
-from vdm_jax.samplers import FITTED
+from vdm_jax.samplers import FITTED, log_excess
 from vdm_jax.typing import Array, Int, Keys, Reals
 
 NODES = 64
@@ -95,10 +95,11 @@ class ReverseVariance:
             expected = ", ".join(map(str, dict.fromkeys(shapes)))
             raise ValueError(f"variance: expected one of the shapes {expected}, found {found}")
 
-    def excess(self, shape: tuple[int, ...], fitted: Array | None) -> Excess:
+    def excess(self, process: Process, shape: tuple[int, ...], fitted: Array | None) -> Excess:
         """Return r as a function of the step.
 
         Args:
+          process: the process of the model.
           shape: [*d] of one example.
           fitted: the mean of `fit` over training examples, for "fitted".
 
@@ -111,7 +112,8 @@ class ReverseVariance:
                     "variance: 'fitted' is measured on the training examples of a run, expected numbers or a "
                     "function of γ_t"
                 )
-            return interpolated(self.timesteps, fitted)
+            log_r = log_excess(node_levels(process, self.timesteps), fitted)
+            return lambda interval, i: jnp.exp(log_r(interval))
         if callable(self.given):
             return partial(self._evaluate, shape)
         r = jnp.asarray(self.given, jnp.result_type(float))
@@ -152,14 +154,6 @@ def squared_errors(process: Process, x0: Array, keys: Keys, timesteps: int) -> A
     return jax.lax.map(at_step, jnp.asarray(nodes(timesteps))).T
 
 
-def interpolated(timesteps: int, fitted: Array) -> Excess:
-    """Return r = expm1(Δ) E(ε − ε̂)², with the mean interpolated between the nodes, linearly in the step."""
-    steps = jnp.asarray(nodes(timesteps), fitted.dtype)
-    # in logarithms, because the mean spans orders of magnitude
-    log_mean = jnp.log(jnp.maximum(fitted, jnp.finfo(fitted.dtype).tiny))
-
-    def excess(interval, i):
-        mean = jnp.exp(jnp.interp(i.astype(fitted.dtype), steps, log_mean))
-        return jnp.expm1(interval.delta) * mean
-
-    return excess
+def node_levels(process: Process, timesteps: int) -> Reals:
+    """Return γ_t of the steps at which the variance is measured, [n]."""
+    return process.gamma((jnp.asarray(nodes(timesteps), jnp.result_type(float)) + 1) / timesteps)

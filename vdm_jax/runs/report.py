@@ -34,7 +34,7 @@ def report(trained: TrainedModel, log: Callable[[str], None] = print) -> None:
     workdir, step, model = trained.workdir, step_of(trained.state), trained.model
     path, curve = workdir / EVALUATION, workdir / "loss.png"
     current = identity(trained) | {
-        "sample": trained.settings.sample,
+        "sample": sample_settings(trained),
         "plots": step,
     }
     files = {"evaluation": path}
@@ -90,6 +90,15 @@ def identity(trained: TrainedModel) -> dict[str, Any]:
         "step": step_of(trained.state),
         "evaluate": vars(trained.settings.evaluate),
     }
+
+
+def sample_settings(trained: TrainedModel) -> dict[str, Any]:
+    """Return the settings that determine the samples: with a fitted variance, also the number of examples."""
+    settings = trained.settings.sample
+    options = {name: value for name, value in settings.items() if name != "count"}
+    if trained.model.fit_sampler(**options) is None:
+        return settings
+    return settings | {"fit_examples": trained.settings.evaluate.fit_examples}
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class TrainedModel:
     _compiled: dict[Any, Any] = field(default_factory=dict, repr=False)
     load: Callable[[DataSettings], Dataset] = field(default=load_data, repr=False)
     check_folder: Callable[[], None] = field(default=lambda: None, repr=False)
+    _measured: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -112,8 +113,7 @@ class TrainedModel:
           n: number of examples.
           batch_size: examples that are drawn at once, which bounds the memory; 256 for each device by default.
             The result does not depend on it.
-          **options: options of the model's `sample`, such as sampler and steps; the config's by default. A
-            variance "fitted" is measured on training examples.
+          **options: options of the model's `sample`, such as sampler and steps; the config's by default.
 
         Raises:
           ValueError: numbers below 1, an unknown option, a model that cannot be sampled.
@@ -136,16 +136,18 @@ class TrainedModel:
 
         cache_key = repr(("sample", size, chosen))
         compiled = self._compiled.setdefault(cache_key, jit_replicated(self.layout, draw, size))
-        chunks = []
-        bar = tqdm(total=n, disable=size >= n, desc="sample", leave=False, file=STDERR)
+        with located("sample", known):
+            measure = self.model.fit_sampler(**chosen)
+        if measure is not None and cache_key not in self._measured:
+            most = self.settings.evaluate.batch_size if batch_size is None else batch_size
+            self._measured[cache_key] = self._fit(measure, most)
+        measured = {} if measure is None else {"fitted": self._measured[cache_key]}
+        chunks, bar = [], tqdm(total=n, disable=size >= n, desc="sample", leave=False, file=STDERR)
         with bar, located("sample", known):
-            fitted = self._fit(self.model.fit_sampler(**chosen))
-            measured = {} if fitted is None else {"fitted": fitted}
             for first in range(0, n, size):
                 # fetched before the next chunk is dispatched, so that the device holds one chunk at a time
                 chunk = compiled(self.state.ema_params, key, np.int32(first), measured)
-                chunk = np.asarray(chunk)
-                chunks.append(chunk[: n - first])  # the last chunk has the full size as well
+                chunks.append(np.asarray(chunk)[: n - first])  # the last has the full size as well
                 bar.update(len(chunks[-1]))
         return jnp.asarray(np.concatenate(chunks))
 
@@ -236,13 +238,12 @@ class TrainedModel:
         devices = self.layout.mesh.size
         return math.ceil(size / devices) * devices
 
-    def _fit(self, measure: Measure | None, batch_size: int | None = None) -> Array | None:
+    def _fit(self, measure: Measure | None, size: int) -> Array | None:
         """Return the mean of a measurement over a sample of the training split; None for no measurement."""
         if measure is None:
             return None
-        settings, train = self.settings.evaluate, self.dataset.train
-        images = train.images[sample_places(len(train.images), settings.fit_examples)]
-        size = settings.batch_size if batch_size is None else batch_size
+        train, count = self.dataset.train, self.settings.evaluate.fit_examples
+        images = train.images[sample_places(len(train.images), count)]
         return fit(
             measure,
             self.state.ema_params,

@@ -1,6 +1,6 @@
 """Solvers of the reverse process, eq. (19), (20), (24), and samples of a user's denoiser.
 
-ancestral   draws from q(x_s | x_t, x̂_0), or with a larger variance
+ancestral   draws from q(x_s | x_t, x̂_0), or with another variance
 ddim        the deterministic solver of DDIM
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vdm_jax.checks import MAX_STEPS, check_callable, check_key, check_sizes, whole_number
 from vdm_jax.elbo import Denoise, check_ends, output_of, predict_data
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization, to_x0
-from vdm_jax.samplers.ancestral import FITTED, ancestral
+from vdm_jax.samplers.ancestral import FITTED, ancestral, log_excess
 from vdm_jax.samplers.base import Predict, Sampler, noise_like, without_memory
 from vdm_jax.samplers.chain import sample_chain
 from vdm_jax.samplers.ddim import ddim
@@ -28,6 +28,7 @@ __all__ = [
     "ancestral",
     "ddim",
     "generate",
+    "log_excess",
     "noise_like",
     "sample_chain",
     "without_memory",

@@ -22,7 +22,7 @@ class Sampler(NamedTuple):
         several times; a multistep solver keeps earlier predictions in its state. `key` is one key, or the keys
         [B] of a batch; `noise_like` accepts both. A deterministic solver ignores it.
       fitted: (gammas [n], squares [n]) -> the sampler for measured means E(ε − ε̂)² at rising noise levels; None
-        for a sampler that needs no measurement. Until then, `step` raises ValueError.
+        for a sampler that needs no measurement. A sampler with `fitted` has no `step` (ValueError) until then.
 
     Examples:
       >>> sampler = vdm.samplers.ddim()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from vdm_jax.checks import MAX_STEPS, whole_number
 from vdm_jax.diffusion import Interval, data_interval
 from vdm_jax.elbo import same_for_all
-from vdm_jax.estimators.variance import nodes, squared_errors
+from vdm_jax.estimators.variance import node_levels, squared_errors
 from vdm_jax.keys import example_keys, key_of_each
 from vdm_jax.likelihoods import observation
 from vdm_jax.models.model import BatchLike, check_params, encoded
@@ -37,8 +37,8 @@ def sample(
       fitted: the mean of `fit_sampler` over training examples, for a sampler with a fitted variance.
 
     Raises:
-      ValueError: `n` or `steps` is out of range, with `mean` `steps` does not divide `timesteps`, or a variance
-        to be fitted without `fitted`.
+      ValueError: `n` or `steps` is out of range; with `mean`, `steps` does not divide `timesteps`; the variance
+        of the sampler is "fitted" and `fitted` is None.
     """
     check_params(params)
     n = whole_number(n, "n", 1)
@@ -52,8 +52,7 @@ def sample(
         )
     solver = build(SAMPLERS, sampler, "sampler")
     if solver.fitted is not None and fitted is not None:
-        times = (jnp.asarray(nodes(steps)) + 1) / steps
-        solver = solver.fitted(model.schedule.gamma(params["schedule"], times), fitted)
+        solver = solver.fitted(node_levels(process(model, params), steps), fitted)
     start_keys, chain_keys = example_keys(key, first + jnp.arange(n), 2)
 
     def predict(xt: Array, t: Array, chain_interval: Interval) -> Array:
