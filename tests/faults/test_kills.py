@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from harness import CONFIG, UNREPORTED, Real, continued_from, digest, last_logged, steps
 from launched import Processes
+from thinned import weekly_except
 
 from vdm_jax import load
 
@@ -48,7 +49,7 @@ def in_a_save(folder):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", weekly_except([0], [0, 1]))
 def test_killed_at_any_time(real, long, note, seed):
     """Each run is killed ten times, six times right after a save began; uncommitted saves are counted."""
     draw, run = random.Random(seed), real.folder / "run"
@@ -122,7 +123,7 @@ KINDS = {
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", weekly_except(["sweep", "learned times, best step"], KINDS))
 def test_killed_runs_of_other_configs(forks, tmp_path, note, kind):
     """Each run is killed in a save, in training and at a random time."""
     flags, draw = [CONFIG, "--workdir=run", *KINDS[kind]], random.Random(kind)
