@@ -21,14 +21,13 @@ from vdm_jax.config import (
     leaves,
     resolve,
     to_dict,
-    to_plain,
 )
 from vdm_jax.data import load_dataset, train_batches
 from vdm_jax.models import MODELS, Statistics, build_model
 from vdm_jax.runs import report
 from vdm_jax.runs import trained as runs
 from vdm_jax.runs.start import fresh
-from vdm_jax.settings import ROWS, Settings
+from vdm_jax.settings import ROWS, Settings, to_plain
 from vdm_jax.training.dispatch import make_layout
 from vdm_jax.training.evaluation import Evaluation
 from vdm_jax.training.loop import fit

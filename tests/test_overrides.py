@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict, config_dict
 
-from vdm_jax.config import default, leaves, to_dict, to_plain
+from vdm_jax.config import default, leaves, to_dict
 from vdm_jax.models import CHAINS, MODELS
 from vdm_jax.override_values import Override
 from vdm_jax.overrides import COMPONENTS, apply_override, apply_overrides, split_overrides
-from vdm_jax.settings import ROWS
+from vdm_jax.settings import ROWS, to_plain
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = {

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from vdm_jax.runtime.paths import local_path
-from vdm_jax.settings import ROWS, SAMPLE_RULES, SECTIONS, SPEC, Row, Settings
+from vdm_jax.settings import ROWS, SAMPLE_RULES, SECTIONS, SPEC, Row, Settings, to_plain
 from vdm_jax.specs import nearest
 
 FREE_TO_CHANGE = (
@@ -220,15 +220,6 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def to_plain(tree: Any) -> Any:
-    """Convert configs to dictionaries and tuples to lists, as they come back from JSON."""
-    if isinstance(tree, ConfigDict):
-        tree = tree.to_dict()
-    if isinstance(tree, Mapping):
-        return {key: to_plain(value) for key, value in tree.items()}
-    return [to_plain(value) for value in tree] if isinstance(tree, tuple | list) else tree
 
 
 def as_spec(value: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 from ml_collections import ConfigDict
 
-from vdm_jax.config import default, leaves, to_plain
-from vdm_jax.settings import ROWS
+from vdm_jax.config import default, leaves
+from vdm_jax.settings import ROWS, to_plain
 
 WORDS = {
     int: "a whole number",

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 
 from vdm_jax.bases import BASES
-from vdm_jax.config import leaves, to_plain
+from vdm_jax.config import leaves
 from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.models import CHAINS, MODELS
 from vdm_jax.nets import NETS
@@ -30,6 +30,7 @@ from vdm_jax.override_values import Field, Override, default_of, field_of, liter
 from vdm_jax.parameterizations import PARAMETERIZATIONS
 from vdm_jax.samplers import SAMPLERS
 from vdm_jax.schedules import SCHEDULES
+from vdm_jax.settings import to_plain
 from vdm_jax.specs import choose
 from vdm_jax.time_samplers import TIME_SAMPLERS
 from vdm_jax.weightings import WEIGHTINGS

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
+from ml_collections import ConfigDict
+
 
 class Rule(NamedTuple):
     """A condition on a value, in words and as a function; NaN satisfies no rule."""
@@ -132,7 +134,7 @@ class Settings:
     @property
     def plain(self) -> dict[str, Any]:
         """The config as plain dictionaries, the form in which files and checkpoints hold it."""
-        return {k: _copy(vars(v) if k in SECTIONS else v) for k, v in vars(self).items()}
+        return {k: to_plain(vars(v) if k in SECTIONS else v) for k, v in vars(self).items()}
 
 
 SECTIONS: dict[str, Any] = {
@@ -143,11 +145,13 @@ SAMPLE_RULES = {"count": AT_LEAST_ONE, "steps": AT_LEAST_ONE, "sampler": SPEC}
 """Rules of fields of `sample`, which are not declared as fields."""
 
 
-def _copy(tree: Any) -> Any:
-    """Copy dictionaries and lists, so that changes of a copy do not reach the settings."""
-    if isinstance(tree, dict):
-        return {key: _copy(value) for key, value in tree.items()}
-    return [_copy(value) for value in tree] if isinstance(tree, list) else tree
+def to_plain(tree: Any) -> Any:
+    """Copy configs as dictionaries and tuples as lists, as they come back from JSON."""
+    if isinstance(tree, ConfigDict):
+        tree = tree.to_dict()
+    if isinstance(tree, Mapping):
+        return {key: to_plain(value) for key, value in tree.items()}
+    return [to_plain(value) for value in tree] if isinstance(tree, tuple | list) else tree
 
 
 class Row(NamedTuple):

@@ -8,7 +8,8 @@ from vdm_jax.bases import BASES, Base
 from vdm_jax.likelihoods import LIKELIHOODS
 from vdm_jax.models.chain import CHAINS, Chain
 from vdm_jax.models.mhvae import mhvae
-from vdm_jax.models.model import Model, PerNoiseLevel, Statistics, with_model_state
+from vdm_jax.models.model import Model, PerNoiseLevel, with_model_state
+from vdm_jax.models.statistics import Statistics
 from vdm_jax.models.vae import vae
 from vdm_jax.models.vdm import vdm
 from vdm_jax.specs import choose, located, nearest

@@ -23,7 +23,7 @@ from vdm_jax.gaussian import Gaussian
 from vdm_jax.keys import fold_each
 from vdm_jax.likelihoods import Likelihood, observation
 from vdm_jax.models.denoiser import denoiser
-from vdm_jax.models.model import Statistics
+from vdm_jax.models.statistics import Statistics
 from vdm_jax.nets import NETS, Network
 from vdm_jax.nets.adapters import as_map
 from vdm_jax.output_scales import OutputScale

@@ -10,7 +10,7 @@ from vdm_jax.bases import BASES, Base
 from vdm_jax.checks import check_floats
 from vdm_jax.diffusion import Interval
 from vdm_jax.elbo import NoisySample
-from vdm_jax.models.model import Statistics
+from vdm_jax.models.statistics import Statistics
 from vdm_jax.nets import network_of
 from vdm_jax.output_scales import OUTPUT_SCALES, OutputScale
 from vdm_jax.parameterizations import PARAMETERIZATIONS, Parameterization

@@ -16,7 +16,8 @@ from vdm_jax.keys import example_keys, fold_each
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.models.chain import Chain
 from vdm_jax.models.latents import ascend, latent_usage, level_terms, log_ratio
-from vdm_jax.models.model import BatchLike, Metrics, Model, Statistics, check_params, encoded
+from vdm_jax.models.model import BatchLike, Metrics, Model, check_params, encoded
+from vdm_jax.models.statistics import Statistics
 from vdm_jax.typing import Array, ArrayLike, Int, Key, Keys, Params, Reals, Scalar
 
 PATH_POINTS = 9  # points of an interpolation, including its two ends

@@ -10,7 +10,7 @@ from vdm_jax.checks import whole_number
 from vdm_jax.elbo import mean_of_draws
 from vdm_jax.estimators import ESTIMATORS, Estimate, Estimator
 from vdm_jax.estimators.bounds import plural
-from vdm_jax.models.model import BatchLike, Model
+from vdm_jax.models.model import BatchLike, Measure, Model
 from vdm_jax.specs import build, located, name_of
 from vdm_jax.typing import Array, Key, Params, Spec
 
@@ -23,15 +23,14 @@ class ModelEstimator(NamedTuple):
       description: the estimator in words, for reports.
       settings: name -> value, for reports; "name" is that of the estimator.
       calls: number of calls of the network for one example; None if the model does not count them.
-      fit: (params, key, batch) -> an array [B, n], whose mean over training examples is passed to `estimate`;
-        None for an estimator that needs no training examples.
+      fit: the `Measure` whose mean is the argument `fitted` of `estimate`; None if the estimator needs none.
     """
 
     estimate: Callable[..., Estimate]
     description: str
     settings: Mapping[str, Any]
     calls: int | None = None
-    fit: Callable[[Params, Key, BatchLike], Array] | None = None
+    fit: Measure | None = None
 
 
 def build_estimator(model: Model, spec: Spec | Estimator, draws: int = 1) -> ModelEstimator:

@@ -8,7 +8,8 @@ arXiv 2208.11970.
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.models.chain import CHAINS, Chain
 from vdm_jax.models.hierarchy import hierarchy
-from vdm_jax.models.model import Model, Statistics, check_statistics, likelihood_for
+from vdm_jax.models.model import Model, likelihood_for
+from vdm_jax.models.statistics import Statistics, check_statistics
 from vdm_jax.specs import build, name_of
 from vdm_jax.typing import Spec
 

@@ -1,7 +1,6 @@
 """The interface of a model: pure functions of (params, key, batch)."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -9,11 +8,12 @@ from typing import Any, Concatenate, NamedTuple
 
 import numpy as np
 
-from vdm_jax.checks import check_instance, check_sizes, describe, real_number, whole_number
+from vdm_jax.checks import describe
 from vdm_jax.diffusion import Interval
 from vdm_jax.elbo import Elbo
 from vdm_jax.gaussian import check_shape
 from vdm_jax.likelihoods import LIKELIHOODS, Likelihood
+from vdm_jax.models.statistics import Statistics
 from vdm_jax.specs import build
 from vdm_jax.typing import (
     Array,
@@ -30,6 +30,9 @@ from vdm_jax.typing import (
 
 BatchLike = Batch | ArrayLike
 """A `Batch`, or an array [B, *d] of data as stored, which `as_batch` wraps."""
+
+Measure = Callable[[Params, Key, BatchLike], Array]
+"""(params, key, batch) -> values [B, n] of the examples, whose mean over training examples a function needs."""
 
 Metrics = dict[str, Array]
 """Scalars that are logged, by name."""
@@ -98,8 +101,8 @@ class Model(NamedTuple):
       elbo: (params, key, batch, draws=1) -> `Elbo` of arrays [B], nats per example.
       sample: (params, key, n, *, first=0, **settings) -> [n, *d], data as stored: examples `first` to
         `first + n − 1` of a key. An example depends only on the key and its number; `first` may be traced.
-      fit_sampler: (**settings of `sample`) -> (params, key, batch) -> an array [B, n], whose mean over training
-        examples is the argument `fitted` of `sample`; None for settings that need none.
+      fit_sampler: (**settings of `sample`) -> the `Measure` whose mean is the argument `fitted` of
+        `sample`; None for settings that need none.
       bound: name of the bound that `elbo` estimates, for reports.
       components: name of the family and its components, for reports, such as "vdm: unet, linear, eps, base
         levels…".
@@ -122,7 +125,7 @@ class Model(NamedTuple):
     bound: str
     components: str
     init_model_state: Callable[[Params], PyTree] = no_model_state
-    fit_sampler: Callable[..., Callable[[Params, Key, BatchLike], Array] | None] = no_fit
+    fit_sampler: Callable[..., Measure | None] = no_fit
     importance: Callable[[Params, Key, BatchLike, int], Array] | None = None
     # Any: the type is defined above this module
     estimator: Callable[[Any, int], Any] | None = None
@@ -159,59 +162,6 @@ def with_model_state(model: Model, model_state: PyTree) -> Model:
         )
     return model._replace(
         loss=loss, init_model_state=no_model_state, per_noise_level=per_noise_level
-    )
-
-
-class Statistics(NamedTuple):
-    """Statistics of the training split that a model may use.
-
-    Attributes:
-      shape: of one example.
-      levels: K, or None for continuous data.
-      second_moment: E[x_0²] of the encoded data.
-      log_counts: float32 [*d, K], smoothed log-histogram of each position over the split (over a random sample
-        of 50,000 examples if the split is larger), or None if no component takes it.
-      residual: (gammas, log deviations) of the base's error, see `bases.measure_residual`, or None.
-    """
-
-    shape: tuple[int, ...]
-    levels: int | None
-    second_moment: float = 1 / 3
-    log_counts: np.ndarray | None = None
-    residual: tuple[np.ndarray, np.ndarray] | None = None
-
-    @property
-    def dim(self) -> int:
-        """Number of elements of one example."""
-        return math.prod(self.shape)
-
-    @property
-    def bits(self) -> float:
-        """Bits/dim of one nat of an example."""
-        return 1 / (self.dim * math.log(2))
-
-
-def check_statistics(statistics: Statistics) -> None:
-    """Check the statistics that a model is built from.
-
-    Raises:
-      TypeError: they are not a `Statistics`, or the shape is not a sequence.
-      ValueError: a size, the number of levels or the second moment is out of range.
-    """
-    check_instance(
-        statistics,
-        Statistics,
-        "statistics",
-        "vdm.Statistics(shape=(28, 28, 1), levels=256)",
-    )
-    check_sizes(statistics.shape, "statistics.shape")
-    if statistics.levels is not None:
-        whole_number(statistics.levels, "statistics.levels", 2)
-    real_number(
-        statistics.second_moment,
-        "statistics.second_moment",
-        "a positive number",
-        lambda value: 0 < value < math.inf,
     )
 
 

@@ -1,19 +1,18 @@
-"""Statistics of a training split, fitted once and saved in the folder of a run."""
+"""Statistics of the training split that a model may use, fitted once and saved in the folder of a run."""
 
 import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.bases import BASES, Base, measure_residual
-from vdm_jax.checks import check_array
+from vdm_jax.checks import check_array, check_instance, check_sizes, real_number, whole_number
 from vdm_jax.likelihoods import level_values
-from vdm_jax.models.model import Statistics
 from vdm_jax.runtime.files import write_file
 from vdm_jax.runtime.npz import read_npz
 from vdm_jax.specs import build
@@ -35,6 +34,59 @@ DTYPES = {
     "residual": np.float32,
 }
 """Field of `Statistics` -> the type in which it is saved and digested."""
+
+
+class Statistics(NamedTuple):
+    """Statistics of the training split that a model may use.
+
+    Attributes:
+      shape: of one example.
+      levels: K, or None for continuous data.
+      second_moment: E[x_0²] of the encoded data.
+      log_counts: float32 [*d, K], smoothed log-histogram of each position over the split (over a random sample
+        of 50,000 examples if the split is larger), or None if no component takes it.
+      residual: (gammas, log deviations) of the base's error, see `bases.measure_residual`, or None.
+    """
+
+    shape: tuple[int, ...]
+    levels: int | None
+    second_moment: float = 1 / 3
+    log_counts: np.ndarray | None = None
+    residual: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def dim(self) -> int:
+        """Number of elements of one example."""
+        return math.prod(self.shape)
+
+    @property
+    def bits(self) -> float:
+        """Bits/dim of one nat of an example."""
+        return 1 / (self.dim * math.log(2))
+
+
+def check_statistics(statistics: Statistics) -> None:
+    """Check the statistics that a model is built from.
+
+    Raises:
+      TypeError: they are not a `Statistics`, or the shape is not a sequence.
+      ValueError: a size, the number of levels or the second moment is out of range.
+    """
+    check_instance(
+        statistics,
+        Statistics,
+        "statistics",
+        "vdm.Statistics(shape=(28, 28, 1), levels=256)",
+    )
+    check_sizes(statistics.shape, "statistics.shape")
+    if statistics.levels is not None:
+        whole_number(statistics.levels, "statistics.levels", 2)
+    real_number(
+        statistics.second_moment,
+        "statistics.second_moment",
+        "a positive number",
+        lambda value: 0 < value < math.inf,
+    )
 
 
 def fit_statistics(

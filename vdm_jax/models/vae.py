@@ -9,7 +9,8 @@ from vdm_jax.checks import whole_number
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.models.chain import gaussian
 from vdm_jax.models.hierarchy import hierarchy
-from vdm_jax.models.model import Model, Statistics, check_statistics, likelihood_for
+from vdm_jax.models.model import Model, likelihood_for
+from vdm_jax.models.statistics import Statistics, check_statistics
 from vdm_jax.specs import name_of
 from vdm_jax.typing import Spec
 

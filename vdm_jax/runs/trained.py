@@ -20,14 +20,14 @@ from vdm_jax.data.statistics import sample_places
 from vdm_jax.estimators import Estimator
 from vdm_jax.models import Model, Statistics
 from vdm_jax.models.likelihood import build_estimator
-from vdm_jax.models.model import sample_options
+from vdm_jax.models.model import Measure, sample_options
 from vdm_jax.models.statistics import digest_of
 from vdm_jax.runs.start import load_data, stream
 from vdm_jax.runtime.console import STDERR
 from vdm_jax.settings import DataSettings, Settings
 from vdm_jax.specs import choose, located, nearest, text_of
 from vdm_jax.training.dispatch import make_layout
-from vdm_jax.training.evaluate import Measure, evaluate, fit, make_evaluator
+from vdm_jax.training.evaluate import evaluate, fit, make_evaluator
 from vdm_jax.training.evaluation import Evaluation
 from vdm_jax.training.layout import Layout, jit_replicated, put
 from vdm_jax.training.progress import Progress

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from vdm_jax.models.likelihood import ModelEstimator
-from vdm_jax.models.model import BatchLike
+from vdm_jax.models.model import Measure
 from vdm_jax.runtime.console import STDERR
 from vdm_jax.runtime.interrupt import Interrupted, check, defer_signals, is_command
 from vdm_jax.runtime.processes import STALL_SECONDS, Watchdog, is_first
@@ -24,10 +24,6 @@ from vdm_jax.typing import Array, Batch, Key, Params, as_batch
 Evaluator = Callable[..., dict[str, Array]]
 """(params, key, batch, fitted=None) -> arrays [B] of each example: "index", and in nats the terms of the bound,
 or "bound" for one without terms, and "discretization"."""
-
-
-Measure = Callable[[Params, Key, BatchLike], Array]
-"""(params, key, batch) -> values [B, n] of each example."""
 
 SAVE_SECONDS = 10.0
 """Seconds between two saves of an unfinished evaluation."""

@@ -12,15 +12,8 @@ from vdm_jax.elbo import check_ends, check_timesteps
 from vdm_jax.estimators import time_of
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.models.denoiser import denoiser
-from vdm_jax.models.model import (
-    BatchLike,
-    Model,
-    PerNoiseLevel,
-    Statistics,
-    TrainingDraw,
-    check_statistics,
-    likelihood_for,
-)
+from vdm_jax.models.model import BatchLike, Model, PerNoiseLevel, TrainingDraw, likelihood_for
+from vdm_jax.models.statistics import Statistics, check_statistics
 from vdm_jax.models.vdm.bound import elbo, elbo_per_noise_level, output_gain, split_by_noise
 from vdm_jax.models.vdm.likelihood import build_estimator
 from vdm_jax.models.vdm.parts import VDM

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from vdm_jax.elbo import Process
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.models.denoiser import Denoiser
-from vdm_jax.models.model import Statistics
+from vdm_jax.models.statistics import Statistics
 from vdm_jax.parameterizations import Parameterization
 from vdm_jax.schedules import Schedule
 from vdm_jax.time_samplers import TimeSampler

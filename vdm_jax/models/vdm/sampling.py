@@ -1,7 +1,5 @@
 """Samples of a variational diffusion model, eq. (19), (20), (24)."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -11,7 +9,7 @@ from vdm_jax.elbo import same_for_all
 from vdm_jax.estimators.variance import node_levels, squared_errors
 from vdm_jax.keys import example_keys, key_of_each
 from vdm_jax.likelihoods import observation
-from vdm_jax.models.model import BatchLike, check_params, encoded
+from vdm_jax.models.model import BatchLike, Measure, check_params, encoded
 from vdm_jax.models.vdm.parts import VDM, process
 from vdm_jax.samplers import SAMPLERS, Sampler, sample_chain
 from vdm_jax.schedules import interval
@@ -78,7 +76,7 @@ def sample(
 
 def fit_sampler(
     model: VDM, sampler: Spec | Sampler = "ancestral", steps: int | None = None
-) -> Callable[[Params, Key, BatchLike], Array] | None:
+) -> Measure | None:
     """Return the measurement on training examples that a sampler needs, or None if it needs none.
 
     Returns:
