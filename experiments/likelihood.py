@@ -153,9 +153,10 @@ def main() -> None:
         saved = json.loads(path.read_text())
         rows = [row for row in saved["rows"] if row["model"] not in options.models]
     for name in options.models:
-        rows += [run(name, seed, folder, options.quick) for seed in range(options.seeds)]
-        rows.sort(key=lambda row: list(MODELS).index(row["model"]))
-        write_results(out, {"command": COMMAND, "rows": rows}, table(rows))
+        for seed in range(options.seeds):
+            rows.append(run(name, seed, folder, options.quick))
+            rows.sort(key=lambda row: list(MODELS).index(row["model"]))
+            write_results(out, {"command": COMMAND, "rows": rows}, table(rows))
 
 
 if __name__ == "__main__":

@@ -174,7 +174,8 @@ def ddim_step(s: float, t: float) -> tuple[float, float, float]:
     return keep, np.sqrt(expit(-s)) - keep * np.sqrt(expit(-t)), 0.0
 
 
-STEPS = {"ancestral": ancestral_step, "ddim": ddim_step}
+STEPS = {"ancestral": ancestral_step, "ddim": ddim_step, "euler": ddim_step}
+"""Sampler of one prediction per step, without memory -> keep, new and variance of its step."""
 
 
 def chain_law(law: Law, gammas: np.ndarray, step=ancestral_step) -> tuple[np.ndarray, np.ndarray]:

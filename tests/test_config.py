@@ -37,7 +37,7 @@ from vdm_jax.training.step import make_step
 from vdm_jax.typing import Batch
 
 FOLDER = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(path.stem for path in FOLDER.glob("*.py"))
+CONFIGS = sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.py"))
 DATA = {"digits": ((8, 8, 1), 17), "mnist": ((28, 28, 1), 256), "cifar10": ((32, 32, 3), 256)}
 
 

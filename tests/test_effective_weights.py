@@ -25,8 +25,12 @@ from vdm_jax.weightings import WEIGHTINGS
 FIRST, LAST = -6.0, 5.0
 ENDS = {"gamma_min": FIRST, "gamma_max": LAST}
 LINEAR, COSINE = {"name": "linear"} | ENDS, {"name": "cosine"} | ENDS
-BETAS = {"name": "from_betas", "betas": np.linspace(1e-3, 0.05, 100)}
-EVERY_SCHEDULE = [{"name": name} | ENDS if name != "from_betas" else BETAS for name in SCHEDULES]
+OWN_ENDS = {
+    "from_betas": {"betas": np.linspace(1e-3, 0.05, 100)},
+    "linear_betas": {},
+    "piecewise_linear": {"gammas": [FIRST, -2.0, -1.0, LAST]},
+}
+EVERY_SCHEDULE = [{"name": name} | OWN_ENDS.get(name, ENDS) for name in SCHEDULES]
 CONTINUOUS = [name for name, row in PARAMETERIZATIONS.items() if row().continuous]
 
 ANGLES = math.atan(math.exp(FIRST / 2)), math.atan(math.exp(LAST / 2))
@@ -47,7 +51,9 @@ def squared_out(name, gamma_s, gamma_t):
     with np.errstate(divide="ignore"):
         kept = 1 - np.exp(gamma_s - gamma_t)
         mean = (1 + np.exp(gamma_s)) / kept**2
-    return {"mean": mean, "x0": 1 + 0 * snr, "eps": 1 / snr, "v": noise, "score": noise / snr}[name]
+    rows = {"mean": mean, "x0": 1 + 0 * snr, "eps": 1 / snr, "v": noise, "score": noise / snr}
+    rows["flow"] = 1 / (1 + np.sqrt(snr)) ** 2
+    return rows[name]
 
 
 def times_by_hand(path, times, timesteps):
@@ -194,7 +200,7 @@ def test_weights_of_the_bound_are_constant(spec):
         times = jnp.linspace(0.0, 1.0, 9)
         return effective_weights(stacked(rows, i), loss_space=stacked(rows, j), times=times, **at)
 
-    weights = jit(weights_of)(*(jnp.asarray(i.ravel()) for i in np.indices((4, 4))))
+    weights = jit(weights_of)(*(jnp.asarray(i.ravel()) for i in np.indices((len(rows), len(rows)))))
     np.testing.assert_allclose(weights.eps, 0.5, rtol=2e-5)
     np.testing.assert_allclose(weights.relative, 1, rtol=2e-5)
     # a chain's weight is a little larger, like its Riemann sum

@@ -16,7 +16,8 @@ from vdm_jax.parameterizations import PARAMETERIZATIONS, regression_target, stac
 from vdm_jax.schedules import SCHEDULES, linear
 
 SPECS = {name: {"name": name} for name in SCHEDULES} | {
-    "from_betas": {"name": "from_betas", "betas": np.linspace(1e-3, 0.3, 12)}
+    "from_betas": {"name": "from_betas", "betas": np.linspace(1e-3, 0.3, 12)},
+    "piecewise_linear": {"name": "piecewise_linear", "gammas": [-8.0, -2.0, -1.0, 6.0]},
 }
 
 

@@ -15,7 +15,7 @@ from vdm_jax.settings import ROWS, to_plain
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = {
-    path.stem: runpy.run_path(str(path))["get_config"] for path in sorted(FOLDER.glob("*.py"))
+    path.stem: runpy.run_path(str(path))["get_config"] for path in sorted(FOLDER.rglob("*.py"))
 }
 FIELDS = {name: dict(leaves(to_plain(CONFIGS[name]()))) for name in CONFIGS}
 MAY_BE_NONE = {path for path, row in ROWS.items() if row.optional} | {
@@ -23,7 +23,7 @@ MAY_BE_NONE = {path for path, row in ROWS.items() if row.optional} | {
     "model.loss_space",
     "model.train_schedule",
 }
-MAY_BE_NONE |= {"model.network.fourier"}
+MAY_BE_NONE |= {"model.network.fourier", "sample.sampler.variance"}
 
 
 def sections(tree, prefix=""):
@@ -221,6 +221,13 @@ def test_an_argument_of_any_type_takes_a_number_in_place_of_a_name():
     for text, value in (("fitted", "fitted"), ("0.1", 0.1), ("fitted", "fitted"), ("None", None)):
         apply_overrides(config, [Override(path, text)])
         assert value_at(config, path) == value
+
+
+def test_lists_of_numbers_of_a_component():
+    levels = overridden("eps", "sample.grid=levels", "sample.grid.gammas=(3.5, 1, -4)")
+    assert to_plain(levels)["sample"]["grid"] == {"name": "levels", "gammas": [3.5, 1, -4]}
+    betas = overridden("eps", "model.schedule=from_betas", "model.schedule.betas=0.1,0.2")
+    assert to_plain(betas)["model"]["schedule"]["betas"] == [0.1, 0.2]
 
 
 def test_arguments_of_a_component_given_by_name():

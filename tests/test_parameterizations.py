@@ -92,7 +92,8 @@ def test_weights_are_accurate_for_every_number_of_steps(name):
 
     `eps` sees Δ alone. The others contain e^{±γ}, and γ near −13 is itself rounded to 10⁻⁶ in float32.
     """
-    schedule = SCHEDULES[name](**({"betas": BETAS} if name == "from_betas" else {}))
+    needed = {"from_betas": {"betas": BETAS}, "piecewise_linear": {"gammas": [-13.3, 0.0, 5.0]}}
+    schedule = SCHEDULES[name](**needed.get(name, {}))
     params = schedule.init(jax.random.key(0))
 
     @jax.jit
@@ -126,6 +127,7 @@ def test_weights_of_every_space(gamma_s, delta):
             "eps": rate,
             "v": rate * (1 - variance_t),
             "score": rate * variance_t,
+            "flow": rate / (1 + np.exp(gamma_t / 2)) ** 2,
             "mean": 1 / (variance_s * -np.expm1(-delta)),
         }
         assert set(expected) == set(ROWS)
@@ -170,6 +172,7 @@ def test_targets_are_what_their_names_say(seed, gamma_s, delta):
             "v": a * eps - b * x0,
             "score": jax.grad(lambda x: marginal(x0, at.gamma_t).log_prob(x))(xt),
             "mean": posterior(xt, x0, at).mean,
+            "flow": eps - x0,
         }
         assert set(expected) == set(ROWS)
         for name, row in ROWS.items():

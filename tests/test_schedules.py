@@ -9,9 +9,14 @@ from vdm_jax.diffusion import Interval, alpha, posterior, sigma
 from vdm_jax.schedules import GAMMA_MAX, GAMMA_MIN, SCHEDULES, Schedule, interval
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
-ARGUMENTS = {"from_betas": {"betas": BETAS}}  # required arguments
+GAMMAS = np.sort(np.random.default_rng(0).uniform(GAMMA_MIN, GAMMA_MAX, 30))
+ARGUMENTS = {  # of schedules that do not take end points
+    "from_betas": {"betas": BETAS},
+    "linear_betas": {},
+    "piecewise_linear": {"gammas": GAMMAS},
+}
 NAMES = list(SCHEDULES)
-FREE = [name for name in NAMES if name not in ARGUMENTS]  # these take end points
+FREE = [name for name in NAMES if name not in ARGUMENTS]
 TIMESTEPS = [1, 10, 10**3, 10**5, 10**7]
 
 

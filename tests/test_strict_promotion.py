@@ -26,8 +26,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_optimizations")
 SHAPE, LEVELS = (4, 4, 1), 8
 X = np.random.default_rng(0).integers(0, LEVELS, (3, *SHAPE)).astype(np.uint8)
 COUNTS = np.zeros((*SHAPE, LEVELS), np.float32)
-BETAS = {"name": "from_betas", "betas": np.linspace(1e-3, 0.05, 50)}
-EVERY_SCHEDULE = [{"name": name} if name != "from_betas" else BETAS for name in SCHEDULES]
+NEEDED = {
+    "from_betas": {"betas": np.linspace(1e-3, 0.05, 50)},
+    "piecewise_linear": {"gammas": [-8.0, -2.0, 6.0]},
+}
+EVERY_SCHEDULE = [{"name": name} | NEEDED.get(name, {}) for name in SCHEDULES]
 SOFTMAX = {"name": "softmax", "levels": LEVELS}
 MLP = {"name": "mlp", "width": 4, "depth": 1, "dropout": 0.1}
 UNET = {"name": "unet", "channels": (4,), "blocks": 1, "fourier": (3, 3)}

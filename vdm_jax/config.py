@@ -35,7 +35,7 @@ def default() -> Any:  # not ConfigDict, whose fields are unknown to type checke
         (config[section] if section else config)[name] = value
     config |= {
         "model": _default_model(),
-        "sample": {"count": 64, "sampler": "ancestral", "steps": 100},
+        "sample": {"count": 64, "sampler": "ancestral", "steps": 100, "grid": "schedule"},
     }
     return ConfigDict(config)
 

@@ -86,8 +86,9 @@ def field_of(
     defaults = {} if path[0] == "model" else dict(leaves(to_plain(default())))
     examples = [defaults.get(name), to_plain(value), to_plain(default_of(parameter))]
     kinds = [type(example) for example in examples if example is not None]
-    kinds += [t for t in types if t in WORDS]
+    # lists first: `Numbers` is also a single number
     kinds += [list for t in types if t is Sequence]
+    kinds += [t for t in types if t in WORDS]
     if value is None and key in tree and tree.get_type(key) in WORDS:
         kinds.append(tree.get_type(key))  # of a placeholder
     optional = parameter is not None and parameter.default is None

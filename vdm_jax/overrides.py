@@ -28,7 +28,7 @@ from vdm_jax.nets import NETS
 from vdm_jax.output_scales import OUTPUT_SCALES
 from vdm_jax.override_values import Field, Override, default_of, field_of, literal, parse_value
 from vdm_jax.parameterizations import PARAMETERIZATIONS
-from vdm_jax.samplers import SAMPLERS
+from vdm_jax.samplers import GRIDS, SAMPLERS
 from vdm_jax.schedules import SCHEDULES
 from vdm_jax.settings import to_plain
 from vdm_jax.specs import choose
@@ -52,6 +52,7 @@ COMPONENTS: dict[str, Mapping[str, Callable]] = {
     "time_sampler": TIME_SAMPLERS,
     "chain": CHAINS,
     "sampler": SAMPLERS,
+    "grid": GRIDS,
 }
 """Fields that hold a component -> the table of the component."""
 

@@ -141,7 +141,7 @@ SECTIONS: dict[str, Any] = {
     name: kind for name, kind in get_type_hints(Settings).items() if is_dataclass(kind)
 }
 
-SAMPLE_RULES = {"count": AT_LEAST_ONE, "steps": AT_LEAST_ONE, "sampler": SPEC}
+SAMPLE_RULES = {"count": AT_LEAST_ONE, "steps": AT_LEAST_ONE, "sampler": SPEC, "grid": SPEC}
 """Rules of fields of `sample`, which are not declared as fields."""
 
 

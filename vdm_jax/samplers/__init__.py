@@ -1,7 +1,16 @@
-"""Solvers of the reverse process, eq. (19), (20), (24), and samples of a user's denoiser.
+"""Solvers of the reverse process, eq. (19), (20), (24), (28)–(30), and samples of a user's denoiser.
 
-ancestral   draws from q(x_s | x_t, x̂_0), or with another variance
-ddim        the deterministic solver of DDIM
+    name               order  predictions  draws                                 paper
+    ancestral          1      1            from q(x_s | x_t, x̂_0), or wider      Ho et al. 2020
+    ddim               1      1            if η > 0                              Song et al. 2021
+    euler              1      1            no                                    Karras et al. 2022
+    heun               2      2            no                                    Karras et al. 2022
+    dpm_solver_pp      1–3    1            no                                    Lu et al. 2022
+    sde_dpm_solver_pp  1–3    1            from q(x_s | x_t, D)                  Lu et al. 2022
+
+The order is that of the probability flow; predictions are those per interval. All solvers see predictions of
+x_0 only and exact differences Δ, so that they work with every parameterization, base and schedule. The noise
+levels between which they step are those of a grid of `GRIDS`.
 """
 
 from collections.abc import Callable
@@ -16,25 +25,42 @@ from vdm_jax.samplers.ancestral import FITTED, ancestral, log_excess
 from vdm_jax.samplers.base import Predict, Sampler, noise_like, without_memory
 from vdm_jax.samplers.chain import sample_chain
 from vdm_jax.samplers.ddim import ddim
+from vdm_jax.samplers.grids import GRIDS, Grid, build_path
+from vdm_jax.samplers.heun import euler, heun
+from vdm_jax.samplers.multistep import dpm_solver_pp, sde_dpm_solver_pp
 from vdm_jax.schedules import SCHEDULES, Schedule, check_schedule_params
 from vdm_jax.specs import build
 from vdm_jax.typing import Data, Key, Params, Spec
 
 __all__ = [
     "FITTED",
+    "GRIDS",
     "SAMPLERS",
+    "Grid",
     "Predict",
     "Sampler",
     "ancestral",
+    "build_path",
     "ddim",
+    "dpm_solver_pp",
+    "euler",
     "generate",
+    "heun",
     "log_excess",
     "noise_like",
     "sample_chain",
+    "sde_dpm_solver_pp",
     "without_memory",
 ]
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {"ancestral": ancestral, "ddim": ddim}
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "euler": euler,
+    "heun": heun,
+    "dpm_solver_pp": dpm_solver_pp,
+    "sde_dpm_solver_pp": sde_dpm_solver_pp,
+}
 """name -> factory of a `Sampler`."""
 
 
@@ -48,6 +74,7 @@ def generate(
     parameterization: Spec | Parameterization = "eps",
     sampler: Spec | Sampler = "ancestral",
     steps: int = 1000,
+    grid: Spec | Grid = "schedule",
 ) -> Data:
     """Generate one sample; `vmap` over keys for more.
 
@@ -58,15 +85,16 @@ def generate(
       shape: [*d].
       schedule, schedule_params, parameterization: as in `negative_elbo`.
       sampler: a `Sampler`, or a name or spec of `SAMPLERS`.
-      steps: number of intervals ≥ 1; the network is called once for each and once for the data.
+      steps: number of intervals ≥ 1; the network is called once or twice for each and once for the data.
+      grid: the noise levels between the intervals, a name or spec of `GRIDS`; for `mean`, "schedule".
 
     Returns:
       x, floats [*d]: x̂_0 from the least noisy latent.
 
     Raises:
-      ValueError: an unknown name, steps < 1, a size below 1, an output whose shape is not `shape`, params that
-        do not match the learned schedule, or a schedule that ends in SNR = 0 with a parameterization that
-        divides by α.
+      ValueError: an unknown name, steps < 1, a grid that does not decrease or has another number of steps, a
+        size below 1, an output whose shape is not `shape`, params that do not match the learned schedule, or a
+        schedule that ends in SNR = 0 with a parameterization that divides by α.
       TypeError: `denoise` is not a callable of two arguments, its output is not an array of floats, `key` is
         not a typed key, or `shape` is not a tuple.
 
@@ -94,13 +122,15 @@ def generate(
     check_key(key)
     shape = check_sizes(shape, "shape")
 
+    path = build_path(grid, parameterization, schedule, schedule_params, steps)
+
     def predict(xt, t, interval):
         del t
         output = output_of(denoise, xt, interval.gamma_t)
         return to_x0(output, xt, parameterization(interval))
 
     def final(latent):
-        gamma_0 = schedule.gamma(schedule_params, jnp.zeros((), latent.dtype))
+        gamma_0 = path.gamma(None, jnp.zeros((), latent.dtype))
         return predict_data(denoise, latent, gamma_0, parameterization)
 
     start_key, chain_key = jax.random.split(key)
@@ -109,8 +139,8 @@ def generate(
         final,
         jax.random.normal(start_key, shape),
         chain_key,
-        schedule=schedule,
-        schedule_params=schedule_params,
+        schedule=path,
+        schedule_params=None,
         sampler=sampler,
         steps=steps,
     )

@@ -10,7 +10,11 @@ from vdm_jax.diffusion import Interval
 from vdm_jax.typing import Data, Key, Keys, PyTree, Reals
 
 Predict = Callable[[Data, Interval], Data]
-"""(xt, interval) -> x̂_0 of a latent at the noise level `interval.gamma_t`."""
+"""(xt, interval) -> x̂_0 of a latent at the noise level `interval.gamma_t`.
+
+The first stage of a solver passes the interval of the step. A later stage passes `Interval(gamma, gamma, 0)`
+with a noise level of the interval; `mean` predicts only at the two ends.
+"""
 
 
 class Sampler(NamedTuple):

@@ -10,7 +10,8 @@ from vdm_jax.schedules.base import (
     check_schedule_params,
     interval,
 )
-from vdm_jax.schedules.fixed import cosine, from_betas, linear, sigmoid
+from vdm_jax.schedules.fixed import cosine, linear, rectified, sigmoid
+from vdm_jax.schedules.knots import from_betas, linear_betas, piecewise_linear
 from vdm_jax.schedules.learned import learned_linear, learned_monotone
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "learned_linear",
     "learned_monotone",
     "linear",
+    "linear_betas",
+    "piecewise_linear",
+    "rectified",
     "sigmoid",
 ]
 
@@ -34,8 +38,11 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear": linear,
     "cosine": cosine,
     "sigmoid": sigmoid,
+    "rectified": rectified,
+    "linear_betas": linear_betas,
     "from_betas": from_betas,
+    "piecewise_linear": piecewise_linear,
     "learned_linear": learned_linear,
     "learned_monotone": learned_monotone,
 }
-"""name -> factory of a `Schedule`; `from_betas` needs its `betas`."""
+"""name -> factory of a `Schedule`; `from_betas` needs its `betas`, `piecewise_linear` its `gammas`."""

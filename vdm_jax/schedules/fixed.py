@@ -1,26 +1,24 @@
 """Fixed noise schedules, which have no params.
 
 Sources: Kingma et al. 2021 (linear), Nichol & Dhariwal 2021 and Kingma & Gao 2023 (cosine), Jabri et al. 2022
-(sigmoid), Ho et al. 2020 (betas), Lin et al. 2023 (zero terminal SNR).
+(sigmoid), Liu et al. 2023 (rectified).
 """
 
 import math
 
 import jax.numpy as jnp
-import numpy as np
 
 from vdm_jax.checks import real_number
 from vdm_jax.schedules.base import (
     GAMMA_MAX,
     GAMMA_MIN,
     MAX_GAMMA,
-    NO_SIGNAL,
     Schedule,
     as_time,
     check_ends,
     sigmoid_difference,
 )
-from vdm_jax.typing import Array, Int, Key, Numbers, Params, Reals
+from vdm_jax.typing import Key, Params
 
 
 def linear(*, gamma_min: float = GAMMA_MIN, gamma_max: float = GAMMA_MAX) -> Schedule:
@@ -140,87 +138,42 @@ def sigmoid(
     return Schedule(no_params, gamma, delta)
 
 
-def from_betas(*, betas: Numbers) -> Schedule:
-    """Return the schedule of a DDPM chain: γ(i/(T−1)) is that of Π_{j≤i}(1 − betas[j]), with γ linear between.
+def rectified(*, gamma_min: float = GAMMA_MIN, gamma_max: float = GAMMA_MAX) -> Schedule:
+    """Return the schedule of the straight path of flow matching, σ/(α + σ) linear in t, with exact end points.
 
-    A chain of T latents is T − 1 matching terms, eq. (8): use `timesteps = len(betas) - 1`.
-
-    The last β may be 1, as in betas rescaled to zero terminal SNR (Lin et al. 2023). Then γ(1) = 60 stands for
-    SNR = 0. Up to rounding, this is exact for parameterizations that do not divide by α ("x0", "v", "mean");
-    the others raise an error.
-
-    Args:
-      betas: [T ≥ 2], the per-step noise variances, each in (0, 1), the last in (0, 1].
+    γ = 2 log(τ/(1 − τ)) with τ = σ/(α + σ), eq. (33) (Liu et al. 2023, Lipman et al. 2023).
 
     Raises:
-      ValueError: `betas` has another shape or a value outside (0, 1), or the SNR of the chain leaves the range
-        of float32.
+      ValueError: the ends are in the wrong order, or beyond ±80, where the SNR leaves the range of float32.
 
     Examples:
-      >>> schedule = vdm.schedules.from_betas(betas=np.linspace(1e-4, 0.02, 1000))
-      >>> print(np.asarray(schedule.gamma(None, jnp.asarray([0.0, 1.0]))).round(3))
-      [-9.21  10.118]
+      >>> schedule = vdm.schedules.rectified(gamma_min=-10.0, gamma_max=10.0)
+      >>> print(np.asarray(schedule.gamma(None, jnp.asarray([0.0, 0.25, 1.0]))).round(3))
+      [-10.     -2.156  10.   ]
     """
-    betas = np.asarray(betas, np.float64)
-    knots, no_signal = _gamma_of_betas(betas)
-    check_ends(knots[0], knots[-1])
-    cells = betas.size - 1
-    slopes = np.diff(knots) * cells
-    # each knot is a sum of two float32 numbers, so that float32 differences from it are exact to the last bit
-    times, gammas = _split(np.arange(betas.size) / cells), _split(knots)
+    check_ends(gamma_min, gamma_max)
+    # both τ and 1 − τ are interpolated, so that neither end cancels
+    first, last = expit(gamma_min / 2), expit(-gamma_max / 2)
+    length = expit_difference(gamma_min / 2, gamma_max / 2)
 
-    def since(t, i):  # t − (time of knot i)
-        high, low = (_take(half, i, t) for half in times)
-        return (t - high) - low
+    def noise(t):  # τ
+        return first + length * t
 
-    def locate(t):  # the cell of t; `searchsorted` sees rounded times, which may be off by one cell
-        cell = jnp.searchsorted(jnp.asarray(times[0], t.dtype), t, side="right") - 1
-        return jnp.clip(jnp.where(since(t, cell) < 0, cell - 1, cell), 0, cells - 1)
+    def signal(t):  # 1 − τ
+        return last + length * (1 - t)
 
     def gamma(params, t):
         del params
         t = as_time(t)
-        cell = locate(t)
-        return _take(knots, cell, t) + _take(slopes, cell, t) * since(t, cell)
+        return 2 * jnp.log(noise(t) / signal(t))
 
     def delta(params, s, t):
         del params
         s, t = as_time(s, "s"), as_time(t)
-        cell_s, cell_t = locate(s), locate(t)
-        slope_s, slope_t = _take(slopes, cell_s, s), _take(slopes, cell_t, t)
-        # from s to the next knot, from there to the last knot before t, and on to t
-        high, low = (_take(half, cell_t, t) - _take(half, cell_s + 1, t) for half in gammas)
-        ends = slope_t * since(t, cell_t) - slope_s * since(s, cell_s + 1)
-        return jnp.where(cell_s == cell_t, slope_s * (t - s), high + (low + ends))
+        # τ_t (1 − τ_s) / (τ_s (1 − τ_t)) = 1 + (τ_t − τ_s) / (τ_s (1 − τ_t))
+        return 2 * jnp.log1p(length * (t - s) / (noise(s) * signal(t)))
 
-    return Schedule(no_params, gamma, delta, no_signal=no_signal)
-
-
-def _gamma_of_betas(betas: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return γ of each latent of a DDPM chain, [T], and True if the chain ends in SNR = 0."""
-    if betas.ndim != 1 or betas.size < 2:
-        raise ValueError(f"betas: expected a vector of at least 2, found shape {betas.shape}")
-    no_signal = bool(betas[-1] == 1)
-    allowed = (betas > 0) & (betas < 1)
-    allowed[-1] |= no_signal
-    if not np.all(allowed):
-        bad = int(np.argmax(~allowed))
-        raise ValueError(
-            f"betas[{bad}]: expected a number in (0, 1), or 1 for the last, found {betas[bad]}"
-        )
-    # γ = log((1 − ᾱ)/ᾱ) from log ᾱ: a product of numbers close to 1 would lose 1 − ᾱ
-    log_alpha_bar = np.cumsum(np.log1p(-betas[:-1] if no_signal else -betas))
-    gamma = np.log(-np.expm1(log_alpha_bar)) - log_alpha_bar
-    if no_signal:
-        if gamma[-1] >= NO_SIGNAL:
-            raise ValueError(
-                f"betas: the signal is lost before the last step, log SNR = {-gamma[-1]:.1f}; "
-                "shorten the chain"
-            )
-        gamma = np.append(gamma, NO_SIGNAL)
-    if not gamma[0] < gamma[-1]:
-        raise ValueError("betas: the SNR does not fall after the first step, up to rounding")
-    return gamma, no_signal
+    return Schedule(no_params, gamma, delta)
 
 
 def no_params(key: Key | None = None) -> Params:
@@ -237,14 +190,3 @@ def expit(x: float) -> float:
 def expit_difference(low: float, high: float) -> float:
     """Return expit(high) − expit(low) in float64, without the cancellation at large values."""
     return expit(high) * expit(-low) * -math.expm1(low - high)
-
-
-def _split(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Split float64 numbers into the nearest float32 numbers and the remainders."""
-    high = table.astype(np.float32).astype(np.float64)
-    return high, table - high
-
-
-def _take(table: np.ndarray, index: Int[Array, "..."], t: Reals) -> Reals:
-    """Return entries of a table in the type of the times `t`."""
-    return jnp.asarray(table, t.dtype)[index]

@@ -1,20 +1,23 @@
-"""Samples of a variational diffusion model, eq. (19), (20), (24)."""
+"""Samples of a variational diffusion model, eq. (19), (20), (24), (28)–(30)."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from vdm_jax.checks import MAX_STEPS, whole_number
 from vdm_jax.diffusion import Interval, data_interval
-from vdm_jax.elbo import same_for_all
+from vdm_jax.elbo import Process, same_for_all
 from vdm_jax.estimators.variance import node_levels, squared_errors
 from vdm_jax.keys import example_keys, key_of_each
 from vdm_jax.likelihoods import observation
 from vdm_jax.models.model import BatchLike, Measure, check_params, encoded
 from vdm_jax.models.vdm.parts import VDM, process
-from vdm_jax.samplers import SAMPLERS, Sampler, sample_chain
+from vdm_jax.samplers import SAMPLERS, Grid, Sampler, build_path, sample_chain
+from vdm_jax.samplers.chain import choose
 from vdm_jax.schedules import interval
 from vdm_jax.specs import build
-from vdm_jax.typing import Array, Int, Key, Params, Spec
+from vdm_jax.typing import Array, Int, Key, Params, Scalar, Spec
 
 
 def sample(
@@ -24,6 +27,7 @@ def sample(
     n: int,
     sampler: Spec | Sampler = "ancestral",
     steps: int | None = None,
+    grid: Spec | Grid = "schedule",
     first: int | Int[Array, ""] = 0,
     fitted: Array | None = None,
 ) -> Array:
@@ -32,42 +36,53 @@ def sample(
     Args:
       sampler: a `Sampler`, or a name or spec of `SAMPLERS`.
       steps: number of intervals of the chain; None for `default_steps`.
+      grid: the noise levels between the intervals, a name or spec of `GRIDS`.
       fitted: the mean of `fit_sampler` over training examples, for a sampler with a fitted variance.
 
     Raises:
-      ValueError: `n` or `steps` is out of range; with `mean`, `steps` does not divide `timesteps`; the variance
-        of the sampler is "fitted" and `fitted` is None.
+      ValueError: `n` or `steps` is out of range; with `mean`, `steps` does not divide `timesteps`, or the grid
+        is not that of the schedule; the variance of the sampler is "fitted" and `fitted` is None.
     """
     check_params(params)
     n = whole_number(n, "n", 1)
     steps = default_steps(model) if steps is None else steps
     whole_number(steps, "steps", 1, MAX_STEPS)
-    grid = model.timesteps or steps
-    if not model.denoiser.parameterization.continuous and grid % steps != 0:
+    trained = model.timesteps or steps
+    continuous = model.denoiser.parameterization.continuous
+    if not continuous and trained % steps != 0:
         raise ValueError(
             f"steps: 'mean' predicts x_s of an interval of the training chain, expected a divisor of "
-            f"timesteps = {grid}, found {steps}"
+            f"timesteps = {trained}, found {steps}"
         )
+    on_path = _on_path(model, params, grid, steps)
     solver = build(SAMPLERS, sampler, "sampler")
     if solver.fitted is not None and fitted is not None:
-        solver = solver.fitted(node_levels(process(model, params), steps), fitted)
+        solver = solver.fitted(node_levels(on_path, steps), fitted)
     start_keys, chain_keys = example_keys(key, first + jnp.arange(n), 2)
 
     def predict(xt: Array, t: Array, chain_interval: Interval) -> Array:
         predicted_interval = chain_interval
-        if steps != grid and not model.denoiser.parameterization.continuous:
+        if steps != trained and not continuous:
             # the network has learned the `mean` of intervals of the training chain, which are shorter
-            earlier = jnp.maximum(t - 1 / grid, 0)
-            predicted_interval = interval(model.schedule, params["schedule"], earlier, t)
-        return model.denoiser.predict(params["network"], xt, same_for_all(predicted_interval, xt))
+            earlier = jnp.maximum(t - 1 / trained, 0)
+            shorter = interval(model.schedule, params["schedule"], earlier, t)
+            predicted_interval = choose(t == 0, chain_interval, shorter)
+        predict_x0 = partial(model.denoiser.predict, params["network"])
+        if _trained_at_0(model):
+            return predict_x0(xt, same_for_all(predicted_interval, xt))
+        return jax.lax.cond(
+            t == 0,
+            lambda: predict_data(model, params, xt, chain_interval.gamma_t),
+            lambda: predict_x0(xt, same_for_all(predicted_interval, xt)),
+        )
 
     x0 = sample_chain(
         predict,
-        lambda latent: predict_data(model, params, latent),
+        lambda latent: predict_data(model, params, latent, on_path.gamma(0.0)),
         jax.vmap(lambda key: jax.random.normal(key, model.statistics.shape))(start_keys),
         chain_keys,
-        schedule=model.schedule,
-        schedule_params=params["schedule"],
+        schedule=on_path.schedule,
+        schedule_params=None,
         sampler=solver,
         steps=steps,
     )
@@ -75,7 +90,10 @@ def sample(
 
 
 def fit_sampler(
-    model: VDM, sampler: Spec | Sampler = "ancestral", steps: int | None = None
+    model: VDM,
+    sampler: Spec | Sampler = "ancestral",
+    steps: int | None = None,
+    grid: Spec | Grid = "schedule",
 ) -> Measure | None:
     """Return the measurement on training examples that a sampler needs, or None if it needs none.
 
@@ -98,9 +116,22 @@ def fit_sampler(
     def measure(params: Params, key: Key, batch: BatchLike) -> Array:
         batch, x0 = encoded(batch, model.statistics, model.likelihood)
         keys = key_of_each(key, batch.index)
-        return squared_errors(process(model, params), x0, keys, count)
+        return squared_errors(_on_path(model, params, grid, count), x0, keys, count)
 
     return measure
+
+
+def _trained_at_0(model: VDM) -> bool:
+    """Return True if training calls the network at γ_0; the T matching terms of a chain do not."""
+    return model.timesteps is None or model.likelihood.uses_prediction
+
+
+def _on_path(model: VDM, params: Params, grid: Spec | Grid, steps: int) -> Process:
+    """Return the process of a model along the path of a grid."""
+    path = build_path(
+        grid, model.denoiser.parameterization, model.schedule, params["schedule"], steps
+    )
+    return process(model, params)._replace(schedule=path, schedule_params=None)
 
 
 def default_steps(model: VDM) -> int:
@@ -110,11 +141,10 @@ def default_steps(model: VDM) -> int:
     return model.timesteps
 
 
-def predict_data(model: VDM, params: Params, latent: Array) -> Array:
+def predict_data(model: VDM, params: Params, latent: Array, gamma_0: Scalar) -> Array:
     """Predict x_0 of the least noisy latents [n, *d]."""
-    gamma_0 = model.schedule.gamma(params["schedule"], 0.0)
-    if model.timesteps is not None and not model.likelihood.uses_prediction:
-        # the T matching terms never call the network at γ_0; the likelihood has the expectation of x_0 there
+    if not _trained_at_0(model):
+        # the likelihood has the expectation of x_0 there
         mean, log_var = observation(model.likelihood, latent, None, gamma_0)
         return jax.vmap(model.likelihood.expected, (0, None))(mean, log_var)
     last = same_for_all(data_interval(gamma_0), latent)
