@@ -281,7 +281,13 @@ def features(x):
 
 
 @pytest.mark.slow
-def test_custom_features_and_reference():
-    result = compare_small(features=features, reference="v_none_elbo", seeds=1, sampling_steps=(2,))
+def test_custom_features_reference_and_solver():
+    solver = {"sampler": {"name": "dpm_solver_pp", "order": 3}, "grid": "karras"}
+    result = compare_small(
+        features=features, reference="v_none_elbo", seeds=1, sampling_steps=(2,), **solver
+    )
+    assert "samples by dpm_solver_pp(order=3) on the grid karras" in result.notes
+    default = compare_small(seeds=1, sampling_steps=(2,))
+    assert np.any(default.samples[2] != result.samples[2])
     assert result.distance == "kernel distance of features" and result.reference == "v_none_elbo"
     assert result["eps_none_elbo"]["difference"]["to"] == "v_none_elbo"

@@ -98,7 +98,8 @@ IN_TIME = {
 
 
 def schedule_of(name):
-    return vdm.schedules.SCHEDULES[name](**({"betas": [0.1, 0.2]} if name == "from_betas" else {}))
+    needed = {"from_betas": {"betas": [0.1, 0.2]}, "piecewise_linear": {"gammas": [-9.0, 5.0]}}
+    return vdm.schedules.SCHEDULES[name](**needed.get(name, {}))
 
 
 def params_of(name):
@@ -412,6 +413,22 @@ ROWS = {
     # comparisons
     "optimizer of compare": (lambda: compare(optimizer="adam"), "optimizer: expected fields"),
     "sampling_steps": (lambda: compare(sampling_steps=10), "sampling_steps: expected a list"),
+    "sampler of compare": (
+        lambda: compare(sampler="hean"),
+        "sampler: unknown name 'hean'; did you",
+    ),
+    "fitted sampler": (
+        lambda: compare(sampler={"name": "ancestral", "variance": "fitted"}),
+        "sampler: a comparison fits no variance",
+    ),
+    "grid of compare": (
+        lambda: compare(grid={"name": "levels", "gammas": [1.0, 0.0]}),
+        "steps: the grid has 1, found 10",
+    ),
+    "grid of mean": (
+        lambda: compare(["mean"], timesteps=10, sampling_steps=(10,), grid="karras"),
+        "grid: the parameterization predicts on intervals of its chain, expected 'schedule'",
+    ),
     "features": (lambda: compare(features=3), r"features: expected a callable \(data\)"),
     "network of no row": (
         lambda: compare(network={"eps": identity, "epz": identity}),

@@ -30,8 +30,7 @@ class Plan(NamedTuple):
       reference: variant that the others are compared with, or None for the one with the lowest bound.
       bins: number of bins of log-SNR.
       gradient_batches: number of batches for gradients; 0 for no gradients.
-      sampling: numbers of sampling steps.
-      samples: number of samples of each variant and seed, for each number of steps.
+      sampling: the samples to draw.
       quality: distance of samples from data.
     """
 
@@ -39,8 +38,7 @@ class Plan(NamedTuple):
     reference: str | None
     bins: int
     gradient_batches: int
-    sampling: list[int]
-    samples: int
+    sampling: measure.Sampling
     quality: Quality
 
 
@@ -67,12 +65,12 @@ def measure_variants(
     with _timed(seconds, "gradients"):
         at_start, gradients, milliseconds = _of_training(setup, plan, fitted, params, edges)
     with _timed(seconds, "sampling"):
-        samples = {n: measure.samples(sweep, params, plan.samples, n) for n in plan.sampling}
+        samples = {n: measure.samples(sweep, params, n, plan.sampling) for n in plan.sampling.steps}
         distances = {
             n: np.asarray([[quality.distance(x) for x in seeds] for seeds in variants])
             for n, variants in samples.items()
         }
-        real = quality.real(plan.samples) if plan.sampling else float("nan")
+        real = quality.real(plan.sampling.count) if samples else float("nan")
     return Comparison(
         about=setup.about,
         variants=plan.variants,

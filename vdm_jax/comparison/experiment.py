@@ -15,15 +15,19 @@ from ml_collections import ConfigDict
 
 from vdm_jax.bases import Base
 from vdm_jax.checks import MAX_STEPS, check_callable, describe, whole_number
+from vdm_jax.comparison.arguments import describe_spec
 from vdm_jax.comparison.evaluation import Plan, measure_variants
 from vdm_jax.comparison.fitting import fit
+from vdm_jax.comparison.measure import Sampling
 from vdm_jax.comparison.quality import Features, quality_of
 from vdm_jax.comparison.result import Comparison
 from vdm_jax.comparison.setup import Setup, setup_comparison
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.output_scales import OutputScale
 from vdm_jax.parameterizations import Parameterization
-from vdm_jax.schedules import Schedule
+from vdm_jax.samplers import SAMPLERS, Grid, Sampler, build_path
+from vdm_jax.schedules import Schedule, linear
+from vdm_jax.specs import build
 from vdm_jax.typing import Integer, Spec
 from vdm_jax.weightings import Weighting
 
@@ -52,6 +56,8 @@ def compare(
     gradient_batches: int = 8,
     sampling_steps: Sequence[int] | None = None,
     samples: int = 64,
+    sampler: Spec | Sampler = "ancestral",
+    grid: Spec | Grid = "schedule",
     features: Features | None = None,
     reference: str | None = None,
     config: ConfigDict | Mapping[str, Any] | None = None,
@@ -86,11 +92,13 @@ def compare(
       sampling_steps: numbers of sampling steps; () for no samples. By default 10, 50 and 1000, without those
         that do not divide the chain of `mean`.
       samples: number of samples of each variant and seed, for each number of steps.
+      sampler: a `Sampler`, or a name or spec of `SAMPLERS`.
+      grid: the noise levels between the sampling steps, a name or spec of `GRIDS`.
       features: (data as stored [n, *d]) -> [n, f], for the distance of samples from images; pixels by default.
       reference: variant that the others are compared with; the one with the lowest bound by default.
       config: a config of `vdm_jax.config`, for arguments that are not given: its data, model, sweep and
         optimizer, the steps, the batch size and the weight average of its train, and the draws and the batch
-        size of its evaluate. The rest is ignored: all devices share a batch, and samples are ancestral.
+        size of its evaluate. The rest is ignored: all devices share a batch.
       progress: show a progress bar on stderr.
 
     Returns:
@@ -118,11 +126,12 @@ def compare(
         timesteps=timesteps,
     )
     # before the training, so that no mistake costs it
-    plan = _plan(setup, bins, gradient_batches, sampling_steps, samples, features, reference)
+    sampling = _sampling(setup, sampling_steps, samples, sampler, grid)
+    plan = _plan(setup, bins, gradient_batches, sampling, features, reference)
     began = time.perf_counter()
     fitted = fit(setup, progress)
     seconds = {"training": time.perf_counter() - began}
-    notes = [*_lost(plan.variants, fitted.skipped), *_left_out(plan.sampling, sampling_steps)]
+    notes = [*_lost(plan.variants, fitted.skipped), *_of_samples(sampling, sampling_steps)]
     return measure_variants(setup, plan, fitted, seconds, [*setup.notes, *notes])
 
 
@@ -130,8 +139,7 @@ def _plan(
     setup: Setup,
     bins: int,
     gradient_batches: int,
-    sampling_steps: Sequence[int] | None,
-    samples: int,
+    sampling: Sampling,
     features: Features | None,
     reference: str | None,
 ) -> Plan:
@@ -146,9 +154,8 @@ def _plan(
         reference=reference,
         bins=bins,
         gradient_batches=gradient_batches,
-        sampling=_sampling_steps(setup, sampling_steps, samples),
-        samples=samples,
-        quality=quality_of(setup.dataset, setup.law, features, samples),
+        sampling=sampling,
+        quality=quality_of(setup.dataset, setup.law, features, sampling.count),
     )
     if reference is not None and reference not in plan.variants:
         raise ValueError(
@@ -172,8 +179,14 @@ def _variants(setup: Setup) -> dict[str, dict[str, str]]:
     return variants
 
 
-def _sampling_steps(setup: Setup, requested: Sequence[int] | None, samples: int) -> list[int]:
-    """Return the numbers of sampling steps; by default those that all variants can sample with."""
+def _sampling(
+    setup: Setup,
+    requested: Sequence[int] | None,
+    samples: int,
+    sampler: Spec | Sampler,
+    grid: Spec | Grid,
+) -> Sampling:
+    """Check the settings of samples, and return them; by default with steps that all variants can take."""
     whole_number(samples, "samples", 2)
     if requested is not None and (
         isinstance(requested, str) or not isinstance(requested, Iterable)
@@ -192,17 +205,28 @@ def _sampling_steps(setup: Setup, requested: Sequence[int] | None, samples: int)
             f"sampling_steps: 'mean' predicts x_s of an interval of the training chain, expected divisors of "
             f"timesteps = {chain}, found {unfit[0]}"
         )
-    return [n for n in candidates if n not in unfit]
+    if build(SAMPLERS, sampler, "sampler").fitted is not None:
+        raise ValueError(
+            "sampler: a comparison fits no variance, expected a number or a function of γ_t, found 'fitted'"
+        )
+    steps = [n for n in candidates if n not in unfit]
+    for row in parameterizations:
+        for n in steps:  # any schedule: only the path's own checks are of interest
+            build_path(grid, row, linear(), None, n)
+    return Sampling(steps, samples, sampler, grid)
 
 
-def _left_out(sampling: Sequence[int], requested: Sequence[int] | None) -> list[str]:
-    """Return a note about default numbers of sampling steps that are left out, if there are any."""
-    missing = [n for n in SAMPLING_STEPS if n not in sampling] if requested is None else []
-    if not missing:
-        return []
-    return [
-        f"no samples with {', '.join(map(str, missing))} steps, which do not divide the chain of 'mean'"
-    ]
+def _of_samples(sampling: Sampling, requested: Sequence[int] | None) -> list[str]:
+    """Return notes about samples: default numbers of steps that are left out, and a chosen solver."""
+    missing = [n for n in SAMPLING_STEPS if n not in sampling.steps] if requested is None else []
+    notes = []
+    if missing:
+        left_out = ", ".join(map(str, missing))
+        notes.append(f"no samples with {left_out} steps, which do not divide the chain of 'mean'")
+    if (sampling.sampler, sampling.grid) != ("ancestral", "schedule"):
+        solver, grid = describe_spec(sampling.sampler), describe_spec(sampling.grid)
+        notes.append(f"samples by {solver} on the grid {grid}")
+    return notes
 
 
 def _lost(variants: Mapping[str, Any], skipped: np.ndarray) -> list[str]:

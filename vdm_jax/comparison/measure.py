@@ -18,11 +18,28 @@ from vdm_jax.elbo import Elbo
 from vdm_jax.models import Model, PerNoiseLevel
 from vdm_jax.runs.start import stream
 from vdm_jax.runs.sweep import Sweep
+from vdm_jax.samplers import Grid, Sampler
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import make_step
-from vdm_jax.typing import Array, PyTree
+from vdm_jax.typing import Array, PyTree, Spec
 
 REPEATS = 7  # timed steps of a variant
+
+
+class Sampling(NamedTuple):
+    """The samples of each variant and seed.
+
+    Attributes:
+      steps: numbers of sampling steps.
+      count: number of samples, for each number of steps.
+      sampler: the solver.
+      grid: the noise levels between the steps.
+    """
+
+    steps: list[int]
+    count: int
+    sampler: Spec | Sampler
+    grid: Spec | Grid
 
 
 class Bounds(NamedTuple):
@@ -124,11 +141,12 @@ def output_gains(sweep: Sweep, params: PyTree, edges: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(gain_of_variant))(sweep.variants, first))
 
 
-def samples(sweep: Sweep, params: PyTree, n: int, steps: int) -> np.ndarray:
+def samples(sweep: Sweep, params: PyTree, steps: int, sampling: Sampling) -> np.ndarray:
     """Draw samples [V, S, n, *d], as stored; the variants of a seed start from the same noise."""
 
     def sample_run(model, params, key):
-        return model.sample(params, key, n, steps=steps)
+        solver = {"sampler": sampling.sampler, "grid": sampling.grid}
+        return model.sample(params, key, sampling.count, steps=steps, **solver)
 
     return np.asarray(everywhere(sweep, sample_run)(params, keys(sweep, "sample")))
 
