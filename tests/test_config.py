@@ -168,8 +168,8 @@ def test_every_field_of_evaluate_and_sample_is_read(monkeypatch, tmp_path):
     model = build_model(settings.model, statistics)
     arguments = {}
 
-    def sample(params, key, n, first=0, sampler="", steps=0):
-        arguments.update(n=n, sampler=sampler, steps=steps)
+    def sample(params, key, n, first=0, sampler="", steps=0, grid=""):
+        arguments.update(n=n, sampler=sampler, steps=steps, grid=grid)
         return jax.numpy.zeros((n, *shape), np.uint8)
 
     def make_evaluator(estimator, layout):

@@ -149,7 +149,7 @@ def rectified(*, gamma_min: float = GAMMA_MIN, gamma_max: float = GAMMA_MAX) -> 
     Examples:
       >>> schedule = vdm.schedules.rectified(gamma_min=-10.0, gamma_max=10.0)
       >>> print(np.asarray(schedule.gamma(None, jnp.asarray([0.0, 0.25, 1.0]))).round(3))
-      [-10.     -2.156  10.   ]
+      [-10.     -2.162  10.   ]
     """
     check_ends(gamma_min, gamma_max)
     # both τ and 1 − τ are interpolated, so that neither end cancels
