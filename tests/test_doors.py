@@ -422,11 +422,13 @@ ROWS = {
         "sampler: a comparison fits no variance",
     ),
     "grid of compare": (
-        lambda: compare(grid={"name": "levels", "gammas": [1.0, 0.0]}),
+        lambda: compare(grid={"name": "explicit", "gammas": [1.0, 0.0]}),
         "steps: the grid has 1, found 10",
     ),
     "grid of mean": (
-        lambda: compare(["mean"], timesteps=10, sampling_steps=(10,), grid="karras"),
+        lambda: compare(
+            parameterizations=["mean"], timesteps=10, sampling_steps=(10,), grid="karras"
+        ),
         "grid: the parameterization predicts on intervals of its chain, expected 'schedule'",
     ),
     "features": (lambda: compare(features=3), r"features: expected a callable \(data\)"),

@@ -224,8 +224,8 @@ def test_an_argument_of_any_type_takes_a_number_in_place_of_a_name():
 
 
 def test_lists_of_numbers_of_a_component():
-    levels = overridden("eps", "sample.grid=levels", "sample.grid.gammas=(3.5, 1, -4)")
-    assert to_plain(levels)["sample"]["grid"] == {"name": "levels", "gammas": [3.5, 1, -4]}
+    levels = overridden("eps", "sample.grid=explicit", "sample.grid.gammas=(3.5, 1, -4)")
+    assert to_plain(levels)["sample"]["grid"] == {"name": "explicit", "gammas": [3.5, 1, -4]}
     betas = overridden("eps", "model.schedule=from_betas", "model.schedule.betas=0.1,0.2")
     assert to_plain(betas)["model"]["schedule"]["betas"] == [0.1, 0.2]
 

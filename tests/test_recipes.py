@@ -1,6 +1,8 @@
-"""The losses of flow matching and EDM, as their papers print them."""
+"""Published recipes: the losses of flow matching and EDM, and the numbers of the shipped configs."""
 
 import math
+import runpy
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,16 @@ import pytest
 from scipy.stats import norm
 
 from vdm_jax.bases import BASES
+from vdm_jax.config import resolve
 from vdm_jax.diffusion import Interval, marginal
 from vdm_jax.output_scales import OUTPUT_SCALES
 from vdm_jax.parameterizations import PARAMETERIZATIONS, to_x0
+from vdm_jax.samplers import GRIDS
 from vdm_jax.schedules import SCHEDULES
+from vdm_jax.specs import build
 from vdm_jax.weightings import WEIGHTINGS, training_weight
 
+RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
 RNG = np.random.default_rng(0)
 X0, EPS, OUTPUT = RNG.uniform(-1, 1, 6), RNG.standard_normal(6), RNG.standard_normal(6)
 
@@ -120,9 +126,45 @@ def test_mistakes_of_knots_are_named(arguments, message):
 
 
 def test_linear_betas_are_those_of_ddpm():
-    given = SCHEDULES["from_betas"](betas=np.linspace(1e-4, 0.02, 1000))
-    found = SCHEDULES["linear_betas"]()
-    times = jnp.linspace(0, 1, 100)
-    np.testing.assert_array_equal(found.gamma(None, times), given.gamma(None, times))
+    signal = np.cumprod(1 - (1e-4 + (0.02 - 1e-4) * np.arange(1000) / 999))
+    found = SCHEDULES["linear_betas"]().gamma(None, jnp.arange(1000) / 999)
+    np.testing.assert_allclose(found, np.log(1 / signal - 1), atol=1e-4)
     with pytest.raises(ValueError, match="steps: expected a whole number of at least 2, found 1"):
         SCHEDULES["linear_betas"](steps=1)
+
+
+def recipe(name):
+    return resolve(runpy.run_path(str(RECIPES / f"{name}.py"))["get_config"]())
+
+
+def ends_of(settings):
+    schedule = build(SCHEDULES, settings.model["schedule"])
+    params = schedule.init(jax.random.key(0))
+    return schedule, params, [float(schedule.gamma(params, t)) for t in (0.0, 1.0)]
+
+
+def test_the_grid_of_edm_is_that_of_the_paper():
+    settings = recipe("edm")
+    schedule, params, _ = ends_of(settings)
+    steps = settings.sample["steps"]
+    path = build(GRIDS, settings.sample["grid"]).path(schedule, params, steps)
+    sigmas = np.exp(0.5 * np.asarray(path.gamma(None, jnp.arange(steps, -1, -1) / steps)))
+    i, rho = np.arange(18), 7
+    printed = (80 ** (1 / rho) + i / 17 * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
+    np.testing.assert_allclose(sigmas, printed, rtol=2e-3)
+
+
+def test_the_cosine_schedule_of_iddpm_has_the_ends_of_the_paper():
+    def signal(t):
+        return np.cos((t / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+
+    bars = signal(np.asarray([1, 999])) / signal(0)
+    settings = recipe("iddpm")
+    np.testing.assert_allclose(ends_of(settings)[2], np.log(1 / bars - 1), atol=0.05)
+    assert settings.model["timesteps"] == 998
+
+
+def test_the_chain_of_ddpm_has_a_thousand_latents():
+    settings = recipe("ddpm")
+    assert settings.model["timesteps"] == settings.model["schedule"]["steps"] - 1 == 999
+    np.testing.assert_allclose(ends_of(settings)[2], [-9.21, 10.118], atol=1e-3)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from vdm_jax.diffusion import Interval
 from vdm_jax.parameterizations import PARAMETERIZATIONS
@@ -12,7 +13,7 @@ from vdm_jax.weightings import WEIGHTINGS, as_weighting, stacked_weightings
 EXTREMES = [-60.0, -20.0, -5.0, 0.0, 5.0, 13.3, 20.0, 60.0]
 LOG_SNR = np.linspace(-12, 14, 40)
 SNR = np.exp(LOG_SNR)
-PAPERS = [  # name, arguments, formula in SNR; `sigmoid` in units of the weight of the bound
+PAPERS = [  # name, arguments, formula in SNR; `sigmoid` and densities in units of the weight of the bound
     ("simple", {}, np.ones_like(SNR)),
     ("min_snr", {}, np.minimum(SNR, 5)),
     ("min_snr", {"limit": 1.5}, np.minimum(SNR, 1.5)),
@@ -21,6 +22,8 @@ PAPERS = [  # name, arguments, formula in SNR; `sigmoid` in units of the weight 
     ("p2", {}, 1 / (1 + SNR)),
     ("p2", {"k": 0.3, "power": 0.5}, 1 / (0.3 + SNR) ** 0.5),
     ("p2", {"power": 0.0}, np.ones_like(SNR)),
+    ("edm", {}, norm.pdf(-LOG_SNR / 2, -1.2, 1.2) * (1 + 4 / SNR)),
+    ("logit_normal", {"mean": 0.5}, norm.pdf(-LOG_SNR / 2, 0.5) * (1 + SNR**-0.5) ** 2),
 ]
 
 
@@ -31,13 +34,13 @@ def test_every_weighting_is_tested():
 @pytest.mark.parametrize(("name", "kwargs", "expected"), PAPERS)
 def test_values_are_those_of_the_papers(name, kwargs, expected):
     weigh, exact = WEIGHTINGS[name](**kwargs), 7.0
-    if name == "sigmoid":
+    if name in ("sigmoid", "edm", "logit_normal"):
         expected = exact * expected
     with jax.enable_x64(True):
         values = [weigh(jnp.asarray(x), jnp.asarray(exact)) for x in LOG_SNR]
         np.testing.assert_allclose(values, expected, rtol=1e-12)
     values = [weigh(jnp.float32(x), jnp.float32(exact)) for x in LOG_SNR]
-    np.testing.assert_allclose(values, expected, rtol=3e-6)
+    np.testing.assert_allclose(values, expected, rtol=5e-6)
 
 
 def test_elbo_is_the_exact_weight():

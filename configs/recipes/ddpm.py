@@ -3,9 +3,10 @@
     python -m vdm_jax.main --config=configs/recipes/ddpm.py
 
 Ho, Jain, Abbeel 2020, arXiv:2006.11239: linear betas, `simple` weights of the error of ε, uniform steps, the
-discretized Gaussian as decoder, ancestral samples. A chain of 1000 latents is 999 matching terms. Deviations:
-network, optimizer and data are those of the default config; the paper chose the reverse variance β_t or that
-of the posterior, which is used here; its last step draws no noise.
+discretized Gaussian as decoder, ancestral samples with the variance of the posterior. A chain of 1000 latents
+is 999 matching terms. Deviations: network, optimizer and data are those of the default config; the decoder is
+trained by the bound's reconstruction term, where the paper gives the first latent the same weight as the
+others.
 """
 
 from ml_collections import ConfigDict

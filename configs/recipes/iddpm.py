@@ -5,7 +5,8 @@
 Nichol, Dhariwal 2021, arXiv:2102.09672: the cosine schedule, `simple` weights of the error of ε, uniform
 steps. The paper learns the reverse variance by a second loss, L_vlb with weight 0.001; here the variance is
 fitted on training examples after training (Bao et al. 2022). Further deviations: network, optimizer and data
-are those of the default config; the ends of the schedule are those of the paper's chain of 1000 latents.
+are those of the default config; the chain has 999 latents where the paper has 1000 or 4000, without the last,
+whose β is clipped; the decoder is trained by the bound's reconstruction term.
 """
 
 from ml_collections import ConfigDict
@@ -15,9 +16,9 @@ from vdm_jax.config import default
 
 def get_config():
     config = default()
-    # γ of the first latent, and of the last but one: the last β is clipped
+    # γ of the first and of the 999th latent of the paper's chain of 1000
     config.model.schedule = ConfigDict({"name": "cosine", "gamma_min": -10.1, "gamma_max": 12.9})
-    config.model.timesteps = 999
+    config.model.timesteps = 998
     config.model.parameterization = "eps"
     config.model.weighting = ConfigDict({"name": "simple"})
     config.model.time_sampler = "uniform"

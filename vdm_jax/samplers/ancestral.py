@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vdm_jax.checks import check_callable, real_number
 from vdm_jax.diffusion import Interval, posterior
 from vdm_jax.samplers.base import Sampler, noise_like, without_memory
-from vdm_jax.typing import Data, Key, Keys, Reals
+from vdm_jax.typing import Data, Key, Keys, Real, Reals
 
 FITTED = "fitted"
 """The variance that is measured on training examples."""
@@ -31,7 +31,7 @@ def ancestral(*, variance: Any = None) -> Sampler:
       TypeError: a function that does not take one argument.
     """
     if variance is None:
-        return _gaussian(None)
+        return without_memory(draw_posterior)
     if callable(variance):
         check_callable(variance, ("gamma_t",), "variance")
         return _gaussian(lambda interval: jnp.log1p(jnp.asarray(variance(interval.gamma_t))))
@@ -69,13 +69,20 @@ def log_excess(gammas: Reals, squares: Reals) -> Callable[[Interval], Reals]:
     return at
 
 
-def _gaussian(log_widening: Callable[[Interval], Any] | None) -> Sampler:
-    """Return the ancestral sampler with log(1 + r) as a function of the interval, or r = 0."""
+def draw_posterior(
+    key: Key | Keys | None, xt: Data, x0_hat: Data, interval: Interval, log_widening: Real = 0.0
+) -> Data:
+    """Draw x_s ~ N(μ_q, σ_q² (1 + r)), eq. (19), (24), with `log_widening` = log(1 + r)."""
+    assert key is not None
+    q = posterior(xt, x0_hat, interval)
+    return q.mean + jnp.exp(0.5 * (q.log_var + log_widening)) * noise_like(key, q.mean)
+
+
+def _gaussian(log_widening: Callable[[Interval], Any]) -> Sampler:
+    """Return the ancestral sampler with log(1 + r) as a function of the interval."""
 
     def move(key, xt, x0_hat, interval):
-        q = posterior(xt, x0_hat, interval)
-        log_var = q.log_var if log_widening is None else q.log_var + log_widening(interval)
-        return q.mean + jnp.exp(0.5 * log_var) * noise_like(key, q.mean)
+        return draw_posterior(key, xt, x0_hat, interval, log_widening(interval))
 
     return without_memory(move)
 

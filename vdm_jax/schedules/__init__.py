@@ -11,7 +11,7 @@ from vdm_jax.schedules.base import (
     interval,
 )
 from vdm_jax.schedules.fixed import cosine, linear, rectified, sigmoid
-from vdm_jax.schedules.knots import from_betas, linear_betas, piecewise_linear
+from vdm_jax.schedules.knots import check_monotone, from_betas, linear_betas, piecewise_linear
 from vdm_jax.schedules.learned import learned_linear, learned_monotone
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "SCHEDULES",
     "Schedule",
     "as_time",
+    "check_monotone",
     "check_schedule_params",
     "cosine",
     "from_betas",

@@ -6,7 +6,7 @@ Sources: Ho et al. 2020 (betas), Lin et al. 2023 (zero terminal SNR).
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.checks import real_number, whole_number
+from vdm_jax.checks import is_traced, real_number, whole_number
 from vdm_jax.schedules.base import NO_SIGNAL, Schedule, as_time, check_ends
 from vdm_jax.schedules.fixed import no_params
 from vdm_jax.typing import Array, Int, Numbers, Reals
@@ -18,8 +18,8 @@ def from_betas(*, betas: Numbers) -> Schedule:
     A chain of T latents is T − 1 matching terms, eq. (8): use `timesteps = len(betas) - 1`.
 
     The last β may be 1, as in betas rescaled to zero terminal SNR (Lin et al. 2023). Then γ(1) = 60 stands for
-    SNR = 0. Up to rounding, this is exact for parameterizations that do not divide by α ("x0", "v", "mean");
-    the others raise an error.
+    SNR = 0. Up to rounding, this is exact for parameterizations that do not divide by α; "eps" and "score"
+    raise an error.
 
     Args:
       betas: [T ≥ 2], the per-step noise variances, each in (0, 1), the last in (0, 1].
@@ -73,23 +73,25 @@ def piecewise_linear(*, gammas: Numbers) -> Schedule:
       >>> print(schedule.gamma(None, jnp.asarray([0.0, 0.25, 0.5, 1.0])))
       [-9.  -4.5  0.   5. ]
     """
-    return _through(check_rising(gammas, "gammas"))
+    return _through(check_monotone(gammas, "gammas", rising=True))
 
 
-def check_rising(values: Numbers, name: str) -> np.ndarray:
-    """Return a vector of at least two rising numbers in float64.
+def check_monotone(values: Numbers, name: str, *, rising: bool) -> np.ndarray:
+    """Return a vector of at least two numbers that rise or fall, in float64.
 
     Raises:
-      ValueError: it has another shape, or a number that is not above the one before it.
+      ValueError: it is traced, has another shape, or has a number on the wrong side of the one before it.
     """
+    if is_traced(values):
+        raise ValueError(f"{name}: expected concrete numbers, found a traced array")
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or values.size < 2:
         raise ValueError(f"{name}: expected a vector of at least 2, found shape {values.shape}")
-    rises = np.diff(values) > 0  # False for NaN
-    if not np.all(rises):
-        i = int(np.argmin(rises))
+    moves = np.diff(values) > 0 if rising else np.diff(values) < 0  # False for NaN
+    if not np.all(moves):
+        i, kind = int(np.argmin(moves)), "rising" if rising else "decreasing"
         raise ValueError(
-            f"{name}: expected rising numbers, found {values[i + 1]} after {values[i]}"
+            f"{name}: expected {kind} numbers, found {values[i + 1]} after {values[i]}"
         )
     return values
 

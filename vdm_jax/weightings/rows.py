@@ -12,6 +12,9 @@ from vdm_jax.parameterizations import Parameterization, eps, x0
 from vdm_jax.typing import Scalar, as_float
 from vdm_jax.weightings.base import Weighting
 
+LOG_SMALLEST = -60.0
+"""Log of the smallest weight relative to the bound's, so that no weight underflows to 0."""
+
 
 def elbo() -> Weighting:
     """Weigh each noise level as the bound does, eq. (13) and (14)."""
@@ -68,7 +71,7 @@ def edm(*, sigma_data: float = 0.5, mean: float = -1.2, deviation: float = 1.2) 
 
     The loss is E[(η² + σ_d²)/(η σ_d)² ‖x_0 − x̂_0‖²], where η = σ/α = e^{γ/2} and log η is normal. It is the
     squared error of a network whose target has unit variance. Noise levels beyond the schedule's ends have no
-    weight. The time sampler `lognormal_sigma` draws the same noise levels as the paper.
+    weight. The time sampler `lognormal_sigma` draws noise levels from nearly the same density.
 
     Args:
       sigma_data: σ_d, standard deviation of the data.
@@ -78,7 +81,10 @@ def edm(*, sigma_data: float = 0.5, mean: float = -1.2, deviation: float = 1.2) 
       ValueError: `mean` is not finite, or another argument is not positive and finite.
     """
     _check_positive(sigma_data, "sigma_data")
-    return _of_density(mean, deviation, lambda gamma: 1 + jnp.exp(gamma) / sigma_data**2)
+    # log(1 + e^γ/σ_d²)
+    return _of_density(
+        mean, deviation, lambda gamma: jax.nn.softplus(gamma - 2 * math.log(sigma_data))
+    )
 
 
 def logit_normal(*, mean: float = 0.0, deviation: float = 1.0) -> Weighting:
@@ -86,7 +92,7 @@ def logit_normal(*, mean: float = 0.0, deviation: float = 1.0) -> Weighting:
 
     The loss is E‖(ε − x_0) − F‖², where the time τ = σ/(α + σ) of the straight path has a normal logit, which
     is γ/2. Times beyond the schedule's ends have no weight. The time sampler `lognormal_sigma` with the same
-    arguments draws the same noise levels as the paper.
+    arguments draws noise levels from nearly the same density.
 
     Args:
       mean, deviation: of the logit.
@@ -94,11 +100,12 @@ def logit_normal(*, mean: float = 0.0, deviation: float = 1.0) -> Weighting:
     Raises:
       ValueError: `mean` is not finite, or `deviation` is not positive and finite.
     """
-    return _of_density(mean, deviation, lambda gamma: jnp.square(1 + jnp.exp(0.5 * gamma)))
+    # log((1 + e^{γ/2})²)
+    return _of_density(mean, deviation, lambda gamma: 2 * jax.nn.softplus(0.5 * gamma))
 
 
-def _of_density(mean: float, deviation: float, ratio: Callable[[Scalar], Scalar]) -> Weighting:
-    """Return the weighting with γ/2 normal of a squared error that is `ratio` e^{−γ} ‖x_0 − x̂_0‖².
+def _of_density(mean: float, deviation: float, log_ratio: Callable[[Scalar], Scalar]) -> Weighting:
+    """Return the weighting with γ/2 normal of a squared error that is `ratio` · e^{−γ} ‖x_0 − x̂_0‖².
 
     The bound's weight of the error of ε is ½ γ'(t), so that the density of γ times γ'(t) is the bound's weight
     times that of γ/2.
@@ -108,7 +115,8 @@ def _of_density(mean: float, deviation: float, ratio: Callable[[Scalar], Scalar]
 
     def weigh(log_snr, exact):
         gamma = -log_snr
-        return exact * norm.pdf(0.5 * gamma, mean, deviation) * ratio(gamma)
+        log_weight = norm.logpdf(0.5 * gamma, mean, deviation) + log_ratio(gamma)
+        return exact * jnp.exp(jnp.maximum(log_weight, LOG_SMALLEST))
 
     return Weighting(weigh, _eps_space)
 

@@ -13,7 +13,7 @@ from vdm_jax.keys import example_keys, key_of_each
 from vdm_jax.likelihoods import observation
 from vdm_jax.models.model import BatchLike, Measure, check_params, encoded
 from vdm_jax.models.vdm.parts import VDM, process
-from vdm_jax.samplers import SAMPLERS, Grid, Sampler, build_path, sample_chain
+from vdm_jax.samplers import GRIDS, SAMPLERS, Grid, Sampler, build_path, sample_chain
 from vdm_jax.samplers.chain import choose
 from vdm_jax.schedules import interval
 from vdm_jax.specs import build
@@ -41,7 +41,8 @@ def sample(
 
     Raises:
       ValueError: `n` or `steps` is out of range; with `mean`, `steps` does not divide `timesteps`, or the grid
-        is not that of the schedule; the variance of the sampler is "fitted" and `fitted` is None.
+        is not that of the schedule; an explicit grid for a chain that ends without the network; the variance of
+        the sampler is "fitted" and `fitted` is None.
     """
     check_params(params)
     n = whole_number(n, "n", 1)
@@ -53,6 +54,10 @@ def sample(
         raise ValueError(
             f"steps: 'mean' predicts x_s of an interval of the training chain, expected a divisor of "
             f"timesteps = {trained}, found {steps}"
+        )
+    if not _trained_at_0(model) and not build(GRIDS, grid, "grid").keeps_ends:
+        raise ValueError(
+            "grid: the network of this chain is not trained at γ(0), expected a grid that ends there"
         )
     on_path = _on_path(model, params, grid, steps)
     solver = build(SAMPLERS, sampler, "sampler")
