@@ -426,9 +426,7 @@ ROWS = {
         "steps: the grid has 1, found 10",
     ),
     "grid of mean": (
-        lambda: compare(
-            parameterizations=["mean"], timesteps=10, sampling_steps=(10,), grid="karras"
-        ),
+        lambda: vdm.compare(["mean"], timesteps=10, sampling_steps=(10,), grid="karras"),
         "grid: the parameterization predicts on intervals of its chain, expected 'schedule'",
     ),
     "features": (lambda: compare(features=3), r"features: expected a callable \(data\)"),
