@@ -205,6 +205,7 @@ def test_every_field_of_evaluate_and_sample_is_read(monkeypatch, tmp_path):
         "n": settings.sample["count"],
         "sampler": settings.sample["sampler"],
         "steps": settings.sample["steps"],
+        "grid": settings.sample["grid"],
     }
 
 
