@@ -9,6 +9,7 @@ import numpy as np
 import oracles
 import pytest
 from oracles import jit
+from scipy.stats import norm
 from small_vdm import (
     CONTINUOUS,
     ENDS,
@@ -105,12 +106,20 @@ HAND_WEIGHTS = {  # as the papers print them, of ‖x_0 − x̂_0‖² for linea
     "min_snr": lambda snr: min(snr, 5.0),
     "sigmoid": lambda snr: 0.5 * (LAST - FIRST) * snr / (1 + snr * math.exp(-2.0)),
     "p2": lambda snr: snr / (1 + snr),
+    # half of the densities of γ/2 times γ'(t), of the errors 1/η² + 1/σ_d² and (1 + 1/η)² times that of x_0
+    "edm": lambda snr: (
+        norm.pdf(-0.5 * math.log(snr), -1.2, 1.2) * 0.5 * (LAST - FIRST) * (snr + 1 / 0.5**2)
+    ),
+    "logit_normal": lambda snr: (
+        norm.pdf(-0.5 * math.log(snr)) * 0.5 * (LAST - FIRST) * (1 + math.sqrt(snr)) ** 2
+    ),
 }
 HAND_OUT = {  # out² of each space over that of x0, from the definition of its target
     "x0": lambda snr: 1.0,
     "eps": lambda snr: 1 / snr,
     "v": lambda snr: 1 / (1 + snr),
     "score": lambda snr: 1 / (1 + snr) / snr,
+    "flow": lambda snr: 1 / (1 + math.sqrt(snr)) ** 2,
 }
 
 
@@ -140,7 +149,9 @@ def test_every_weighting_is_its_papers_loss_in_every_space():
     assert math.exp(-LAST) < snr < math.exp(-FIRST)
     error_x0 = spy["matching"] / (0.5 * (LAST - FIRST) * snr)  # ‖x_0 − x̂_0‖² in bits/dim
     for weighting, metrics in by_weighting.items():
-        np.testing.assert_allclose(metrics["matching"], spy["matching"].repeat(4), rtol=1e-5)
+        np.testing.assert_allclose(
+            metrics["matching"], spy["matching"].repeat(len(spaces)), rtol=1e-5
+        )
         for loss_space, loss in zip(CONTINUOUS, metrics["loss"] - ends, strict=True):
             weight = HAND_WEIGHTS[weighting]
             expected = error_x0 * (1 / HAND_OUT[loss_space](snr) if weight is None else weight(snr))
