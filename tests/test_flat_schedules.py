@@ -22,7 +22,8 @@ FIRST, LAST = -10.0, 5.0
 SHAPE, LEVELS = (2,), 8
 NETWORK = {"name": "mlp", "width": 4, "depth": 1}
 X = np.random.default_rng(0).integers(0, LEVELS, (24, *SHAPE)).astype(np.uint8)
-BOUNDS = {"elbo", "sigmoid"}  # relative to the bound, whose weight is 0 in a flat stretch
+# multiples of the weight of the bound, which is 0 in a flat stretch
+BOUNDS = {"elbo", "sigmoid", "edm", "logit_normal"}
 
 
 def line(*, low=-np.inf, high=np.inf, slope=30.0):
