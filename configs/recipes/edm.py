@@ -6,8 +6,8 @@ Karras, Aittala, Aila, Laine 2022, arXiv:2206.00364: the base `gaussian` is the 
 the output scale `unit_variance` is c_out, for the second moment σ_d² of the data. Heun's method on the
 paper's grid of 18 noise levels: 17 steps of two predictions between σ/α = 80 and 0.002, and the prediction of
 the data. Deviations: network, optimizer and data are those of the default config; σ_d is that of the digits,
-0.8, where the paper has 0.5; the network gets the variance-preserving x_t, which differs from the paper's
-c_in y by a factor close to 1; a tenth of the training times is uniform, with the weights of the same loss.
+0.8, where the paper has 0.5; the network gets the variance-preserving x_t, which is the paper's c_in y
+times a factor between 0.8 and 1; a tenth of the training times is uniform, with the weights of the same loss.
 """
 
 from ml_collections import ConfigDict

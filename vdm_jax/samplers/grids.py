@@ -108,21 +108,21 @@ def explicit(*, gammas: Numbers) -> Grid:
         number of steps, and for noise levels beyond those of a fixed schedule.
     """
     values = check_monotone(gammas, "gammas", rising=False)
-    given = piecewise_linear(gammas=values[::-1])
+    knots = piecewise_linear(gammas=values[::-1])
 
-    def path(schedule, params, steps):
+    def path(given, params, steps):
         if steps != values.size - 1:
             raise ValueError(f"steps: the grid has {values.size - 1}, found {steps}")
         with jax.ensure_compile_time_eval():
-            low, high, _ = _ends(schedule, params, jnp.result_type(float))
+            low, high, _ = _ends(given, params, jnp.result_type(float))
         # those of a learned schedule are traced, or move
-        known = not schedule.learned and not is_traced(low)
+        known = not given.learned and not is_traced(low)
         if known and not (low - SLACK <= values[-1] and values[0] <= high + SLACK):
             raise ValueError(
                 f"grid: expected noise levels in [{low:.4g}, {high:.4g}], those of the schedule, found "
                 f"[{values[-1]:.4g}, {values[0]:.4g}]"
             )
-        return given
+        return knots
 
     return Grid(path, keeps_ends=False)
 

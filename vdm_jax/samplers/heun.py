@@ -33,8 +33,9 @@ def heun() -> Sampler:
         level = interval._replace(gamma_s=jnp.where(too_long, gamma_t, gamma_s))
         change = change_of_prediction(xt, x0_hat, level, predict)
         # eq. (30) solved for the constant prediction that leads to the same x_s
-        weight = jnp.where(too_long, 0, 0.5 * jnp.exp(0.5 * jnp.minimum(delta, MAX_DELTA)))
-        return solve(xt, x0_hat + weight * change, interval), state
+        weight = 0.5 * jnp.exp(0.5 * jnp.minimum(delta, MAX_DELTA))
+        # selects after the product: the prediction of `mean` at a single level may overflow
+        return solve(xt, x0_hat + jnp.where(too_long, 0, weight * change), interval), state
 
     return Sampler(lambda x1: (), step)
 

@@ -65,8 +65,6 @@ def dpm_solver_pp(*, order: int = 2, max_step_ratio: float = 2.0) -> Sampler:
 def sde_dpm_solver_pp(*, order: int = 2, max_step_ratio: float = 2.0) -> Sampler:
     """Return the multistep solver that draws noise in each step, eq. (29).
 
-    With more than one prediction, the error of its mean and variance is of order 2.
-
     Args:
       order: number of predictions that a step uses: 1 (`ancestral`), 2 or 3.
       max_step_ratio: as in `dpm_solver_pp`.

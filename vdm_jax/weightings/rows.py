@@ -105,7 +105,7 @@ def logit_normal(*, mean: float = 0.0, deviation: float = 1.0) -> Weighting:
 
 
 def _of_density(mean: float, deviation: float, log_ratio: Callable[[Scalar], Scalar]) -> Weighting:
-    """Return the weighting with γ/2 normal of a squared error that is `ratio` · e^{−γ} ‖x_0 − x̂_0‖².
+    """Return the weighting with γ/2 normal of the squared error e^{log_ratio − γ} ‖x_0 − x̂_0‖².
 
     The bound's weight of the error of ε is ½ γ'(t), so that the density of γ times γ'(t) is the bound's weight
     times that of γ/2.
