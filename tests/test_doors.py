@@ -422,8 +422,12 @@ ROWS = {
         "sampler: a comparison fits no variance",
     ),
     "grid of compare": (
-        lambda: compare(grid={"name": "explicit", "gammas": [1.0, 0.0]}),
+        lambda: compare(timesteps=None, grid={"name": "explicit", "gammas": [1.0, 0.0]}),
         "steps: the grid has 1, found 10",
+    ),
+    "grid of a chain": (
+        lambda: compare(grid={"name": "explicit", "gammas": [1.0, 0.0]}),
+        r"grid: the network of this chain is not trained at γ\(0\), expected a grid that ends",
     ),
     "grid of mean": (
         lambda: vdm.compare(["mean"], timesteps=10, sampling_steps=(10,), grid="karras"),

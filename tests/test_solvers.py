@@ -15,7 +15,7 @@ from oracles import assert_moments, jit
 
 from vdm_jax.diffusion import Interval, alpha, sigma
 from vdm_jax.parameterizations import PARAMETERIZATIONS, to_x0
-from vdm_jax.samplers import GRIDS, SAMPLERS, generate, sample_chain
+from vdm_jax.samplers import GRIDS, SAMPLERS, generate, noise_like, sample_chain
 from vdm_jax.schedules import GAMMA_MAX, GAMMA_MIN, SCHEDULES, interval, linear
 
 FIRST, LAST = -6.0, 5.0
@@ -38,6 +38,12 @@ ORDERS = {
     "dpm_solver_pp, order 1": 1,
     "dpm_solver_pp, order 2": 2,
     "dpm_solver_pp, order 3": 3,
+}
+WEAK_ORDERS = {
+    "ddim, eta 0.5": 1,
+    "sde_dpm_solver_pp, order 1": 1,
+    "sde_dpm_solver_pp, order 2": 2,
+    "sde_dpm_solver_pp, order 3": 2,
 }
 DRAWS = ["ddim, eta 0.5", "sde_dpm_solver_pp, order 2", "sde_dpm_solver_pp, order 3"]
 
@@ -92,6 +98,49 @@ def test_solvers_that_draw_reach_the_law_of_the_data(name):
     variance = signal**2 * law.variances[0] + float(sigma(FIRST)) ** 2
     # DDIM's error of order 1 is about 1 % after 100 steps
     assert_moments(x0[:, None], mean[None], np.diag(variance[None]), slack=0.01)
+
+
+def marginal_variance(variance, gamma):
+    """Return the variance of x_t for data of the given variance."""
+    return variance * alpha(gamma) ** 2 + sigma(gamma) ** 2
+
+
+def variance_of_draws(sampler, path, steps, variance):
+    """Return the variance of x_{t=0} for data of the given variance and mean 0, without sampling.
+
+    x_t is a sum of the start and of the noise of each step, and the chain runs on its coefficients.
+    """
+    keys = jax.random.key(0), jax.random.key(1)
+
+    def predict(x, level):
+        return variance * alpha(level.gamma_t) / marginal_variance(variance, level.gamma_t) * x
+
+    def step(carry, i):
+        (x, state), level = carry, interval(path, None, i / steps, (i + 1) / steps)
+        (first, after), (second, _) = (sampler.step(key, x, level, predict, state) for key in keys)
+        noise = [noise_like(key, x) for key in keys]
+        scale = (first - second)[0] / (noise[0] - noise[1])[0]
+        drawn = jnp.where(jnp.arange(steps + 1) == steps - i, scale, 0)
+        return (first - scale * noise[0] + drawn, after), None
+
+    x = jnp.eye(steps + 1)[0] * jnp.sqrt(marginal_variance(variance, LAST))
+    backwards = jnp.arange(steps - 1, -1, -1)
+    (x, _), _ = jit(lambda x: jax.lax.scan(step, (x, sampler.init(x)), backwards))(x)
+    return float(jnp.sum(jnp.square(x)))
+
+
+@pytest.mark.parametrize("name", WEAK_ORDERS)
+def test_the_variance_of_draws_converges_with_the_order_of_the_solver(name):
+    variance, steps = 0.3, np.array([60, 120])
+    with jax.enable_x64(True):
+        paths = [GRIDS["karras"]().path(MILD, None, int(n)) for n in steps]
+        found = [
+            variance_of_draws(solver(name), path, int(n), variance)
+            for path, n in zip(paths, steps, strict=True)
+        ]
+        errors = np.abs(np.subtract(found, marginal_variance(variance, FIRST)))
+    order = np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    np.testing.assert_allclose(order, -WEAK_ORDERS[name], atol=0.15)
 
 
 def test_the_draws_of_ddim_have_the_printed_law():

@@ -25,9 +25,8 @@ from vdm_jax.comparison.setup import Setup, setup_comparison
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.output_scales import OutputScale
 from vdm_jax.parameterizations import Parameterization
-from vdm_jax.runs.start import initial_schedule_params
-from vdm_jax.samplers import SAMPLERS, Grid, Sampler, build_path
-from vdm_jax.schedules import SCHEDULES, Schedule
+from vdm_jax.samplers import SAMPLERS, Grid, Sampler
+from vdm_jax.schedules import Schedule
 from vdm_jax.specs import build
 from vdm_jax.typing import Integer, Spec
 from vdm_jax.weightings import Weighting
@@ -210,13 +209,11 @@ def _sampling(
         raise ValueError(
             "sampler: a comparison fits no variance, expected a number or a function of γ_t, found 'fitted'"
         )
-    steps = [n for n in candidates if n not in unfit]
-    schedule = build(SCHEDULES, setup.sweep.settings.model["schedule"], "schedule")
-    params = initial_schedule_params(setup.sweep.seeds[0], schedule)
-    for row in parameterizations:
-        for n in steps:
-            build_path(grid, row, schedule, params, n)
-    return Sampling(steps, samples, sampler, grid)
+    sampling = Sampling([n for n in candidates if n not in unfit], samples, sampler, grid)
+    for variant in setup.sweep.each_variant:
+        for steps in sampling.steps:
+            setup.sweep.model_of(variant).fit_sampler(sampler=sampler, steps=steps, grid=grid)
+    return sampling
 
 
 def _of_samples(sampling: Sampling, requested: Sequence[int] | None) -> list[str]:

@@ -6,7 +6,7 @@
     euler              1      1            no                                    Karras et al. 2022
     heun               2      2            no                                    Karras et al. 2022
     dpm_solver_pp      1–3    1            no                                    Lu et al. 2022
-    sde_dpm_solver_pp  –      1            from q(x_s | x_t, D)                  Lu et al. 2022
+    sde_dpm_solver_pp  1–2    1            from q(x_s | x_t, D)                  Lu et al. 2022
 
 The order is that of the error in the length of a step; predictions are those per interval. All solvers see
 predictions of x_0 only and exact differences Δ, so that they work with every parameterization, base and

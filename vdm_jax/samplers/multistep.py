@@ -66,7 +66,8 @@ def sde_dpm_solver_pp(*, order: int = 2, max_step_ratio: float = 2.0) -> Sampler
     """Return the multistep solver that draws noise in each step, eq. (29).
 
     Args:
-      order: number of predictions that a step uses: 1 (`ancestral`), 2 or 3.
+      order: number of predictions that a step uses: 1 (`ancestral`), 2 or 3. The error of the variance of
+        draws is of order 1, 2 and 2.
       max_step_ratio: as in `dpm_solver_pp`.
 
     Raises:

@@ -15,7 +15,7 @@ from vdm_jax.models.model import BatchLike, Measure, check_params, encoded
 from vdm_jax.models.vdm.parts import VDM, process
 from vdm_jax.samplers import GRIDS, SAMPLERS, Grid, Sampler, build_path, sample_chain
 from vdm_jax.samplers.chain import choose
-from vdm_jax.schedules import interval
+from vdm_jax.schedules import Schedule, interval
 from vdm_jax.specs import build
 from vdm_jax.typing import Array, Int, Key, Params, Scalar, Spec
 
@@ -46,19 +46,9 @@ def sample(
     """
     check_params(params)
     n = whole_number(n, "n", 1)
-    steps = default_steps(model) if steps is None else steps
-    whole_number(steps, "steps", 1, MAX_STEPS)
+    steps = _checked_steps(model, steps, grid)
     trained = model.timesteps or steps
     continuous = model.denoiser.parameterization.continuous
-    if not continuous and trained % steps != 0:
-        raise ValueError(
-            f"steps: 'mean' predicts x_s of an interval of the training chain, expected a divisor of "
-            f"timesteps = {trained}, found {steps}"
-        )
-    if not _trained_at_0(model) and not build(GRIDS, grid, "grid").keeps_ends:
-        raise ValueError(
-            "grid: the network of this chain is not trained at γ(0), expected a grid that ends there"
-        )
     on_path = _on_path(model, params, grid, steps)
     solver = build(SAMPLERS, sampler, "sampler")
     if solver.fitted is not None and fitted is not None:
@@ -100,18 +90,20 @@ def fit_sampler(
     steps: int | None = None,
     grid: Spec | Grid = "schedule",
 ) -> Measure | None:
-    """Return the measurement on training examples that a sampler needs, or None if it needs none.
+    """Check the settings of samples, and return the measurement on training examples that the sampler needs.
 
     Returns:
-      (params, key, batch) -> [B, n], the mean of (ε − ε̂)² of each example at n noise levels.
+      (params, key, batch) -> [B, n], the mean of (ε − ε̂)² of each example at n noise levels; None for a
+      sampler that needs none.
 
     Raises:
-      ValueError: with `mean`, a number of steps other than `timesteps`.
+      ValueError: as in `sample`; for a variance of `mean`, a number of steps other than `timesteps`.
     """
+    count = _checked_steps(model, steps, grid)
+    # the noise levels of a fixed schedule do not depend on the params
+    _path(model, model.schedule.init(jax.random.key(0)), grid, count)
     if build(SAMPLERS, sampler, "sampler").fitted is None:
         return None
-    count = default_steps(model) if steps is None else steps
-    whole_number(count, "steps", 1, MAX_STEPS)
     if not model.denoiser.parameterization.continuous and count != model.timesteps:
         raise ValueError(
             f"steps: the variance of 'mean' is fitted on the training chain, expected {model.timesteps}, "
@@ -126,16 +118,36 @@ def fit_sampler(
     return measure
 
 
+def _checked_steps(model: VDM, steps: int | None, grid: Spec | Grid) -> int:
+    """Return the number of steps, checked with the grid."""
+    count = default_steps(model) if steps is None else steps
+    whole_number(count, "steps", 1, MAX_STEPS)
+    trained = model.timesteps or count
+    if not model.denoiser.parameterization.continuous and trained % count != 0:
+        raise ValueError(
+            f"steps: 'mean' predicts x_s of an interval of the training chain, expected a divisor of "
+            f"timesteps = {trained}, found {count}"
+        )
+    if not _trained_at_0(model) and not build(GRIDS, grid, "grid").keeps_ends:
+        raise ValueError(
+            "grid: the network of this chain is not trained at γ(0), expected a grid that ends there"
+        )
+    return count
+
+
 def _trained_at_0(model: VDM) -> bool:
     """Return True if training calls the network at γ_0; the T matching terms of a chain do not."""
     return model.timesteps is None or model.likelihood.uses_prediction
 
 
+def _path(model: VDM, params: Params, grid: Spec | Grid, steps: int) -> Schedule:
+    """Return the path of a grid between the ends of the schedule with the given params."""
+    return build_path(grid, model.denoiser.parameterization, model.schedule, params, steps)
+
+
 def _on_path(model: VDM, params: Params, grid: Spec | Grid, steps: int) -> Process:
     """Return the process of a model along the path of a grid."""
-    path = build_path(
-        grid, model.denoiser.parameterization, model.schedule, params["schedule"], steps
-    )
+    path = _path(model, params["schedule"], grid, steps)
     return process(model, params)._replace(schedule=path, schedule_params=None)
 
 
