@@ -154,8 +154,9 @@ def best_of(rows: list[dict[str, Any]]) -> str:
     return min(solvers, key=lambda name: distance_of(rows, name, steps)[0])
 
 
-def number(mean: float, error: float, digits: int) -> str:
-    """Return a mean ± its standard error, which is NaN for one seed."""
+def number(mean: float, error: float, digits: int, unit: float = 1.0) -> str:
+    """Return a mean ± its standard error, which is NaN for one seed, in multiples of a unit."""
+    mean, error = mean / unit, error / unit
     beside = "" if np.isnan(error) else f" ± {error:.{digits}f}"
     return f"{mean:.{digits}f}{beside}".replace("-", "−")
 
@@ -178,7 +179,7 @@ def table(results: dict[str, Any]) -> str:
         shown = (OWN, best_of(seeds), *(name for name in CHAINS if name in measured))
         for solver in dict.fromkeys(shown):
             cells = [
-                number(*(1e3 * v for v in distance_of(seeds, solver, n)), 0)
+                number(*distance_of(seeds, solver, n), 0, unit=1e-3)
                 if n in measured[solver]
                 else "–"
                 for n in steps

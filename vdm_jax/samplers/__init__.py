@@ -27,6 +27,7 @@ from vdm_jax.samplers.chain import sample_chain
 from vdm_jax.samplers.ddim import ddim
 from vdm_jax.samplers.grids import GRIDS, Grid, build_path
 from vdm_jax.samplers.heun import euler, heun
+from vdm_jax.samplers.inverse import inpainting, reconstruction_guidance
 from vdm_jax.samplers.multistep import dpm_solver_pp, sde_dpm_solver_pp
 from vdm_jax.schedules import SCHEDULES, Schedule, check_schedule_params
 from vdm_jax.specs import build
@@ -46,8 +47,10 @@ __all__ = [
     "euler",
     "generate",
     "heun",
+    "inpainting",
     "log_excess",
     "noise_like",
+    "reconstruction_guidance",
     "sample_chain",
     "sde_dpm_solver_pp",
     "without_memory",
