@@ -4,9 +4,9 @@
 
 Trains each recipe with the same network, batches and number of steps, and draws samples from each model with
 the sampler of the recipe and with those of `SOLVERS`. Writes results.json (bounds, distances, relative times of
-a training step, configs, versions), table.md and recipes.png. Seeds share their compiled programs by the cache
-on disk. With --runs, a stopped experiment continues. --quick trains two recipes for seconds; its numbers mean
-nothing.
+a training step, configs, versions), table.md, recipes.png, and weights.png with the weights of the losses.
+Seeds share their compiled programs by the cache on disk. With --runs, a stopped experiment continues. --quick
+trains two recipes for seconds; its numbers mean nothing.
 """
 
 import json
@@ -36,7 +36,7 @@ import vdm_jax as vdm
 from vdm_jax.comparison.quality import Quality, quality_of
 from vdm_jax.config import resolve
 from vdm_jax.runs.setup import statistics_of
-from vdm_jax.runs.start import load_data
+from vdm_jax.runs.start import initial_schedule_params, load_data
 from vdm_jax.runs.sweep import Run
 from vdm_jax.specs import label_of
 from vdm_jax.training.dispatch import dispatcher, make_layout
@@ -156,7 +156,7 @@ def best_of(rows: list[dict[str, Any]]) -> str:
 
 def number(mean: float, error: float, digits: int, unit: float = 1.0) -> str:
     """Return a mean ± its standard error, which is NaN for one seed, in multiples of a unit."""
-    mean, error = mean / unit, error / unit
+    mean, error = round(mean / unit, digits) + 0.0, error / unit  # + 0.0: no −0
     beside = "" if np.isnan(error) else f" ± {error:.{digits}f}"
     return f"{mean:.{digits}f}{beside}".replace("-", "−")
 
@@ -213,7 +213,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         bounds.text(min(total, LIMIT), i, text, va="center", ha=side, fontsize=8)
     bounds.invert_yaxis()
     bounds.set(title="bound on the test split", xlabel="bits/dim", xlim=(0, LIMIT))
-    bounds.legend(fontsize=8, loc="lower right")
+    bounds.legend(fontsize=8, loc="upper right")
     for axes, title in ((own, "sampler of the recipe"), (best, "best sampler")):
         for recipe in recipes:
             seeds = of_recipe(rows, recipe)
@@ -228,6 +228,33 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.legend(fontsize=7)
     own.set_ylabel("distance of the samples")
     path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def draw_weights(recipes: list[str], path: Path) -> None:
+    """Draw the weight of each recipe's loss in units of the bound's, relative to that at log-SNR 0."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for i, recipe in enumerate(recipes):
+        model = resolve(config_of(recipe, 0, quick=False)).model
+        schedule = vdm.build(vdm.schedules.SCHEDULES, model["schedule"], "schedule")
+        found = vdm.effective_weights(
+            model["parameterization"],
+            model["weighting"],
+            schedule=schedule,
+            schedule_params=initial_schedule_params(0, schedule),
+            timesteps=model["timesteps"],
+        )
+        log_snr, relative = np.asarray(found.log_snr)[::-1], np.asarray(found.relative)[::-1]
+        # curves that agree stay visible: dashes above lines
+        dashes = (i, (6, 2)) if i % 2 else "-"
+        relative = relative / np.interp(0.0, log_snr, relative)
+        axes.plot(log_snr, relative, label=recipe, linestyle=dashes, zorder=3 - 0.1 * i)
+    axes.set(
+        yscale="log", ylim=(1e-5, 1e2), xlabel="log-SNR", ylabel="weight / weight of the bound"
+    )
+    axes.set_title("weights of the training losses, 1 at log-SNR 0")
+    axes.legend(fontsize=8)
     FigureCanvasAgg(figure).print_png(path)
 
 
@@ -262,6 +289,7 @@ def main() -> None:
     results |= {"distance": f"{quality.name}, {COUNT} samples", "real": quality.real(COUNT)}
     results["rows"] = rows
     draw(results, out / "recipes.png")
+    draw_weights(options.recipes, out / "weights.png")
     write_results(out, results, table(results))
 
 
