@@ -47,11 +47,13 @@ def paths(spec: dict[str, Any], x1: np.ndarray, steps: int) -> np.ndarray:
     schedule = vdm.build(vdm.schedules.SCHEDULES, SCHEDULE, "schedule")
     sampler = vdm.build(vdm.samplers.SAMPLERS, spec, "sampler")
 
+    def predict(xt, level):
+        return LAW.denoise(xt, level.gamma_t)
+
     def one(x1, key):
         def step(carry, i):
             xt, state = carry
             level = vdm.interval(schedule, None, i / steps, (i + 1) / steps)
-            predict = lambda xt, level: LAW.denoise(xt, level.gamma_t)  # noqa: E731
             carry = sampler.step(jax.random.fold_in(key, i), xt, level, predict, state)
             return carry, carry[0]
 

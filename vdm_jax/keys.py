@@ -6,7 +6,7 @@ batch is distributed over devices.
 
 import jax
 
-from vdm_jax.checks import check_key
+from vdm_jax.checks import check_key, is_key
 from vdm_jax.typing import ArrayLike, Key, Keys
 
 
@@ -25,6 +25,11 @@ def split_each(keys: Keys, n: int) -> tuple[Keys, ...]:
     """Split each of the keys [B] into `n` keys, and return these as `n` arrays [B]."""
     keys = jax.vmap(lambda key: jax.random.split(key, n))(keys)
     return tuple(keys[:, i] for i in range(n))
+
+
+def fold(key: Key | Keys, number: ArrayLike) -> Key | Keys:
+    """Fold one number into a key, or into each of the keys [B]."""
+    return jax.random.fold_in(key, number) if is_key(key) else fold_each(key, number)
 
 
 def fold_each(keys: Keys, number: ArrayLike) -> Keys:

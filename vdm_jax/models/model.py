@@ -102,7 +102,7 @@ class Model(NamedTuple):
       sample: (params, key, n, *, first=0, **settings) -> [n, *d], data as stored: examples `first` to
         `first + n − 1` of a key. An example depends only on the key and its number; `first` may be traced.
       fit_sampler: (**settings of `sample`) -> the `Measure` whose mean is the argument `fitted` of
-        `sample`; None for settings that need none. Raises the errors of `sample` for its settings.
+        `sample`; None for settings that need none. It may raise the errors of `sample` for its settings.
       bound: name of the bound that `elbo` estimates, for reports.
       components: name of the family and its components, for reports, such as "vdm: unet, linear, eps, base
         levels…".

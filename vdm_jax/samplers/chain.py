@@ -10,8 +10,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.checks import is_key
 from vdm_jax.diffusion import Interval, data_interval
+from vdm_jax.keys import fold
 from vdm_jax.samplers.base import Sampler
 from vdm_jax.schedules import Schedule, interval
 from vdm_jax.typing import Array, Bool, Data, Key, Keys, Params, Scalar
@@ -41,14 +41,13 @@ def sample_chain(
       sampler: the solver of each interval.
       steps: number of intervals.
     """
-    fold_in = jax.random.fold_in if is_key(key) else jax.vmap(jax.random.fold_in, (0, None))
 
     def body(carry, i):  # the interval (i/T, (i+1)/T)
         xt, state = carry
         t = (i + 1) / steps
         chain_interval = interval(schedule, schedule_params, i / steps, t)
         # keys depend on the position in the chain only, not on the draws before it
-        step_key = fold_in(key, i.astype(jnp.int32))
+        step_key = fold(key, i.astype(jnp.int32))
 
         def predict_at(xt, level):
             if level is chain_interval:

@@ -20,7 +20,7 @@ import numpy as np
 from vdm_jax.checks import check_callable, check_floats, is_key, real_number
 from vdm_jax.diffusion import alpha, marginal, sigma
 from vdm_jax.gaussian import check_shape
-from vdm_jax.keys import fold_each
+from vdm_jax.keys import fold
 from vdm_jax.samplers.base import Sampler, noise_like
 from vdm_jax.typing import Array, ArrayLike, Data, Real
 
@@ -53,10 +53,9 @@ def inpainting(sampler: Sampler, known: ArrayLike, mask: ArrayLike) -> Sampler:
     def step(key, xt, interval, predict, state):
         assert key is not None
         check_shape(known.shape, _shape_of_one(key, xt), "known")
-        own = jax.random.fold_in(key, OWN_KEY) if is_key(key) else fold_each(key, OWN_KEY)
         here, x0 = (jnp.broadcast_to(array, xt.shape) for array in (mask, known.astype(xt.dtype)))
         q = marginal(x0, interval.gamma_t)
-        noisy = q.mean + jnp.exp(0.5 * q.log_var) * noise_like(own, xt)
+        noisy = q.mean + jnp.exp(0.5 * q.log_var) * noise_like(fold(key, OWN_KEY), xt)
         return sampler.step(key, jnp.where(here, noisy, xt), interval, predict, state)
 
     def fitted(gammas, squares):
